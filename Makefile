@@ -1,0 +1,58 @@
+# `make run` and `make test` need Python 3.11 or 3.12 with venv, and the package registry.
+
+PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c \
+	'import sys; print("$(p)") if (3, 11) <= sys.version_info < (3, 13) else 0' 2>/dev/null | grep python)))
+BIN := .venv/bin
+LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --custom-compile-command "make lock"
+export PYTHONUNBUFFERED := 1
+
+.PHONY: run test lint format lock prove-no-skew clean
+
+run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
+	@$(BIN)/python -m feature_repo.history
+	@$(BIN)/hikyaku up
+
+test: .venv/dev.installed  ## install and run the tests
+	@$(BIN)/python -m feature_repo.history
+	@$(BIN)/pytest $(PYTEST)
+
+lint: .venv/dev.installed  ## formatting, lint, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: .venv/dev.installed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+prove-no-skew: .venv/train.installed  ## replay 20,000 flights of September to December through HTTP
+	@$(BIN)/python -m feature_repo.history
+	@$(BIN)/hikyaku evaluate flight_delay --start 2013-09-01T00:00:00-04:00 --every-days 5
+
+lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.toml allows
+	@for group in dev train service; do \
+		case $$group in \
+			dev) extras="--extra train --extra dev";; \
+			train) extras="--extra train --constraint requirements/dev.txt";; \
+			service) extras="--constraint requirements/dev.txt";; \
+		esac; \
+		$(LOCK) $$extras pyproject.toml -o requirements/$$group.txt || exit 1; \
+	done
+	@$(LOCK) --group pyproject.toml:bootstrap -o requirements/bootstrap.txt
+
+clean:  ## remove everything that the two commands made
+	rm -rf .venv .hikyaku feature_repo/data models/*/[0-9]* models/*/CURRENT models/*/config.pbtxt
+
+.venv/bootstrap.installed: requirements/bootstrap.txt
+	@test -n "$(PYTHON)" || { echo "Hikyaku needs Python 3.11 or 3.12; set PYTHON=/path/to/python"; exit 1; }
+	@echo "• environment: .venv with $(PYTHON)"
+	@$(PYTHON) -m venv .venv || { echo "The venv module is missing: on Debian, apt-get install python3-venv"; exit 1; }
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	@touch $@
+
+.venv/%.installed: requirements/%.txt pyproject.toml .venv/bootstrap.installed
+	@echo "• installing requirements/$*.txt"
+	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/$*.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,1 @@
+"""HTTP in and out: who is admitted, what is decoded, what is answered."""

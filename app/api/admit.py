@@ -1,0 +1,49 @@
+"""Who may pass: the one check that every door runs before anything else."""
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from app.errors import Forbidden, InvalidInput, PayloadTooLarge, RequestError
+
+_OPERATOR_PATHS = ("/v1/replay-clock",)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An admitted caller. `peer` is its address as the socket saw it."""
+
+    peer: str
+
+
+class Doorkeeper:
+    """Refuses before the body is read: over the size limit, or for want of rights.
+
+    Operator paths are open to the loopback interface only.
+    """
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self.max_body_bytes = max_body_bytes
+
+    def admit(
+        self, method: str, path: str, headers: Mapping[bytes, bytes], peer: str
+    ) -> Caller | RequestError:
+        """`headers` have lower-case names, `peer` is the address as the socket saw it."""
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            return InvalidInput("content-length: not a number", field="content-length")
+        if int(length) > self.max_body_bytes:
+            return self.too_large()
+        if path.startswith(_OPERATOR_PATHS) and method != "GET" and not _is_loopback(peer):
+            return Forbidden("operator paths are open to the loopback interface only")
+        return Caller(peer)
+
+    def too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"body: over the limit of {self.max_body_bytes} bytes")
+
+
+def _is_loopback(peer: str) -> bool:
+    try:
+        return ipaddress.ip_address(peer).is_loopback
+    except ValueError:
+        return False

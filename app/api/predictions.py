@@ -1,0 +1,141 @@
+"""The predict operation: bytes in, bytes out, without a framework."""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+
+from app.api.answers import Reply, as_request_error, refusal
+from app.clock import as_rfc3339
+from app.contract import Limits
+from app.deadline import Deadline
+from app.errors import InvalidInput
+from app.features.source import ValueStatus
+from app.predictor import Answer, Predictor
+from app.served_model import ServedModel
+from app.telemetry.metrics import STAGES, Metrics
+
+_PREDICT_PATH = re.compile(r"/v1/models/([^/:]+):predict")
+
+
+def predicted_model(path: str) -> str | None:
+    """The model that a path asks a prediction of; None for every other path."""
+    match = _PREDICT_PATH.fullmatch(path)
+    return match[1] if match else None
+
+
+def new_request_id() -> str:
+    """128 random bits in hexadecimal."""
+    return os.urandom(16).hex()
+
+
+class PredictOperation:
+    """Answers `POST /v1/models/{name}:predict`."""
+
+    def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
+        self._predictor = predictor
+        self._metrics = metrics
+
+    async def __call__(
+        self, name: str, headers: Mapping[bytes, bytes], body: bytes, received_s: float
+    ) -> Reply:
+        """Never raises but for cancellation: whatever goes wrong is a reply with a code.
+
+        `received_s` is the monotonic instant of the request's arrival.
+        """
+        request_id = new_request_id()
+        model = None
+        try:
+            model = self._predictor.champion(name)
+            deadline = _deadline(headers, model.contract.limits, received_s)
+            instances = model.decoder.decode(body)
+            parsed_s = time.monotonic()
+            answer = await self._predictor.predict(model, instances, deadline)
+            reply = Reply(200, _body(answer, request_id, instances.verbose))
+        except Exception as exc:
+            error = as_request_error(exc, request_id)
+            self._metrics.requests.labels(model.id.model if model else "unknown", error.code).inc()
+            return refusal(error, request_id, "/v1/")
+        self._observe(
+            model, (received_s, parsed_s, answer.encoded_s, answer.started_s), answer.finished_s
+        )
+        return reply
+
+    def _observe(self, model: ServedModel, starts_s: tuple[float, ...], finished_s: float) -> None:
+        answered_s = time.monotonic()
+        instants_s = (*starts_s, finished_s, answered_s)
+        name = model.id.model
+        for stage, start_s, end_s in zip(STAGES, instants_s, instants_s[1:], strict=False):
+            self._metrics.stage_duration.labels(name, stage).observe(end_s - start_s)
+        self._metrics.request_duration.labels(name).observe(answered_s - starts_s[0])
+        self._metrics.requests.labels(name, "ok").inc()
+
+
+def _deadline(headers: Mapping[bytes, bytes], limits: Limits, received_s: float) -> Deadline:
+    """The request's instant: its own timeout, capped by the contract, counted from its arrival."""
+    given = headers.get(b"request-timeout-ms")
+    if given is None:
+        timeout_ms = limits.default_timeout_ms
+    elif given.isdigit() and len(given) < 10 and int(given) > 0:
+        timeout_ms = int(given)
+    else:
+        raise InvalidInput(
+            "Request-Timeout-Ms: a whole number of milliseconds above 0", field="Request-Timeout-Ms"
+        )
+    return Deadline(received_s + min(timeout_ms, limits.max_timeout_ms) / 1000)
+
+
+def _body(answer: Answer, request_id: str, verbose: bool) -> bytes:
+    document: dict[str, Any] = {
+        "predictions": answer.predictions,
+        "model_name": answer.model.id.model,
+        "model_version": str(answer.model.id.version),
+        "request_id": request_id,
+        "route": "champion",
+        "degraded": bool(answer.degraded),
+        "degraded_reasons": [
+            {
+                "feature_view": reason.feature_view,
+                "status": reason.status.name,
+                "instances": reason.instances,
+            }
+            for reason in answer.degraded
+        ],
+    }
+    if verbose:
+        document["features"] = _features(answer)
+    return orjson.dumps(document)
+
+
+def _features(answer: Answer) -> list[dict[str, Any]]:
+    """For each instance: `view:feature` → value, status, event time and age by feature time."""
+    plan = answer.rows.plan
+    views = [index for index, view in enumerate(plan.views) for _ in view.features]
+    return [
+        {
+            name: _feature(answer, row, position, views[position])
+            for position, name in enumerate(plan.references)
+        }
+        for row in range(len(answer.predictions))
+    ]
+
+
+def _feature(answer: Answer, row: int, position: int, view: int) -> dict[str, Any]:
+    rows = answer.rows
+    value = rows.columns[position][row]
+    age_s = answer.ages_s[row, view]
+    known = not np.isnan(age_s)
+    return {
+        "value": None if value is None or value != value else _plain(value),  # NaN is not itself
+        "status": ValueStatus(rows.status[row, position]).name,
+        "event_time": as_rfc3339(float(rows.event_time_s[row, view])) if known else None,
+        "age_s": float(age_s) if known else None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,1 @@
+"""Lets rows of many callers share one execution of a backend."""

@@ -1,0 +1,48 @@
+"""Feature time: the clock by which feature values age.
+
+Deadlines and queues never use it: they run on the monotonic clock (app/deadline.py).
+"""
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+from app.errors import Conflict
+
+
+class FeatureClock(Protocol):
+    """Says what time it is for the age of a feature value."""
+
+    def now_s(self) -> float:
+        """Seconds since 1970-01-01 UTC."""
+        ...
+
+
+class WallClock:
+    """The real time: what production uses."""
+
+    def now_s(self) -> float:
+        return time.time()
+
+
+class ReplayClock:
+    """Stands still at an instant of the past until the replay driver advances it."""
+
+    def __init__(self, start: datetime) -> None:
+        """`start` must carry a time zone."""
+        self._now_s = start.timestamp()
+
+    def now_s(self) -> float:
+        return self._now_s
+
+    def advance(self, to: datetime) -> None:
+        """Raises `Conflict` when `to` lies before the current instant: time only advances."""
+        to_s = to.timestamp()
+        if to_s < self._now_s:
+            raise Conflict(f"the replay clock is at {as_rfc3339(self._now_s)} and only advances")
+        self._now_s = to_s
+
+
+def as_rfc3339(at_s: float) -> str:
+    """`1388534340.0` → `2013-12-31T23:59:00Z`."""
+    return datetime.fromtimestamp(at_s, UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,79 @@
+"""Settings of the process, from the environment."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import ConfigurationError
+
+_PREFIX = "HIKYAKU_"
+
+
+class Settings(BaseModel):
+    """One field a variable; the variable is the field's alias, in capitals."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    model_repository: Path = Field(
+        Path("models"),
+        alias="MODEL_REPOSITORY",
+        description="Folder of the models: <name>/model.yaml and the published versions.",
+    )
+    feature_redis_url: str | None = Field(
+        None,
+        alias="FEATURE_REDIS_URL",
+        description="Redis of the online features; unset: what feature_store.yaml says.",
+    )
+    state_redis_url: str | None = Field(
+        None,
+        alias="STATE_REDIS_URL",
+        description="Redis of the state that replicas share; checked at start when given.",
+    )
+    feature_repo: Path = Field(
+        Path("feature_repo"),
+        alias="HIKYAKU_FEATURE_REPO",
+        description="Folder of feature_store.yaml.",
+    )
+    host: str = Field("127.0.0.1", alias="HIKYAKU_HOST", description="Address to listen on.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        8000, alias="HIKYAKU_PORT", description="Port to listen on; 0 takes a free one."
+    )
+    max_body_bytes: Annotated[int, Field(ge=1)] = Field(
+        8 * 1024 * 1024,
+        alias="HIKYAKU_MAX_BODY_BYTES",
+        description="Largest request body; a larger one is answered 413.",
+    )
+    replay_clock: AwareDatetime | None = Field(
+        None,
+        alias="HIKYAKU_REPLAY_CLOCK",
+        description="Start of the replay clock (RFC 3339); unset: feature time is wall time.",
+    )
+    drain_s: Annotated[float, Field(ge=0)] = Field(
+        10.0,
+        alias="HIKYAKU_DRAIN_S",
+        description="Longest wait for requests under way when the process is told to stop.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", alias="HIKYAKU_LOG_LEVEL", description="Least severe level that is logged."
+    )
+
+
+def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings. Raises `ConfigurationError` naming every variable at fault, unknown ones
+    with our prefix included: a mistyped name must not be silently ignored."""
+    environment = os.environ if environment is None else environment
+    known = {str(field.alias) for field in Settings.model_fields.values()}
+    unknown = sorted(n for n in environment if n.startswith(_PREFIX) and n not in known)
+    if unknown:
+        raise ConfigurationError(
+            f"unknown settings: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
+    given = {name: value for name, value in environment.items() if name in known and value != ""}
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as exc:
+        faults = "; ".join(f"{fault['loc'][0]}: {fault['msg']}" for fault in exc.errors())
+        raise ConfigurationError(faults) from None

@@ -1,0 +1,181 @@
+"""The serving contract of a model: what model.yaml may say, with its defaults and its limits."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from app.errors import InvalidModel
+
+FieldType: TypeAlias = Literal["string", "float", "int", "bool", "timestamp"]
+Transform: TypeAlias = Literal["number", "category", "minute_of_day", "day_of_week", "text"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Column(_Section):
+    """One column of an input tensor: the value `source` after the transform `as`.
+
+    `source` is a stored feature (`view:feature`) or a field of the instance; `as` is executed by
+    app/features/encoding.py, in training and in serving.
+    """
+
+    source: str = Field(alias="from")
+    transform: Transform = Field(default="number", alias="as")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, value: Any) -> Any:
+        return {"from": value} if isinstance(value, str) else value
+
+
+class InputTensor(_Section):
+    """One input of the model: its columns, in order, make the tensor's second axis."""
+
+    tensor: str
+    dtype: Literal["float32", "float64", "int64", "str"] = "float32"
+    columns: Annotated[tuple[Column, ...], Field(min_length=1)]
+
+
+class Output(_Section):
+    """One named value of a prediction.
+
+    `column` picks one number of the tensor's second axis; `labels` names all of them, and the
+    prediction then holds `{label: number}`. Without either the tensor has one number a row.
+    """
+
+    tensor: str
+    column: Annotated[int, Field(ge=0)] | None = None
+    labels: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_reading(self) -> "Output":
+        if self.column is not None and self.labels is not None:
+            raise ValueError("give `column` or `labels`, not both")
+        return self
+
+
+class Decision(_Section):
+    """What is decided from an output.
+
+    A number: true when it is `at_least` the threshold. Labelled numbers: the label of the largest
+    one, or null when even that is below `at_least`.
+    """
+
+    output: str
+    at_least: float | None = None
+
+
+class MissingValue(_Section):
+    """What the model gets where a stored value is missing.
+
+    `null` is what training saw; `constant` replaces it; `refuse` answers `features_unavailable`.
+    """
+
+    use: Literal["null", "constant", "refuse"]
+    value: float = math.nan
+
+    @model_validator(mode="after")
+    def _value_with_constant(self) -> "MissingValue":
+        if (self.use == "constant") == math.isnan(self.value):
+            raise ValueError("`value` belongs to `use: constant`, and to nothing else")
+        return self
+
+
+class Features(_Section):
+    """How stored features are read. `time_share` of the request's time may go into the read."""
+
+    when_unavailable: Literal["answer", "refuse"] = "answer"
+    time_share: Annotated[float, Field(gt=0, lt=1)] = 0.4
+    missing: Mapping[str, MissingValue] = {}
+
+
+class Batching(_Section):
+    """`hold_ms` above 0 makes a batch wait for company; the default starts as soon as it can."""
+
+    max_batch_rows: Annotated[int, Field(ge=1, le=65_536)] = 64
+    max_queue_rows: Annotated[int, Field(ge=1)] = 4_096
+    hold_ms: Annotated[float, Field(ge=0, le=1_000)] = 0
+
+
+class Limits(_Section):
+    """What one request may ask for."""
+
+    max_instances: Annotated[int, Field(ge=1)] = 10_000
+    default_timeout_ms: Annotated[int, Field(ge=1)] = 1_000
+    max_timeout_ms: Annotated[int, Field(ge=1)] = 30_000
+
+
+class Replay(_Section):
+    """A recorded request log for `hikyaku evaluate`: a parquet file with one request a row.
+
+    The path is relative to model.yaml. The other names are columns: the instant of asking, the
+    truth (null where there is none); every request field of the contract is a column too.
+    """
+
+    requests: str
+    asked_at: str
+    label: str
+
+
+class Contract(_Section):
+    """A model.yaml. Nothing in it depends on a published version."""
+
+    description: str = ""
+    backend: str = "onnx"
+    feature_service: str | None = None
+    request_fields: Mapping[str, FieldType] = {}
+    inputs: Annotated[tuple[InputTensor, ...], Field(min_length=1)]
+    outputs: Annotated[Mapping[str, Output], Field(min_length=1)]
+    decision: Decision | None = None
+    features: Features = Features()
+    batching: Batching = Batching()
+    limits: Limits = Limits()
+    replay: Replay | None = None
+
+    @model_validator(mode="after")
+    def _decides_on_an_output(self) -> "Contract":
+        if self.decision is None:
+            return self
+        if self.decision.output not in self.outputs:
+            raise ValueError(f"decision.output: no output is named {self.decision.output!r}")
+        if self.outputs[self.decision.output].labels is None and self.decision.at_least is None:
+            raise ValueError("decision.at_least: a single number needs a threshold")
+        return self
+
+    def columns(self) -> tuple[Column, ...]:
+        """Every column of every input, in order."""
+        return tuple(column for tensor in self.inputs for column in tensor.columns)
+
+    def inputs_document(self) -> dict[str, Any]:
+        """What a published version was trained for: a change here needs a new version."""
+        document = self.model_dump(mode="json", by_alias=True)
+        return {key: document[key] for key in ("feature_service", "request_fields", "inputs")}
+
+
+def is_stored_feature(source: str) -> bool:
+    """`view:feature` is a stored feature, a plain name is a field of the instance."""
+    return ":" in source
+
+
+def load_contract(path: Path) -> Contract:
+    """Read a model.yaml. Raises `InvalidModel` naming the file and every field at fault."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise InvalidModel(f"{path}: no such file") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise InvalidModel(f"{path}: not YAML: {exc}") from exc
+    try:
+        return Contract.model_validate(document)
+    except ValidationError as exc:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'document'}: {fault['msg']}"
+            for fault in exc.errors()
+        )
+        raise InvalidModel(f"{path}: {faults}") from exc

@@ -1,0 +1,82 @@
+"""Deadlines: instants on the monotonic clock, and the one sweep that enforces them."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from app.errors import DeadlineExceeded
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """An instant on the monotonic clock, in seconds."""
+
+    at_s: float
+
+    @classmethod
+    def after(cls, timeout_s: float) -> "Deadline":
+        return cls(time.monotonic() + timeout_s)
+
+    def remaining_s(self) -> float:
+        """Seconds left; negative once it has passed."""
+        return self.at_s - time.monotonic()
+
+    def share(self, fraction: float) -> "Deadline":
+        """The earlier instant that leaves `1 - fraction` of the remaining time for what follows."""
+        now_s = time.monotonic()
+        return Deadline(now_s + (self.at_s - now_s) * fraction)
+
+
+class DeadlineSweep:
+    """Fails the futures whose deadline has passed: one timer per worker, not one per request.
+
+    A watched future gets `DeadlineExceeded` at most `interval_s` after its deadline; a future that
+    is done is forgotten. The timer runs only while something is watched.
+    """
+
+    def __init__(self, interval_s: float = 0.005) -> None:
+        self._interval_s = interval_s
+        self._watched: list[tuple[Deadline, asyncio.Future[Any]]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, future: asyncio.Future[Any], deadline: Deadline) -> None:
+        self._watched.append((deadline, future))
+        if self._timer is None:
+            self._arm()
+
+    def _arm(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._sweep)
+
+    def _sweep(self) -> None:
+        self._watched = list(self._still_waiting())
+        self._timer = None
+        if self._watched:
+            self._arm()
+
+    def _still_waiting(self) -> Iterator[tuple[Deadline, asyncio.Future[Any]]]:
+        now_s = time.monotonic()
+        for deadline, future in self._watched:
+            if future.done():
+                continue
+            if deadline.at_s <= now_s:
+                future.set_exception(DeadlineExceeded("the deadline passed before the answer"))
+            else:
+                yield deadline, future
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for _, future in self._watched:
+            future.cancel()
+        self._watched.clear()

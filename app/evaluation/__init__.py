@@ -1,0 +1,1 @@
+"""Replays recorded requests through HTTP and holds the answers against the offline truth."""

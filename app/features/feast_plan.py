@@ -1,0 +1,59 @@
+"""Compiles a Feast feature service into the plan that serving reads by."""
+
+from datetime import timedelta
+
+from feast import FeatureStore
+from feast.errors import FeastObjectNotFoundException
+
+from app.errors import InvalidModel
+from app.features.plan import FeaturePlan, JoinKeyType, PlannedFeature, PlannedView
+
+_KEY_TYPES: dict[str, JoinKeyType] = {
+    "String": "string",
+    "Int32": "int",
+    "Int64": "int",
+}
+
+
+def compile_plan(store: FeatureStore, service: str) -> FeaturePlan:
+    """Views, join keys, ttl and features of a service, in its declared order.
+
+    Raises `InvalidModel` naming what is missing or cannot be served.
+    """
+    try:
+        definition = store.get_feature_service(service)
+    except FeastObjectNotFoundException as exc:
+        known = sorted(known.name for known in store.list_feature_services())
+        raise InvalidModel(f"no feature service {service!r} in the registry: {known}") from exc
+    join_keys: dict[str, JoinKeyType] = {}
+    views = []
+    for projection in definition.feature_view_projections:
+        if projection.name_alias or projection.join_key_map:
+            raise InvalidModel(f"{service}: {projection.name} is renamed, which is not served yet")
+        try:
+            view = store.get_feature_view(projection.name)
+        except FeastObjectNotFoundException as exc:
+            raise InvalidModel(
+                f"{service}: {projection.name} is not an ordinary feature view, the only kind "
+                "that is served yet"
+            ) from exc
+        if not view.online:
+            raise InvalidModel(f"{service}: view {view.name} has no online data")
+        for column in view.entity_columns:
+            if str(column.dtype) not in _KEY_TYPES:
+                raise InvalidModel(f"{view.name}: join key {column.name} is {column.dtype}")
+            join_keys[column.name] = _KEY_TYPES[str(column.dtype)]
+        views.append(
+            PlannedView(
+                view.name,
+                tuple(column.name for column in view.entity_columns),
+                _seconds(view.ttl),
+                tuple(PlannedFeature(f.name, str(f.dtype)) for f in projection.features),
+            )
+        )
+    return FeaturePlan(store.project, service, join_keys, tuple(views))
+
+
+def _seconds(ttl: timedelta | None) -> float | None:
+    """Feast writes "never expires" as None or as zero."""
+    return ttl.total_seconds() if ttl else None

@@ -1,0 +1,174 @@
+"""The Feast repository: opened on our Redis, applied, materialized, pushed to, joined in time."""
+
+import contextlib
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pandas as pd
+from feast import FeatureStore, FileSource
+from feast.data_source import PushMode
+from feast.repo_config import RepoConfig, load_repo_config
+from feast.repo_operations import apply_total
+from numpy.typing import NDArray
+
+from app.errors import ConfigurationError
+from app.features.plan import ValueType, value_type
+
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+_ROW = "hikyaku_row"
+
+
+def open_store(repo: Path, redis_url: str | None) -> FeatureStore:
+    """The store of a repository folder; with `redis_url` its online store is that Redis.
+
+    Raises `ConfigurationError` when the folder or the address cannot be used.
+    """
+    return FeatureStore(repo_path=str(repo.resolve()), config=_config(repo, redis_url))
+
+
+def apply(repo: Path, redis_url: str | None) -> None:
+    """Write the repository's definitions into its registry."""
+    config = _config(repo, redis_url)
+    with _in_repository(repo), contextlib.redirect_stdout(io.StringIO()):
+        apply_total(config, config.repo_path, skip_source_validation=False)
+
+
+def materialize(store: FeatureStore, until: datetime) -> Iterator[str]:
+    """Load the latest row of every entity up to `until` into the online store.
+
+    Rows that have outlived their ttl are loaded too: a reader can then tell an entity that is too
+    old from one that never was. Yields each view's name before it is loaded.
+    """
+    for view in store.list_feature_views():
+        if view.online:
+            yield view.name
+            # Feast draws progress bars of its own.
+            with _in_repository(store.repo_path), contextlib.redirect_stdout(io.StringIO()):
+                store.materialize(_BEGINNING, until, feature_views=[view.name])
+
+
+def push(store: FeatureStore, push_source: str, rows: pd.DataFrame) -> None:
+    """Write new values of a push source online; an entity's older values are not written."""
+    store.push(push_source, rows, to=PushMode.ONLINE)
+
+
+def push_histories(store: FeatureStore, service: str) -> Iterator[tuple[str, str, Path]]:
+    """For each view of a service with a push source: the source's name, the view's, and the parquet
+    file of everything that was ever pushed."""
+    for projection in store.get_feature_service(service).feature_view_projections:
+        view = store.get_feature_view(projection.name)
+        if view.stream_source is not None and isinstance(view.batch_source, FileSource):
+            yield view.stream_source.name, view.name, store.repo_path / view.batch_source.path
+
+
+def event_timestamp_column(store: FeatureStore, push_source: str) -> str:
+    """The column of a push source's rows that holds the instant at which they became known."""
+    source = store.get_data_source(push_source)
+    return str(source.batch_source.timestamp_field)
+
+
+def point_in_time(
+    store: FeatureStore,
+    service: str,
+    entities: pd.DataFrame,
+    at: str,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, NDArray[Any]]:
+    """Features of a service as they were known at each row's instant in column `at`.
+
+    `entities` holds the join keys. Returns a column per `view:feature` reference, in the order of
+    the rows: float64 with NaN for null, or objects. Joined a month at a time, because the join's
+    memory grows with its rows; `say` is told of each. Raises `RuntimeError` when the join loses or
+    invents rows (feast #6787).
+    """
+    definition = store.get_feature_service(service)
+    asked = entities.reset_index(drop=True).rename(columns={at: "event_timestamp"})
+    asked[_ROW] = np.arange(len(asked))
+    months = asked["event_timestamp"].dt.strftime("%Y-%m")
+    joined = []
+    with _in_repository(store.repo_path):
+        for month, part in asked.groupby(months):
+            say(f"{month}: {len(part):,} rows")
+            job = store.get_historical_features(part, definition, full_feature_names=True)
+            joined.append(job.to_df())
+    table = pd.concat(joined).sort_values(_ROW)
+    if not np.array_equal(table[_ROW].to_numpy(), asked[_ROW].to_numpy()):
+        raise RuntimeError(f"the join returned {len(table)} rows for {len(asked)}")
+    return {
+        f"{projection.name}:{feature.name}": _column(
+            table[f"{projection.name}__{feature.name}"], value_type(str(feature.dtype))
+        )
+        for projection in definition.feature_view_projections
+        for feature in projection.features
+    }
+
+
+def _column(series: "pd.Series[Any]", kind: ValueType) -> NDArray[Any]:
+    if kind == "number":
+        return series.to_numpy(dtype=np.float64, na_value=np.nan)
+    return series.astype(object).where(series.notna(), None).to_numpy()
+
+
+def _config(repo: Path, redis_url: str | None) -> RepoConfig:
+    path = repo / "feature_store.yaml"
+    if not path.is_file():
+        raise ConfigurationError(f"{path}: no such file; HIKYAKU_FEATURE_REPO names its folder")
+    config = load_repo_config(repo.resolve(), path)
+    if redis_url is None:
+        return config
+    store = config.online_store
+    if store.type != "redis":
+        raise ConfigurationError(
+            f"FEATURE_REDIS_URL is set, but {path} has an online store of type {store.type!r}"
+        )
+    store.connection_string = connection_string(redis_url)
+    return config
+
+
+def connection_string(redis_url: str) -> str:
+    """Feast's form of a Redis address: `redis://:secret@host:6379/2` →
+    `host:6379,password="secret",db=2`. Raises `ConfigurationError` for what it cannot say."""
+    url = urlsplit(redis_url)
+    if url.scheme not in {"redis", "rediss"} or url.hostname is None:
+        raise ConfigurationError("FEATURE_REDIS_URL: must be redis://host:port or rediss://…")
+    options: dict[str, str | int | bool] = {}
+    if url.username:
+        options["username"] = unquote(url.username)
+    if url.password:
+        options["password"] = unquote(url.password)
+    if any("," in str(value) for value in options.values()):
+        raise ConfigurationError("FEATURE_REDIS_URL: Feast cannot take a comma in user or password")
+    if url.path.strip("/"):
+        options["db"] = int(url.path.strip("/"))
+    if url.scheme == "rediss":
+        options["ssl"] = True
+    # Feast decodes each value as JSON where it can: an unquoted password of digits is a number.
+    pairs = [f"{name}={json.dumps(value)}" for name, value in options.items()]
+    return ",".join([f"{url.hostname}:{url.port or 6379}", *pairs])
+
+
+@contextlib.contextmanager
+def _in_repository(repo: Path) -> Iterator[None]:
+    """Feast imports a repository's modules by name, finds its files by relative paths (the duckdb
+    store looks nowhere else), and stays there after an apply."""
+    before = Path.cwd()
+    folder = str(repo.resolve())
+    sys.path.insert(0, folder)
+    os.chdir(folder)
+    try:
+        with warnings.catch_warnings():
+            # Feast switches them on for every process; ibis 12 has one for each join on duckdb 2.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        sys.path.remove(folder)
+        os.chdir(before)

@@ -1,0 +1,99 @@
+"""What a feature service holds, compiled once at publishing so that serving needs no registry."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+JoinKeyType: TypeAlias = Literal["string", "int"]
+ValueType: TypeAlias = Literal["number", "text", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFeature:
+    """`dtype` is Feast's name of the value type, such as `Float32`."""
+
+    name: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedView:
+    """One feature view of the service. `ttl_s` None: its values never grow too old."""
+
+    name: str
+    join_keys: tuple[str, ...]
+    ttl_s: float | None
+    features: tuple[PlannedFeature, ...]
+
+    def references(self) -> tuple[str, ...]:
+        return tuple(f"{self.name}:{feature.name}" for feature in self.features)
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """A feature service with its views in the declared order.
+
+    `join_keys` maps each join key of the service to its type.
+    """
+
+    project: str
+    feature_service: str
+    join_keys: Mapping[str, JoinKeyType]
+    views: tuple[PlannedView, ...]
+
+    @cached_property
+    def references(self) -> tuple[str, ...]:
+        """`view:feature` of every feature, in the order of every table read by this plan."""
+        return tuple(reference for view in self.views for reference in view.references())
+
+    @cached_property
+    def view_columns(self) -> tuple[slice, ...]:
+        """For each view, which features of `references` are its own."""
+        slices, start = [], 0
+        for view in self.views:
+            slices.append(slice(start, start + len(view.features)))
+            start += len(view.features)
+        return tuple(slices)
+
+    @cached_property
+    def value_types(self) -> Mapping[str, ValueType]:
+        return {
+            f"{view.name}:{feature.name}": value_type(feature.dtype)
+            for view in self.views
+            for feature in view.features
+        }
+
+    def to_json(self) -> bytes:
+        """Canonical: the same plan gives the same bytes."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+
+NO_FEATURES = FeaturePlan(project="", feature_service="", join_keys={}, views=())
+"""The plan of a model that reads no stored feature."""
+
+
+def plan_from_json(document: bytes) -> FeaturePlan:
+    """The inverse of `FeaturePlan.to_json`. Raises `KeyError` or `ValueError` on anything else."""
+    content: dict[str, Any] = json.loads(document)
+    views = tuple(
+        PlannedView(
+            view["name"],
+            tuple(view["join_keys"]),
+            view["ttl_s"],
+            tuple(PlannedFeature(**feature) for feature in view["features"]),
+        )
+        for view in content["views"]
+    )
+    return FeaturePlan(content["project"], content["feature_service"], content["join_keys"], views)
+
+
+def value_type(dtype: str) -> ValueType:
+    if dtype in {"Float32", "Float64", "Int32", "Int64", "Bool"}:
+        return "number"
+    return "text" if dtype == "String" else "other"

@@ -1,0 +1,78 @@
+"""The port through which rows get their stored features."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.deadline import Deadline
+from app.features.plan import FeaturePlan
+
+EntityColumns: TypeAlias = Mapping[str, Sequence[str | int | None]]
+"""For each join key, its value in every row; None where the row has no such entity."""
+
+
+class ValueStatus(IntEnum):
+    """What is known about one stored value. Everything from NOT_FOUND on degrades the answer."""
+
+    PRESENT = 0
+    NULL_VALUE = 1
+    NOT_FOUND = 2
+    OUTSIDE_MAX_AGE = 3
+    UNAVAILABLE = 4
+    """The store did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRows:
+    """Stored features of `n` rows, in the order of `plan.references` and of the rows asked for.
+
+    `columns`: one array of length n a feature; numbers are float64 with NaN for null, anything
+    else is an object array with None for null. A value that is not PRESENT is null.
+    `status`: uint8 `[n, features]` of `ValueStatus`. `event_time_s`: float64 `[n, views]`, seconds
+    since 1970, NaN where the view has no row for the entity.
+    """
+
+    plan: FeaturePlan
+    columns: tuple[NDArray[Any], ...]
+    status: NDArray[np.uint8]
+    event_time_s: NDArray[np.float64]
+
+
+class FeatureSource(Protocol):
+    """Reads the features of one plan."""
+
+    @property
+    def plan(self) -> FeaturePlan: ...
+
+    async def fetch(self, entities: EntityColumns, rows: int, deadline: Deadline) -> FeatureRows:
+        """Features of `rows` rows by the deadline.
+
+        Raises `FeaturesUnavailable` when the store does not answer by then; cancelling leaves
+        nothing behind.
+        """
+        ...
+
+    async def check(self) -> None:
+        """Raises `FeaturesUnavailable`, saying why, when a fetch could not succeed now."""
+        ...
+
+
+def empty_column(value_type: str, rows: int) -> NDArray[Any]:
+    """`rows` nulls of a value type."""
+    if value_type == "number":
+        return np.full(rows, np.nan)
+    return np.full(rows, None, dtype=object)
+
+
+def all_with_status(plan: FeaturePlan, rows: int, status: ValueStatus) -> FeatureRows:
+    """Rows in which every value is null for the same reason."""
+    return FeatureRows(
+        plan,
+        tuple(empty_column(plan.value_types[name], rows) for name in plan.references),
+        np.full((rows, len(plan.references)), status, dtype=np.uint8),
+        np.full((rows, len(plan.views)), np.nan),
+    )

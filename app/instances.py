@@ -1,0 +1,149 @@
+"""The instances of a request: typed decoding of JSON into columns, one type per model."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+
+from app.contract import Contract, FieldType
+from app.errors import InvalidInput, PayloadTooLarge
+from app.features.plan import FeaturePlan, JoinKeyType
+
+_FIELD_TYPES: Mapping[FieldType, Any] = {
+    "string": Annotated[str, msgspec.Meta(max_length=256)],
+    "float": float,
+    "int": Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)],
+    "bool": bool,
+    "timestamp": Annotated[datetime, msgspec.Meta(tz=True)],
+}
+_KEY_TYPES: Mapping[JoinKeyType, Any] = {
+    "string": Annotated[str, msgspec.Meta(max_length=256)] | None,
+    "int": Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None,
+}
+_STORED_TYPES: Mapping[str, Any] = {
+    "number": float | None | msgspec.UnsetType,
+    "text": str | None | msgspec.UnsetType,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Instances:
+    """The instances of one request as columns.
+
+    `fields`: for each request field, its value in every row. `overrides`: for each stored feature
+    that some instance gives itself, its value in every row, `UNSET` where it is not given.
+    """
+
+    count: int
+    fields: Mapping[str, Sequence[Any]]
+    overrides: Mapping[str, Sequence[Any]]
+    verbose: bool
+
+
+class InstanceDecoder:
+    """Decodes `{"instances": [{…}, …], "verbose": false}` for one model.
+
+    An instance holds every join key of the plan (null: the row has no such entity) and every
+    request field, and may give a stored feature itself, as `view:feature`.
+    """
+
+    def __init__(self, contract: Contract, plan: FeaturePlan) -> None:
+        required: dict[str, Any] = {key: _KEY_TYPES[kind] for key, kind in plan.join_keys.items()}
+        required |= {name: _FIELD_TYPES[kind] for name, kind in contract.request_fields.items()}
+        stored = {
+            name: _STORED_TYPES[plan.value_types[name]]
+            for name in plan.references
+            if plan.value_types[name] in _STORED_TYPES
+        }
+        # JSON names need not be Python's, so the attributes are numbered and renamed.
+        attributes = {name: f"f{index}" for index, name in enumerate([*required, *stored])}
+        self._required = {name: attributes[name] for name in required}
+        self._stored = {name: attributes[name] for name in stored}
+        self._max_instances = contract.limits.max_instances
+        instance: Any = msgspec.defstruct(
+            "Instance",
+            [(attributes[name], kind) for name, kind in required.items()]
+            + [(attributes[name], kind, msgspec.UNSET) for name, kind in stored.items()],
+            rename={attribute: name for name, attribute in attributes.items()},
+            forbid_unknown_fields=True,
+            gc=False,
+        )
+        self._request_type = msgspec.defstruct(
+            "PredictRequest",
+            [("instances", list[instance]), ("verbose", bool, False)],
+            forbid_unknown_fields=True,
+        )
+        self._decoder = msgspec.json.Decoder(self._request_type)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """What every instance must hold: join keys, then request fields."""
+        return tuple(self._required)
+
+    def decode(self, body: bytes, *, max_instances: int | None = None) -> Instances:
+        """Raises `InvalidInput` naming the field, `PayloadTooLarge` over the limit of instances,
+        which `max_instances` replaces."""
+        try:
+            request: Any = self._decoder.decode(body)
+        except msgspec.ValidationError as exc:
+            raise _named_fault(str(exc)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise _malformed(str(exc), body) from None
+        instances = request.instances
+        if not instances:
+            raise InvalidInput("instances must not be empty", field="instances")
+        limit = max_instances or self._max_instances
+        if len(instances) > limit:
+            raise PayloadTooLarge(f"instances: {len(instances)} given, at most {limit} are allowed")
+        return Instances(
+            len(instances),
+            {
+                name: [getattr(instance, attribute) for instance in instances]
+                for name, attribute in self._required.items()
+            },
+            self._overrides(instances),
+            request.verbose,
+        )
+
+    def schema(self, prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """JSON schema of the request body, and of the components that it refers to, whose names
+        begin with `prefix`."""
+        (schema,), components = msgspec.json.schema_components(
+            [self._request_type], ref_template=f"#/components/schemas/{prefix}{{name}}"
+        )
+        return schema, {f"{prefix}{name}": part for name, part in components.items()}
+
+    def _overrides(self, instances: Sequence[Any]) -> Mapping[str, Sequence[Any]]:
+        columns = {
+            name: [getattr(instance, attribute) for instance in instances]
+            for name, attribute in self._stored.items()
+        }
+        return {
+            name: values
+            for name, values in columns.items()
+            if any(value is not msgspec.UNSET for value in values)
+        }
+
+
+def _named_fault(text: str) -> InvalidInput:
+    """`Expected `float`, got `str` - at `$.instances[0].distance`` → names that field."""
+    fault, _, path = text.partition(" - at ")
+    field = path.strip("`").removeprefix("$").removeprefix(".")
+    named = re.search(r"(?:missing required|unknown) field `(.+)`", fault)
+    if named:
+        field = f"{field}.{named[1]}".removeprefix(".")
+    field = field or "body"
+    return InvalidInput(f"{field}: {fault[0].lower()}{fault[1:]}", field=field)
+
+
+def _malformed(text: str, body: bytes) -> InvalidInput:
+    """A syntax error names the key whose value it stands in, as far as there is one."""
+    position = re.search(r"byte (\d+)", text)
+    read = body[: int(position[1])] if position else b""
+    keys = re.findall(rb'"([^"\\]{1,256})"\s*:', read)
+    where = keys[-1].decode("utf-8", "replace") if keys else "body"
+    hint = ", which has no NaN or Infinity" if body[len(read) :][:1] in {b"N", b"I", b"-"} else ""
+    return InvalidInput(f"{where}: the body is not valid JSON{hint} ({text})", field=where)

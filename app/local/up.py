@@ -1,0 +1,190 @@
+"""`hikyaku up`: features, models, a Redis and the server on one machine, doing only what is due."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import redis
+
+from app.config import Settings
+from app.errors import ConfigurationError, HikyakuError
+from app.local.processes import child
+from app.local.redis_server import own_redis
+from app.repository.layout import current_version, model_folders
+from app.repository.manifest import read_manifest
+from app.repository.publish import fingerprint
+from app.server import bind
+
+WORK_FOLDER = Path(".hikyaku")
+# Written beside the features, so that an emptied or exchanged Redis is filled again.
+_MARKER = "hikyaku:materialized"
+_READY_TIMEOUT_S = 120
+
+
+_HIKYAKU = (sys.executable, "-m", "app.cli")
+
+
+def up(settings: Settings) -> int:
+    """Prepare what is not up to date, serve until Ctrl-C, stop what was started.
+
+    Raises `HikyakuError` with a sentence for the operator. Returns the server's exit status.
+    """
+    bind(settings.host, settings.port).close()  # better told now than after the training
+    until = _end_of_history(settings.feature_repo)
+    with ExitStack() as stack:
+        redis_url = settings.feature_redis_url
+        if redis_url is None:
+            redis_url = stack.enter_context(own_redis(WORK_FOLDER / "redis"))
+            print(f"• a Redis of our own on {redis_url.rpartition('@')[2]}", flush=True)
+        replay_clock = settings.replay_clock.isoformat() if settings.replay_clock else until
+        environment = os.environ | {
+            "FEATURE_REDIS_URL": redis_url,
+            "STATE_REDIS_URL": settings.state_redis_url or redis_url,
+            "HIKYAKU_REPLAY_CLOCK": replay_clock,
+        }
+        _prepare_features(settings.feature_repo, redis_url, until, environment)
+        for name, folder in model_folders(settings.model_repository).items():
+            _prepare_model(name, folder, settings.feature_repo, environment)
+        stack.enter_context(_known_to_other_commands(redis_url))
+        return _serve(settings, environment)
+
+
+def _end_of_history(feature_repo: Path) -> str:
+    """The last instant of the history (RFC 3339): the replay clock stands there."""
+    path = feature_repo / "data" / "history.json"
+    try:
+        return str(json.loads(path.read_text())["end"])
+    except (OSError, ValueError, KeyError) as exc:
+        raise ConfigurationError(f"{path}: no history of features; `make run` builds it") from exc
+
+
+def _prepare_features(
+    feature_repo: Path, redis_url: str, until: str, environment: Mapping[str, str]
+) -> None:
+    """Apply and materialize, unless this Redis already holds just that."""
+    due = _digest(feature_repo, until)
+    client = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
+    with client:
+        try:
+            if client.get(_MARKER) == due.encode():
+                print("• features are up to date", flush=True)
+                return
+            with _told("features: apply the definitions, load the latest values into Redis"):
+                _hikyaku(
+                    *("features", "materialize", "--apply", "--until", until),
+                    environment=environment,
+                )
+            client.set(_MARKER, due)
+        except (redis.RedisError, ValueError) as exc:
+            raise ConfigurationError(f"FEATURE_REDIS_URL: cannot be used: {exc}") from exc
+
+
+def _prepare_model(
+    name: str, folder: Path, feature_repo: Path, environment: Mapping[str, str]
+) -> None:
+    """Train and publish, unless CURRENT was trained from just what is there now."""
+    if not (folder / "train.py").is_file():
+        return
+    version = current_version(folder)
+    if version is not None:
+        manifest, _ = read_manifest(folder / str(version))
+        if manifest.fingerprint == fingerprint(folder, feature_repo):
+            print(f"• {name}: version {version} is up to date", flush=True)
+            return
+    with _told(f"{name}: train and publish"), tempfile.TemporaryDirectory() as artifact:
+        _python(str(folder / "train.py"), "--output", artifact, environment=environment)
+        _hikyaku("publish", name, artifact, environment=environment)
+
+
+def _serve(settings: Settings, environment: Mapping[str, str]) -> int:
+    """Run the server until it ends or we are told to stop; print how to ask it."""
+    print("• starting the server …", flush=True)
+    started_s = time.monotonic()
+    with child([*_HIKYAKU, "serve"], environment) as process:
+        try:
+            address = f"http://{settings.host}:{settings.port}"
+            if _wait_until_ready(process, address):
+                print(f"  ready after {time.monotonic() - started_s:.1f} s\n", flush=True)
+                print(_request_to_paste(settings, address), flush=True)
+            return process.wait()
+        except KeyboardInterrupt:
+            print("\n• stopping", flush=True)
+            return 0
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", address: str) -> bool:
+    until_s = time.monotonic() + _READY_TIMEOUT_S
+    while process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/v2/health/ready", timeout=2):
+                return True
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as exc:
+            if time.monotonic() > until_s:
+                raise ConfigurationError(
+                    f"the server was not ready within {_READY_TIMEOUT_S} s: {exc}"
+                ) from exc
+        time.sleep(0.1)
+    return False
+
+
+def _request_to_paste(settings: Settings, address: str) -> str:
+    """One curl a model, with a real instance: the first golden row of its version."""
+    requests = []
+    for name, folder in model_folders(settings.model_repository).items():
+        manifest, _ = read_manifest(folder / str(current_version(folder)))
+        body = json.dumps({"instances": [manifest.training.golden.instances[0]]})
+        requests.append(
+            f"curl -s {address}/v1/models/{name}:predict \\\n"
+            f"  -H 'Content-Type: application/json' \\\n  -d '{body}'\n"
+        )
+    return "\n".join([*requests, f"Serving on {address} (documentation: /docs). Ctrl-C stops it."])
+
+
+@contextmanager
+def _known_to_other_commands(redis_url: str) -> Iterator[None]:
+    """While we run, `hikyaku features push` in another terminal finds our Redis in this file."""
+    path = WORK_FOLDER / "feature-redis-url"
+    path.parent.mkdir(exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(redis_url)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(text: str) -> Iterator[None]:
+    """Say what is being done and how long it took."""
+    print(f"• {text}", flush=True)
+    started_s = time.monotonic()
+    yield
+    print(f"  took {time.monotonic() - started_s:.1f} s", flush=True)
+
+
+def _hikyaku(*arguments: str, environment: Mapping[str, str]) -> None:
+    _python(*_HIKYAKU[1:], *arguments, environment=environment)
+
+
+def _python(*arguments: str, environment: Mapping[str, str]) -> None:
+    """Run a step in a process of its own: what it imported and allocated is gone after it."""
+    with child([sys.executable, *arguments], environment) as process:
+        if process.wait() != 0:
+            raise HikyakuError(f"`{' '.join(arguments)}` failed; what it said is above")
+
+
+def _digest(feature_repo: Path, until: str) -> str:
+    """Of the definitions and of the instant up to which values are loaded."""
+    digest = hashlib.sha256(until.encode())
+    for path in [*sorted(feature_repo.glob("*.py")), feature_repo / "feature_store.yaml"]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

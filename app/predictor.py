@@ -1,0 +1,124 @@
+"""The path of a prediction: fetch, encode, submit, read."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.clock import FeatureClock
+from app.deadline import Deadline
+from app.errors import ModelNotReady, NotFound
+from app.features.source import FeatureRows, ValueStatus
+from app.instances import Instances
+from app.outputs import Prediction
+from app.served_model import ServedModel
+from app.telemetry.metrics import Metrics, observe_all
+
+
+@dataclass(frozen=True, slots=True)
+class DegradedReason:
+    """Some instances rest on values of this view that are missing or too old."""
+
+    feature_view: str
+    status: ValueStatus
+    instances: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The predictions of one request, in the order of its instances, and how they came about.
+
+    The instants are monotonic seconds; together with the request's arrival and its answer they
+    bound the stages.
+    """
+
+    model: ServedModel
+    predictions: list[Prediction]
+    degraded: tuple[DegradedReason, ...]
+    rows: FeatureRows
+    ages_s: NDArray[np.float64]
+    """`[instances, views]`, NaN where the view has no row."""
+    encoded_s: float
+    started_s: float
+    finished_s: float
+
+
+class Predictor:
+    """Answers with the champion of each model. `models` may be replaced entry by entry while
+    requests run: a request keeps the version that it started with."""
+
+    def __init__(
+        self, models: Mapping[str, ServedModel | None], clock: FeatureClock, metrics: Metrics
+    ) -> None:
+        self._models = models
+        self._clock = clock
+        self._metrics = metrics
+
+    def champion(self, name: str) -> ServedModel:
+        """Raises `NotFound` for a name that is not served, `ModelNotReady` before it is warm."""
+        model = self._models.get(name)
+        if model is not None:
+            return model
+        if name in self._models:
+            raise ModelNotReady(f"model {name!r} is not ready yet")
+        raise NotFound(f"no model is named {name[:64]!r}")
+
+    async def predict(self, model: ServedModel, instances: Instances, deadline: Deadline) -> Answer:
+        """Raises whatever refuses the request (app/errors.py); nothing is kept then."""
+        rows = await model.fetch(instances, deadline)
+        inputs = model.encode(instances, rows)
+        encoded_s = time.monotonic()
+        execution = await model.submit(inputs, deadline)
+        predictions, distributions = model.outputs.read(execution.outputs)
+        ages_s = self._clock.now_s() - rows.event_time_s
+        degraded = _degraded(rows)
+        self._observe(model, rows, ages_s, degraded, distributions)
+        return Answer(
+            model=model,
+            predictions=predictions,
+            degraded=degraded,
+            rows=rows,
+            ages_s=ages_s,
+            encoded_s=encoded_s,
+            started_s=execution.started_s,
+            finished_s=execution.finished_s,
+        )
+
+    def _observe(
+        self,
+        model: ServedModel,
+        rows: FeatureRows,
+        ages_s: NDArray[np.float64],
+        degraded: tuple[DegradedReason, ...],
+        distributions: Mapping[str, NDArray[np.float64]],
+    ) -> None:
+        name = model.id.model
+        for output, values in distributions.items():
+            observe_all(self._metrics.prediction.labels(name, "champion", output), values)
+        for index, view in enumerate(rows.plan.views):
+            known = ages_s[:, index][~np.isnan(ages_s[:, index])]
+            observe_all(self._metrics.feature_age.labels(name, view.name), known)
+            counts = np.bincount(rows.status[:, rows.plan.view_columns[index]].ravel())
+            for status in np.flatnonzero(counts):
+                self._metrics.feature_values.labels(
+                    name, view.name, ValueStatus(int(status)).name
+                ).inc(int(counts[status]))
+        for reason in degraded:
+            self._metrics.degraded_requests.labels(
+                name, reason.feature_view, reason.status.name
+            ).inc()
+
+
+def _degraded(rows: FeatureRows) -> tuple[DegradedReason, ...]:
+    if not rows.status.size or rows.status.max() < ValueStatus.NOT_FOUND:
+        return ()
+    reasons = []
+    for view, columns in zip(rows.plan.views, rows.plan.view_columns, strict=True):
+        worst = rows.status[:, columns].max(axis=1)
+        for status in (s for s in ValueStatus if s >= ValueStatus.NOT_FOUND):
+            instances = tuple(np.flatnonzero(worst == status).tolist())
+            if instances:
+                reasons.append(DegradedReason(view.name, status, instances))
+    return tuple(reasons)

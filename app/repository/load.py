@@ -1,0 +1,99 @@
+"""Loads a published version: verified against manifest and contract, warm, golden rows right."""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from app.backends import open_backend
+from app.batching.batcher import DynamicBatcher
+from app.batching.policy import Greedy, Hold
+from app.contract import Contract, load_contract
+from app.deadline import DeadlineSweep
+from app.errors import InvalidModel
+from app.features.encoding import Encoder
+from app.features.plan import FeaturePlan, plan_from_json
+from app.features.source import FeatureSource
+from app.instances import InstanceDecoder
+from app.outputs import OutputReader
+from app.repository.checks import check_columns, check_golden
+from app.repository.layout import CONTRACT_FILE, current_version
+from app.repository.manifest import (
+    MODEL_FILE,
+    PLAN_FILE,
+    Manifest,
+    describe,
+    golden_tensors,
+    read_manifest,
+    signature_of,
+)
+from app.served_model import ServedModel, VersionId
+
+
+async def load_current(
+    model_dir: Path,
+    open_source: Callable[[FeaturePlan], FeatureSource],
+    sweep: DeadlineSweep,
+    observe_batch: Callable[[int], None],
+    stack: AsyncExitStack,
+) -> ServedModel:
+    """The version that CURRENT names, ready to answer; what it holds is released by `stack`.
+
+    Raises `InvalidModel` when any of it is not what its manifest and model.yaml say.
+    """
+    contract = load_contract(model_dir / CONTRACT_FILE)
+    version = current_version(model_dir)
+    if version is None:
+        raise InvalidModel(f"{model_dir}: nothing is published yet; `hikyaku publish` does it")
+    version_dir = model_dir / str(version)
+    manifest, digest = read_manifest(version_dir)
+    plan = _verified_plan(version_dir, manifest, contract)
+    check_columns(contract, plan, manifest.training)
+
+    backend = open_backend(contract.backend, version_dir / MODEL_FILE, signature_of(manifest))
+    stack.push_async_callback(backend.close)
+    if backend.signature != signature_of(manifest):
+        raise InvalidModel(f"{version_dir}: the model's signature is not the manifest's")
+    decoder = InstanceDecoder(contract, plan)
+    encoder = Encoder(contract.inputs, manifest.training.categories)
+    outputs = OutputReader(contract.outputs, contract.decision, backend.signature)
+    golden = golden_tensors(manifest.training.golden, decoder, plan, encoder)
+    await backend.warm_up(golden, contract.batching.max_batch_rows)
+    predictions, _ = outputs.read(await backend.execute(golden))
+    check_golden(predictions, manifest.training.golden, what=str(version_dir))
+
+    batching = contract.batching
+    batcher = DynamicBatcher(
+        backend,
+        Hold(batching.hold_ms / 1000, batching.max_batch_rows) if batching.hold_ms else Greedy(),
+        sweep,
+        max_batch_rows=batching.max_batch_rows,
+        max_queue_rows=batching.max_queue_rows,
+        observe_batch=observe_batch,
+    )
+    await stack.enter_async_context(batcher)
+    return ServedModel(
+        VersionId(model_dir.name, version, digest),
+        contract,
+        decoder,
+        open_source(plan),
+        encoder,
+        batcher,
+        outputs,
+        manifest.training.golden.instances[0],
+    )
+
+
+def _verified_plan(version_dir: Path, manifest: Manifest, contract: Contract) -> FeaturePlan:
+    """Every file is the one that was published, and for this contract; the plan among them."""
+    for name, expected in manifest.files.items():
+        path = version_dir / name
+        if not path.is_file():
+            raise InvalidModel(f"{path}: missing")
+        if describe(path) != expected:
+            raise InvalidModel(f"{path}: is not the file that was published (sha256 or size)")
+    if contract.inputs_document() != manifest.inputs:
+        raise InvalidModel(
+            f"{version_dir.parent / CONTRACT_FILE}: the inputs have changed since version "
+            f"{manifest.version} was trained; train and publish again"
+        )
+    return plan_from_json((version_dir / PLAN_FILE).read_bytes())

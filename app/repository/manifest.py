@@ -1,0 +1,146 @@
+"""The manifest of a published version: what it is made of, and what made it."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from app.errors import InvalidModel
+from app.features.encoding import Encoder, ValueColumn
+from app.features.plan import FeaturePlan, value_type
+from app.instances import InstanceDecoder
+from app.tensors import Signature, Tensors
+
+MODEL_FILE = "model.onnx"
+PLAN_FILE = "plan.json"
+MANIFEST_FILE = "manifest.json"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Golden(_Section):
+    """Rows whose predictions are known: `instances` as a caller would send them, `features` the
+    stored values that they had, `predictions` what the training framework said."""
+
+    instances: Sequence[Mapping[str, Any]]
+    features: Mapping[str, Sequence[Any]] = {}
+    predictions: Sequence[Mapping[str, Any]]
+    tolerance: float = 1e-5
+
+
+class DataWindow(_Section):
+    """The rows that the model was trained on, by their instant of asking."""
+
+    start: str
+    end: str
+    rows: int
+
+
+class Training(_Section):
+    """What a training writes beside its model file, as training.json: everything about the model
+    that cannot be read off the file."""
+
+    categories: Mapping[str, Mapping[str, float]] = {}
+    golden: Golden
+    metrics: Mapping[str, float]
+    data_window: DataWindow
+    hyperparameters: Mapping[str, Any]
+
+
+class File(_Section):
+    """One file of the version."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(_Section):
+    """Everything that is known about a version. Its own sha256 identifies the version's content."""
+
+    model: str
+    version: int
+    published_at: str
+    files: Mapping[str, File]
+    signature: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    """The part of model.yaml that the version was trained for."""
+    feature_order: Sequence[str]
+    training: Training
+    fingerprint: str
+    """Digest of what the training read: its code, the feature repository, the input columns."""
+    source_commit: str
+    environment: Mapping[str, str]
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+
+def read_manifest(version_dir: Path) -> tuple[Manifest, str]:
+    """The manifest and its sha256. Raises `InvalidModel` naming the file and what is wrong."""
+    path = version_dir / MANIFEST_FILE
+    content = _read(path)
+    try:
+        return Manifest.model_validate_json(content), hashlib.sha256(content).hexdigest()
+    except ValidationError as exc:
+        raise InvalidModel(f"{path}: {_faults(exc)}") from exc
+
+
+def read_training(path: Path) -> Training:
+    """A training.json. Raises `InvalidModel` naming the file and what is wrong."""
+    try:
+        return Training.model_validate_json(_read(path))
+    except ValidationError as exc:
+        raise InvalidModel(f"{path}: {_faults(exc)}") from exc
+
+
+def golden_tensors(
+    golden: Golden, decoder: InstanceDecoder, plan: FeaturePlan, encoder: Encoder
+) -> Tensors:
+    """The golden rows as the model's inputs, by the very path that a request takes."""
+    body = json.dumps({"instances": list(golden.instances)}).encode()
+    instances = decoder.decode(body)
+    columns: dict[str, ValueColumn] = dict(instances.fields)
+    for view in plan.views:
+        for feature in view.features:
+            reference = f"{view.name}:{feature.name}"
+            if reference not in golden.features:
+                raise InvalidModel(f"golden rows have no values of {reference}")
+            columns[reference] = _column(golden.features[reference], feature.dtype)
+    return encoder.encode(columns, instances.count)
+
+
+def describe(path: Path) -> File:
+    """Digest and size of a file."""
+    content = path.read_bytes()
+    return File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+
+
+def signature_of(manifest: Manifest) -> Signature:
+    return Signature.from_json(manifest.signature)
+
+
+def _column(values: Sequence[Any], dtype: str) -> NDArray[Any]:
+    if value_type(dtype) == "number":
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    return np.array(values, dtype=object)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise InvalidModel(f"{path}: {exc.strerror}") from exc
+
+
+def _faults(exc: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'document'}: {fault['msg']}"
+        for fault in exc.errors()
+    )

@@ -1,0 +1,158 @@
+"""Publishes a trained model as the next version: staged, checked, synced, renamed into place."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+from app.backends import open_backend
+from app.backends.backend import Backend
+from app.contract import Contract, load_contract
+from app.features.encoding import Encoder
+from app.features.plan import FeaturePlan
+from app.instances import InstanceDecoder
+from app.outputs import OutputReader
+from app.repository.checks import check_columns, check_golden, check_inputs
+from app.repository.layout import CONTRACT_FILE, CURRENT_FILE, versions
+from app.repository.manifest import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    PLAN_FILE,
+    Manifest,
+    Training,
+    describe,
+    golden_tensors,
+    read_training,
+)
+from app.tensors import Signature, TensorSpec
+
+TRAINING_FILE = "training.json"
+
+_TRAINED_WITH = ("feast", "numpy", "onnx", "onnxruntime", "pandas", "scikit-learn", "skl2onnx")
+
+
+async def publish(model_dir: Path, artifact: Path, plan: FeaturePlan, fingerprint: str) -> Manifest:
+    """Make `artifact` (a folder with model.onnx and training.json) the CURRENT version.
+
+    Nothing of it is visible before it is whole and checked. Raises `InvalidModel` when the file
+    does not fit the contract or does not say what training said on the golden rows.
+    """
+    contract = load_contract(model_dir / CONTRACT_FILE)
+    training = read_training(artifact / TRAINING_FILE)
+    check_columns(contract, plan, training)
+    signature = await _checked_signature(contract, plan, training, artifact / MODEL_FILE)
+    version = max(versions(model_dir), default=0) + 1
+    staging = model_dir / f".staging-{uuid.uuid4().hex}"
+    staging.mkdir()
+    try:
+        shutil.copyfile(artifact / MODEL_FILE, staging / MODEL_FILE)
+        (staging / PLAN_FILE).write_bytes(plan.to_json())
+        manifest = Manifest(
+            model=model_dir.name,
+            version=version,
+            published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            files={name: describe(staging / name) for name in (MODEL_FILE, PLAN_FILE)},
+            signature=signature.to_json(),
+            inputs=contract.inputs_document(),
+            feature_order=[column.source for column in contract.columns()],
+            training=training,
+            fingerprint=fingerprint,
+            source_commit=_source_commit(),
+            environment=_environment(),
+        )
+        (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
+        for path in staging.iterdir():
+            _sync(path)
+        _sync(staging)
+        staging.rename(model_dir / str(version))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    _write_atomically(model_dir / "config.pbtxt", _triton_config(model_dir.name, contract))
+    _write_atomically(model_dir / CURRENT_FILE, f"{version}\n")
+    return manifest
+
+
+def fingerprint(model_dir: Path, feature_repo: Path) -> str:
+    """Digest of what a training reads: its code, the feature repository's, the input columns."""
+    digest = hashlib.sha256()
+    contract = load_contract(model_dir / CONTRACT_FILE)
+    digest.update(json.dumps(contract.inputs_document(), sort_keys=True).encode())
+    sources = [*model_dir.glob("*.py")]
+    if contract.feature_service is not None:
+        sources += [*feature_repo.glob("*.py"), feature_repo / "feature_store.yaml"]
+    for path in sorted(sources):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+async def _checked_signature(
+    contract: Contract, plan: FeaturePlan, training: Training, model: Path
+) -> Signature:
+    """Run the golden rows through the model file; its signature when they come out right."""
+    needed = sorted({output.tensor for output in contract.outputs.values()})
+    wanted = Signature((), tuple(TensorSpec(name, "", ()) for name in needed))
+    backend: Backend = open_backend(contract.backend, model, wanted)
+    try:
+        check_inputs(contract, backend.signature)
+        reader = OutputReader(contract.outputs, contract.decision, backend.signature)
+        encoder = Encoder(contract.inputs, training.categories)
+        rows = golden_tensors(training.golden, InstanceDecoder(contract, plan), plan, encoder)
+        predictions, _ = reader.read(await backend.execute(rows))
+        check_golden(predictions, training.golden, what=str(model))
+        return backend.signature
+    finally:
+        await backend.close()
+
+
+def _triton_config(name: str, contract: Contract) -> str:
+    """Inputs and outputs are left out: Triton completes them from the ONNX file."""
+    return (
+        f'name: "{name}"\nbackend: "onnxruntime"\n'
+        f"max_batch_size: {contract.batching.max_batch_rows}\ndynamic_batching {{ }}\n"
+    )
+
+
+def _source_commit() -> str:
+    """The checkout's commit, `-dirty` with uncommitted changes; empty outside a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return described.stdout.strip()
+
+
+def _environment() -> dict[str, str]:
+    installed = {"python": platform.python_version()}
+    for name in _TRAINED_WITH:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def _write_atomically(path: Path, content: str) -> None:
+    staged = path.with_name(f".staging-{uuid.uuid4().hex}")
+    staged.write_text(content)
+    _sync(staged)
+    staged.rename(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,127 @@
+"""What is open while the service runs, opened in order and closed in reverse."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from app.clock import FeatureClock, ReplayClock, WallClock
+from app.config import Settings
+from app.deadline import DeadlineSweep
+from app.errors import ConfigurationError, FeaturesUnavailable
+from app.features.plan import FeaturePlan
+from app.features.source import FeatureSource
+from app.features.static_source import StaticSource
+from app.repository.layout import model_folders
+from app.repository.load import load_current
+from app.served_model import ServedModel
+from app.state_store import check_state_store
+from app.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class Runtime:
+    """The models of the repository, their feature sources and clocks, as an async context manager.
+
+    `open_features` opens the source of a plan; it is asked only for models that read stored
+    features. Entering raises `ConfigurationError` or `InvalidModel` with a sentence for the
+    operator.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        open_features: Callable[[Settings, FeatureClock], Callable[[FeaturePlan], FeatureSource]],
+    ) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.clock: FeatureClock = (
+            WallClock() if settings.replay_clock is None else ReplayClock(settings.replay_clock)
+        )
+        self.models: dict[str, ServedModel | None] = {}
+        self._open_features = open_features
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            if self.settings.state_redis_url is not None:
+                await check_state_store(self.settings.state_redis_url)
+            folders = model_folders(self.settings.model_repository)
+            if not folders:
+                raise ConfigurationError(
+                    f"{self.settings.model_repository}: no folder in it has a model.yaml"
+                )
+            sweep = await stack.enter_async_context(DeadlineSweep())
+            open_source = self._sources()
+            for name, folder in folders.items():
+                self.models[name] = None
+                self.models[name] = await load_current(
+                    folder,
+                    open_source,
+                    sweep,
+                    self.metrics.batch_rows.labels(name).observe,
+                    stack,
+                )
+            self._stack = stack.pop_all()
+        self._describe_models()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    async def unready(self) -> list[str]:
+        """Why this process should get no traffic now; empty when it should."""
+        reasons = [f"{name}: not loaded" for name, model in self.models.items() if model is None]
+        loaded = {name: model for name, model in self.models.items() if model is not None}
+        if not self.models:
+            reasons.append("no model is loaded")
+        checks = await asyncio.gather(
+            *(model.source.check() for model in loaded.values()), return_exceptions=True
+        )
+        for name, failure in zip(loaded, checks, strict=True):
+            if isinstance(failure, FeaturesUnavailable):
+                reasons.append(f"{name}: features: {failure}")
+            elif failure is not None:
+                raise failure
+        self.metrics.ready.set(0 if reasons else 1)
+        return reasons
+
+    def _sources(self) -> Callable[[FeaturePlan], FeatureSource]:
+        """Opens nothing before a model asks for stored features."""
+        opened: list[Callable[[FeaturePlan], FeatureSource]] = []
+
+        def open_source(plan: FeaturePlan) -> FeatureSource:
+            if not plan.views:
+                return StaticSource(plan)
+            if not opened:
+                opened.append(self._open_features(self.settings, self.clock))
+            return opened[0](plan)
+
+        return open_source
+
+    def _describe_models(self) -> None:
+        for name, model in self.models.items():
+            if model is None:
+                continue
+            self.metrics.model_info.labels(
+                name, str(model.id.version), model.id.sha256, "champion"
+            ).set(1)
+            self.metrics.queued_rows.labels(name).set_function(partial(_queued_rows, model))
+            log.info(
+                "model ready",
+                extra={"model": name, "version": model.id.version, "sha256": model.id.sha256},
+            )
+
+
+def _queued_rows(model: ServedModel) -> float:
+    return model.batcher.queued_rows

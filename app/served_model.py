@@ -1,0 +1,93 @@
+"""A model version that is verified, warm and ready to answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from app.batching.batcher import DynamicBatcher, Execution
+from app.contract import Contract
+from app.deadline import Deadline
+from app.errors import FeaturesUnavailable
+from app.features.encoding import Encoder, ValueColumn
+from app.features.source import FeatureRows, FeatureSource, ValueStatus, all_with_status
+from app.instances import InstanceDecoder, Instances
+from app.outputs import OutputReader
+from app.tensors import Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class VersionId:
+    """Which version of which model; `sha256` is the digest of its manifest."""
+
+    model: str
+    version: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What answers for one version, one attribute a step of the path."""
+
+    id: VersionId
+    contract: Contract
+    decoder: InstanceDecoder
+    source: FeatureSource
+    encoder: Encoder
+    batcher: DynamicBatcher
+    outputs: OutputReader
+    example: Mapping[str, Any]
+    """One instance as a caller would send it: the first golden row."""
+
+    async def fetch(self, instances: Instances, deadline: Deadline) -> FeatureRows:
+        """Stored features of the instances, within their share of the deadline.
+
+        A store that does not answer in time is UNAVAILABLE values, or `FeaturesUnavailable` where
+        the contract says `refuse`.
+        """
+        plan = self.source.plan
+        if not plan.views:
+            return all_with_status(plan, instances.count, ValueStatus.NOT_FOUND)
+        entities = {key: instances.fields[key] for key in plan.join_keys}
+        share = deadline.share(self.contract.features.time_share)
+        try:
+            rows = await self.source.fetch(entities, instances.count, share)
+        except FeaturesUnavailable:
+            if self.contract.features.when_unavailable == "refuse":
+                raise
+            rows = all_with_status(plan, instances.count, ValueStatus.UNAVAILABLE)
+        _override(rows, instances)
+        return rows
+
+    def encode(self, instances: Instances, rows: FeatureRows) -> Tensors:
+        """The model's input tensors. Raises `FeaturesUnavailable` for a value that is missing and
+        that the contract refuses to go without."""
+        columns: dict[str, ValueColumn] = dict(instances.fields)
+        columns.update(zip(rows.plan.references, rows.columns, strict=True))
+        for name, policy in self.contract.features.missing.items():
+            missing = rows.status[:, rows.plan.references.index(name)] != ValueStatus.PRESENT
+            if policy.use == "null" or not missing.any():
+                continue
+            if policy.use == "refuse":
+                row = int(np.flatnonzero(missing)[0])
+                raise FeaturesUnavailable(f"instances[{row}]: no value of {name} is known")
+            columns[name] = np.where(missing, policy.value, columns[name])
+        return self.encoder.encode(columns, instances.count)
+
+    async def submit(self, inputs: Tensors, deadline: Deadline) -> Execution:
+        """Share an execution with whoever else is waiting."""
+        return await self.batcher.submit(inputs, deadline)
+
+
+def _override(rows: FeatureRows, instances: Instances) -> None:
+    """Values that the caller gave itself replace the stored ones of this request's own arrays."""
+    for name, values in instances.overrides.items():
+        position = rows.plan.references.index(name)
+        for row, value in enumerate(values):
+            if value is msgspec.UNSET:
+                continue
+            present = value is not None
+            rows.status[row, position] = ValueStatus.PRESENT if present else ValueStatus.NULL_VALUE
+            rows.columns[position][row] = value

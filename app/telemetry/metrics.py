@@ -1,0 +1,139 @@
+"""Every metric of the service, declared once."""
+
+import platform
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+# A series more for each counter, which nobody reads. The function ships without types.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+STAGES = ("parse", "features", "queue", "execution", "respond")
+"""The stages of an answered request, in order; their durations add up to the request's."""
+
+_LATENCY_BUCKETS_S = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+_ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
+_AGE_BUCKETS_S = (1, 10, 60, 300, 900, 3600, 10800, 21600, 86400, 259200, 604800, 2592000)
+_MAGNITUDES = tuple(m * 10**e for e in range(7) for m in (2, 5, 10))
+# One set for every output: twentieths for probabilities and shares, then 2-5-10 steps.
+_PREDICTION_BUCKETS = (
+    *(-m for m in reversed(_MAGNITUDES)),
+    *(-1, -0.5, -0.2, -0.1),
+    *(round(0.05 * i, 2) for i in range(21)),
+    *_MAGNITUDES,
+)
+
+
+class Metrics:
+    """One attribute a metric, in base units, on a registry of its own.
+
+    Labels come from closed sets: `model` from the loaded models (`unknown` for any other name),
+    `code` from the error tree and `ok`, `feature_view` and `output` from the model's own files.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry, platform=platform)
+        GCCollector(registry=self.registry)
+        self.requests = Counter(
+            "hikyaku_requests",
+            "Predict requests by their outcome: ok, or the code of the refusal.",
+            ["model", "code"],
+            registry=self.registry,
+        )
+        self.request_duration = Histogram(
+            "hikyaku_request_duration_seconds",
+            "From the request's arrival to its answer, answered requests only.",
+            ["model"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.stage_duration = Histogram(
+            "hikyaku_stage_duration_seconds",
+            "Where an answered request's time went; the stages add up to its duration.",
+            ["model", "stage"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.batch_rows = Histogram(
+            "hikyaku_batch_rows",
+            "Rows of each execution.",
+            ["model"],
+            buckets=_ROW_BUCKETS,
+            registry=self.registry,
+        )
+        self.queued_rows = Gauge(
+            "hikyaku_queued_rows",
+            "Rows that wait for an execution.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.prediction = Histogram(
+            "hikyaku_prediction",
+            "Distribution of each output's values; of labelled outputs, the largest one.",
+            ["model", "role", "output"],
+            buckets=_PREDICTION_BUCKETS,
+            registry=self.registry,
+        )
+        self.degraded_requests = Counter(
+            "hikyaku_degraded_requests",
+            "Answers that rest on a missing or too old value of this view.",
+            ["model", "feature_view", "status"],
+            registry=self.registry,
+        )
+        self.feature_values = Counter(
+            "hikyaku_feature_values",
+            "Stored values read, by what was known about them.",
+            ["model", "feature_view", "status"],
+            registry=self.registry,
+        )
+        self.feature_age = Histogram(
+            "hikyaku_feature_age_seconds",
+            "Age of the rows read, by feature time, whatever their status.",
+            ["model", "feature_view"],
+            buckets=_AGE_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.model_info = Gauge(
+            "hikyaku_model_info",
+            "1 for each loaded version.",
+            ["model", "version", "sha256", "role"],
+            registry=self.registry,
+        )
+        self.ready = Gauge(
+            "hikyaku_ready",
+            "1 while models are warm and the feature store answers, as of the last look.",
+            registry=self.registry,
+        )
+
+    def render(self) -> bytes:
+        """The exposition format, for a scrape."""
+        return generate_latest(self.registry)
+
+
+def observe_all(histogram: Any, values: NDArray[np.float64]) -> None:
+    """Observe many values at once on a histogram child: one binning for the batch.
+
+    prometheus_client has no public call for it; a test holds this against repeated `observe`.
+    """
+    bounds = histogram._upper_bounds
+    positions = np.searchsorted(bounds, values, side="left")
+    for position, count in zip(*np.unique(positions, return_counts=True), strict=True):
+        histogram._buckets[position].inc(float(count))
+    histogram._sum.inc(float(values.sum()))
