@@ -140,10 +140,10 @@ def _named_fault(text: str) -> InvalidInput:
 
 
 def _malformed(text: str, body: bytes) -> InvalidInput:
-    """A syntax error names the key whose value it stands in, as far as there is one."""
+    """Names the key in whose value the syntax breaks, where it breaks in a plain value."""
     position = re.search(r"byte (\d+)", text)
     read = body[: int(position[1])] if position else b""
-    keys = re.findall(rb'"([^"\\]{1,256})"\s*:', read)
-    where = keys[-1].decode("utf-8", "replace") if keys else "body"
+    key = re.search(rb'"([^"\\]{1,256})"\s*:[^"{}\[\],]*\Z', read)
+    where = key[1].decode("utf-8", "replace") if key else "body"
     hint = ", which has no NaN or Infinity" if body[len(read) :][:1] in {b"N", b"I", b"-"} else ""
     return InvalidInput(f"{where}: the body is not valid JSON{hint} ({text})", field=where)

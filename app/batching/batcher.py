@@ -110,6 +110,9 @@ class DynamicBatcher:
             if not batch:
                 return
             await self._execute(batch)
+            # An execution in the loop may not have suspended: everybody else gets a turn, and a
+            # caller that this batch made leave can take its other rows out of the queue.
+            await asyncio.sleep(0)
 
     async def _next_batch(self) -> list[_Entry]:
         """Wait for rows, hold as long as the policy asks, take what fits; empty when closing."""

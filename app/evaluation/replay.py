@@ -21,18 +21,13 @@ from feast import FeatureStore
 from numpy.typing import NDArray
 
 from app.backends import open_backend
+from app.backends.backend import Backend
 from app.config import Settings
 from app.contract import Contract, Replay, load_contract
 from app.errors import ConfigurationError, HikyakuError
 from app.evaluation.scores import BinaryScores, score
 from app.features.encoding import Encoder
-from app.features.feast_repo import (
-    event_timestamp_column,
-    open_store,
-    point_in_time,
-    push,
-    push_histories,
-)
+from app.features.feast_repo import open_store, point_in_time, pushed_histories, write
 from app.features.plan import FeaturePlan, plan_from_json
 from app.instances import InstanceDecoder
 from app.local.processes import child
@@ -41,6 +36,7 @@ from app.outputs import OutputReader
 from app.repository.layout import CONTRACT_FILE, current_version
 from app.repository.manifest import MODEL_FILE, PLAN_FILE, Manifest, read_manifest, signature_of
 from app.server import bind
+from app.tensors import Tensors
 
 MAX_SKEW = 1e-6
 _READY_TIMEOUT_S = 120
@@ -48,29 +44,29 @@ _SAY_EVERY_S = 10
 
 
 class Pushes:
-    """Everything that the push sources of a service ever pushed, in order of becoming known."""
+    """Everything that was ever pushed to the views of a service, in order of becoming known."""
 
     def __init__(self, store: FeatureStore, plan: FeaturePlan) -> None:
         self._store = store
-        self._sources: dict[str, tuple[str, list[str], pd.DataFrame]] = {}
+        self._views: list[tuple[str, str, list[str], pd.DataFrame]] = []
         self._known_until: pd.Timestamp | None = None
         keys = {view.name: list(view.join_keys) for view in plan.views}
-        for source, view, path in push_histories(store, plan.feature_service):
-            known_at = event_timestamp_column(store, source)
+        for view, known_at, path in pushed_histories(store, plan.feature_service):
             history = pd.read_parquet(path).sort_values(known_at, ignore_index=True)
-            self._sources[source] = (known_at, keys[view], history)
+            self._views.append((view, known_at, keys[view], history))
 
     def push_until(self, until: pd.Timestamp) -> None:
-        """Push what became known since the last call; of each entity the newest value only, as an
+        """Write what became known since the last call; of each entity the newest value only, as an
         online store keeps no other."""
-        for source, (known_at, keys, history) in self._sources.items():
+        for view, known_at, keys, history in self._views:
             first = 0
             if self._known_until is not None:
                 first = int(history[known_at].searchsorted(self._known_until, side="right"))
             last = int(history[known_at].searchsorted(until, side="right"))
             if last > first:
-                news = history.iloc[first:last].drop_duplicates(keys, keep="last")
-                push(self._store, source, news)
+                write(
+                    self._store, view, history.iloc[first:last].drop_duplicates(keys, keep="last")
+                )
         self._known_until = until
 
 
@@ -235,7 +231,14 @@ def _offline(
     signature = signature_of(manifest)
     backend = open_backend(contract.backend, version_dir / MODEL_FILE, signature)
     outputs = OutputReader(contract.outputs, contract.decision, signature)
-    return outputs.read(asyncio.run(backend.execute(inputs)))[0]
+    return outputs.read(asyncio.run(_executed(backend, inputs)))[0]
+
+
+async def _executed(backend: Backend, inputs: Tensors) -> Tensors:
+    try:
+        return await backend.execute(inputs)
+    finally:
+        await backend.close()
 
 
 def _report(

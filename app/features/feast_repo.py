@@ -61,19 +61,20 @@ def push(store: FeatureStore, push_source: str, rows: pd.DataFrame) -> None:
     store.push(push_source, rows, to=PushMode.ONLINE)
 
 
-def push_histories(store: FeatureStore, service: str) -> Iterator[tuple[str, str, Path]]:
-    """For each view of a service with a push source: the source's name, the view's, and the parquet
-    file of everything that was ever pushed."""
+def write(store: FeatureStore, view: str, rows: pd.DataFrame) -> None:
+    """What `push` does for one view, in a fifth of the time: Feast's push reads every definition of
+    the registry at each call."""
+    store.write_to_online_store(view, rows)
+
+
+def pushed_histories(store: FeatureStore, service: str) -> Iterator[tuple[str, str, Path]]:
+    """For each view of a service that is pushed to: its name, the column of the instant at which a
+    row became known, and the parquet file of everything that was ever pushed."""
     for projection in store.get_feature_service(service).feature_view_projections:
         view = store.get_feature_view(projection.name)
-        if view.stream_source is not None and isinstance(view.batch_source, FileSource):
-            yield view.stream_source.name, view.name, store.repo_path / view.batch_source.path
-
-
-def event_timestamp_column(store: FeatureStore, push_source: str) -> str:
-    """The column of a push source's rows that holds the instant at which they became known."""
-    source = store.get_data_source(push_source)
-    return str(source.batch_source.timestamp_field)
+        history = view.batch_source
+        if view.stream_source is not None and isinstance(history, FileSource):
+            yield view.name, history.timestamp_field, store.repo_path / history.path
 
 
 def point_in_time(

@@ -34,7 +34,7 @@ def current_version(model_dir: Path) -> int | None:
     path = model_dir / CURRENT_FILE
     if not path.exists():
         return None
-    content = path.read_text().strip()
+    content = path.read_text(errors="replace").strip()
     if not _VERSION.fullmatch(content):
         raise InvalidModel(f"{path}: {content[:20]!r} is no version number")
     return int(content)

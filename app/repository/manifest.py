@@ -105,7 +105,7 @@ def golden_tensors(
 ) -> Tensors:
     """The golden rows as the model's inputs, by the very path that a request takes."""
     body = json.dumps({"instances": list(golden.instances)}).encode()
-    instances = decoder.decode(body)
+    instances = decoder.decode(body, max_instances=len(golden.instances))
     columns: dict[str, ValueColumn] = dict(instances.fields)
     for view in plan.views:
         for feature in view.features:

@@ -1,0 +1,58 @@
+"""The whole service in process: tiny models of every kind, features from memory."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import httpx
+import pytest
+
+from app.clock import FeatureClock
+from app.config import Settings, load_settings
+from app.features.plan import FeaturePlan
+from app.features.source import FeatureSource
+from app.features.static_source import StaticSource
+from app.main import create_application
+from tests.tiny_models import DRIVER_VALUES, DRIVERS, write_model
+
+EVENT_TIME_S = 1_388_534_400.0  # 2014-01-01T00:00:00Z
+CLOCK = "2014-01-01T00:30:00Z"
+
+OpenFeatures: TypeAlias = Callable[[Settings, FeatureClock], Callable[[FeaturePlan], FeatureSource]]
+Serve: TypeAlias = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+def from_memory(settings: Settings, clock: FeatureClock) -> Callable[[FeaturePlan], FeatureSource]:
+    source = StaticSource(DRIVERS, DRIVER_VALUES, EVENT_TIME_S)
+    return lambda plan: source
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """Publish the kinds and serve them: `async with serve("binary", …) as client`."""
+
+    @asynccontextmanager
+    async def serving(
+        *kinds: Any,
+        open_features: OpenFeatures = from_memory,
+        environment: dict[str, str] | None = None,
+        **contract_changes: Any,
+    ) -> AsyncIterator[httpx.AsyncClient]:
+        repository = tmp_path / "models"
+        for kind in kinds:
+            await write_model(repository, kind, kind, **contract_changes)
+        settings = load_settings(
+            {"MODEL_REPOSITORY": str(repository), "HIKYAKU_REPLAY_CLOCK": CLOCK}
+            | (environment or {})
+        )
+        application = create_application(settings, open_features)
+        # A real server answers 500 where the in-process transport would raise.
+        transport = httpx.ASGITransport(application, raise_app_exceptions=False)
+        async with (
+            application.lifespan(),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            yield client
+
+    return serving

@@ -1,0 +1,299 @@
+"""The batcher, driven by a backend whose executions wait at a gate."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from app.batching.batcher import DynamicBatcher
+from app.batching.policy import BatchPolicy, Greedy, Hold
+from app.deadline import Deadline, DeadlineSweep
+from app.errors import BackendError, DeadlineExceeded, Overloaded, ShuttingDown
+from app.tensors import Signature, Tensors, row_count
+
+SOON = 30.0
+
+
+class GatedBackend:
+    """Doubles `x`. While the gate is shut executions wait; each batch's values are recorded."""
+
+    signature = Signature((), ())
+
+    def __init__(self) -> None:
+        self.batches: list[list[float]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.started = asyncio.Event()
+
+    async def execute(self, inputs: Tensors) -> Tensors:
+        self.batches.append(inputs["x"][:, 0].tolist())
+        self.started.set()
+        await self.gate.wait()
+        if np.isnan(inputs["x"]).any():
+            raise BackendError("poison")
+        return {"y": inputs["x"] * 2}
+
+    async def warm_up(self, example: Tensors, max_rows: int) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class ForgetfulBackend(GatedBackend):
+    """Answers one row less than it was given."""
+
+    async def execute(self, inputs: Tensors) -> Tensors:
+        return {"y": inputs["x"][1:]}
+
+
+class DefectiveBackend(GatedBackend):
+    """Raises what no backend should."""
+
+    async def execute(self, inputs: Tensors) -> Tensors:
+        raise ZeroDivisionError("a defect")
+
+
+@asynccontextmanager
+async def batching(
+    backend: GatedBackend,
+    policy: BatchPolicy | None = None,
+    *,
+    max_batch_rows: int = 8,
+    max_queue_rows: int = 64,
+    observed: list[int] | None = None,
+) -> AsyncIterator[DynamicBatcher]:
+    batches = [] if observed is None else observed
+    async with (
+        DeadlineSweep(interval_s=0.001) as sweep,
+        DynamicBatcher(
+            backend,
+            policy or Greedy(),
+            sweep,
+            max_batch_rows=max_batch_rows,
+            max_queue_rows=max_queue_rows,
+            observe_batch=batches.append,
+        ) as batcher,
+    ):
+        yield batcher
+
+
+def rows(*values: float) -> Tensors:
+    return {"x": np.array([[value] for value in values], np.float32)}
+
+
+async def ask(batcher: DynamicBatcher, *values: float, within_s: float = SOON) -> list[float]:
+    execution = await batcher.submit(rows(*values), Deadline.after(within_s))
+    answer: list[float] = execution.outputs["y"][:, 0].tolist()
+    return answer
+
+
+async def occupied(batcher: DynamicBatcher, backend: GatedBackend) -> "asyncio.Task[list[float]]":
+    """Shut the gate behind an execution that is under way, so that what follows queues up."""
+    backend.gate.clear()
+    backend.started.clear()
+    first = asyncio.create_task(ask(batcher, 0))
+    await backend.started.wait()
+    return first
+
+
+async def queued(batcher: DynamicBatcher, count: int) -> None:
+    while batcher.queued_rows < count:
+        await asyncio.sleep(0)
+
+
+async def test_rows_that_arrive_during_an_execution_share_the_next_one() -> None:
+    backend = GatedBackend()
+    async with batching(backend) as batcher:
+        first = await occupied(batcher, backend)
+        asked = [asyncio.create_task(ask(batcher, value)) for value in (1, 2, 3)]
+        await queued(batcher, 3)
+        backend.gate.set()
+        assert await first == [0]
+        assert [await task for task in asked] == [[2], [4], [6]]
+    assert backend.batches == [[0], [1, 2, 3]]
+
+
+async def test_requests_of_one_turn_of_the_loop_share_an_execution() -> None:
+    backend = GatedBackend()
+    async with batching(backend) as batcher:
+        await asyncio.gather(*(ask(batcher, value) for value in range(5)))
+    assert backend.batches == [[0, 1, 2, 3, 4]]
+
+
+async def test_a_batch_never_exceeds_its_limit() -> None:
+    backend = GatedBackend()
+    observed: list[int] = []
+    async with batching(backend, max_batch_rows=4, observed=observed) as batcher:
+        answers = await asyncio.gather(*(ask(batcher, v, v + 0.5, v + 0.75) for v in range(4)))
+    assert answers == [[2 * v, 2 * v + 1, 2 * v + 1.5] for v in range(4)]
+    assert observed == [3, 3, 3, 3]
+
+
+async def test_a_request_over_the_limit_is_split_and_joined_in_order() -> None:
+    backend = GatedBackend()
+    async with batching(backend, max_batch_rows=4) as batcher:
+        assert await ask(batcher, *range(10)) == [2 * value for value in range(10)]
+    assert [len(batch) for batch in backend.batches] == [4, 4, 2]
+
+
+async def test_a_caller_that_left_is_taken_out_before_execution() -> None:
+    backend = GatedBackend()
+    async with batching(backend) as batcher:
+        first = await occupied(batcher, backend)
+        left, stays = (asyncio.create_task(ask(batcher, value)) for value in (1, 2))
+        await queued(batcher, 2)
+        left.cancel()
+        backend.gate.set()
+        assert await first == [0]
+        assert await stays == [4]
+    assert backend.batches == [[0], [2]]
+
+
+async def test_a_caller_that_leaves_during_execution_harms_nobody() -> None:
+    backend = GatedBackend()
+    async with batching(backend) as batcher:
+        first = await occupied(batcher, backend)
+        backend.started.clear()
+        left, stays = (asyncio.create_task(ask(batcher, value)) for value in (1, 2))
+        await queued(batcher, 2)
+        backend.gate.set()
+        assert await first == [0]
+        await backend.started.wait()
+        left.cancel()
+        assert await stays == [4]
+
+
+async def test_all_callers_leaving_keeps_the_batcher_serving() -> None:
+    backend = GatedBackend()
+    async with batching(backend) as batcher:
+        first = await occupied(batcher, backend)
+        leavers = [asyncio.create_task(ask(batcher, value)) for value in (1, 2)]
+        await queued(batcher, 2)
+        for task in leavers:
+            task.cancel()
+        backend.gate.set()
+        await first
+        assert await ask(batcher, 3) == [6]
+
+
+async def test_a_deadline_that_passes_in_the_queue_is_answered_and_not_executed() -> None:
+    backend = GatedBackend()
+    async with batching(backend) as batcher:
+        first = await occupied(batcher, backend)
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, 1, within_s=0.01)
+        backend.gate.set()
+        await first
+        assert await ask(batcher, 2) == [4]
+    assert backend.batches == [[0], [2]]
+
+
+async def test_a_deadline_that_passes_during_execution_is_answered_on_time() -> None:
+    backend = GatedBackend()
+    async with batching(backend) as batcher:
+        backend.gate.clear()
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, 1, within_s=0.01)
+        backend.gate.set()
+
+
+async def test_a_failed_batch_fails_its_callers_and_nobody_after() -> None:
+    backend = GatedBackend()
+    async with batching(backend) as batcher:
+        with pytest.raises(BackendError, match="poison"):
+            await ask(batcher, float("nan"))
+        assert await ask(batcher, 1) == [2]
+
+
+async def test_a_failing_part_gives_up_the_rest_of_its_request() -> None:
+    backend = GatedBackend()
+    async with batching(backend, max_batch_rows=2) as batcher:
+        with pytest.raises(BackendError):
+            await ask(batcher, 1, 2, float("nan"), 4, 5, 6)
+        assert await ask(batcher, 7) == [14]
+    assert [5.0, 6.0] not in backend.batches
+
+
+async def test_the_loop_gets_a_turn_between_the_batches_of_a_large_request() -> None:
+    backend = GatedBackend()
+    async with batching(backend, max_batch_rows=1) as batcher:
+        large = asyncio.create_task(ask(batcher, *range(50)))
+        await backend.started.wait()
+        turns = 0
+        while not large.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert turns >= 45
+
+
+async def test_the_wrong_number_of_rows_is_no_answer() -> None:
+    async with batching(ForgetfulBackend()) as batcher:
+        with pytest.raises(BackendError, match="2 rows for a batch of 3"):
+            await ask(batcher, 1, 2, 3)
+
+
+async def test_a_defect_of_the_backend_is_an_answer_and_not_the_end() -> None:
+    async with batching(DefectiveBackend()) as batcher:
+        for _ in range(2):
+            with pytest.raises(BackendError, match="ZeroDivisionError"):
+                await ask(batcher, 1)
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
+    backend = GatedBackend()
+    async with batching(backend, max_queue_rows=3) as batcher:
+        first = await occupied(batcher, backend)
+        waiting = [asyncio.create_task(ask(batcher, value)) for value in (1, 2, 3)]
+        await queued(batcher, 3)
+        with pytest.raises(Overloaded, match="3 of 3 rows") as refused:
+            await ask(batcher, 4)
+        assert refused.value.retry_after_s >= 0
+        backend.gate.set()
+        await asyncio.gather(first, *waiting)
+        assert await ask(batcher, 5) == [10]
+
+
+async def test_a_request_larger_than_the_queue_is_served_while_nobody_waits() -> None:
+    backend = GatedBackend()
+    async with batching(backend, max_batch_rows=4, max_queue_rows=4) as batcher:
+        assert await ask(batcher, *range(9)) == [2 * value for value in range(9)]
+
+
+async def test_closing_answers_what_is_queued_and_refuses_what_comes() -> None:
+    backend = GatedBackend()
+    async with batching(backend) as batcher:
+        first = await occupied(batcher, backend)
+        waiting = asyncio.create_task(ask(batcher, 1))
+        await queued(batcher, 1)
+        asyncio.get_running_loop().call_soon(backend.gate.set)
+    assert await first == [0]
+    assert await waiting == [2]
+    with pytest.raises(ShuttingDown):
+        await ask(batcher, 2)
+
+
+async def test_a_hold_lets_a_batch_fill_up() -> None:
+    backend = GatedBackend()
+    async with batching(backend, Hold(30, max_batch_rows=3), max_batch_rows=3) as batcher:
+        first = asyncio.create_task(ask(batcher, 1))
+        await queued(batcher, 1)
+        second = asyncio.create_task(ask(batcher, 2))
+        await queued(batcher, 2)
+        assert await ask(batcher, 3) == [6]
+        await asyncio.gather(first, second)
+    assert backend.batches == [[1, 2, 3]]
+
+
+async def test_a_hold_ends_by_itself() -> None:
+    backend = GatedBackend()
+    async with batching(backend, Hold(0.002, max_batch_rows=3), max_batch_rows=3) as batcher:
+        assert await ask(batcher, 1) == [2]
+
+
+async def test_the_inputs_are_left_as_they_are() -> None:
+    given = rows(1, 2)
+    async with batching(GatedBackend()) as batcher:
+        await batcher.submit(given, Deadline.after(SOON))
+    assert given["x"].tolist() == [[1], [2]]
+    assert row_count(given) == 2

@@ -1,0 +1,26 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app.clock import ReplayClock, as_rfc3339
+from app.errors import Conflict
+
+NEW_YEAR = datetime(2014, 1, 1, tzinfo=UTC)
+
+
+def test_a_replay_clock_stands_still_until_it_is_advanced() -> None:
+    clock = ReplayClock(NEW_YEAR)
+    assert clock.now_s() == clock.now_s() == NEW_YEAR.timestamp()
+    clock.advance(NEW_YEAR + timedelta(minutes=5))
+    assert clock.now_s() == NEW_YEAR.timestamp() + 300
+
+
+def test_a_replay_clock_never_goes_back() -> None:
+    clock = ReplayClock(NEW_YEAR)
+    with pytest.raises(Conflict, match="2014-01-01T00:00:00Z"):
+        clock.advance(NEW_YEAR - timedelta(microseconds=1))
+    clock.advance(NEW_YEAR)  # standing still is not going back
+
+
+def test_instants_are_written_in_utc() -> None:
+    assert as_rfc3339(NEW_YEAR.timestamp()) == "2014-01-01T00:00:00Z"

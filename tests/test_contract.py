@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app.contract import load_contract
+from app.errors import InvalidModel
+
+MODELS = Path(__file__).parent.parent / "models"
+VALID = {
+    "request_fields": {"a": "float"},
+    "inputs": [{"tensor": "x", "columns": ["a"]}],
+    "outputs": {"y": {"tensor": "y"}},
+}
+
+
+def written(folder: Path, document: object) -> Path:
+    path = folder / "model.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(MODELS.glob("*/model.yaml")), ids=str)
+def test_the_contracts_that_ship_are_valid(path: Path) -> None:
+    assert load_contract(path).outputs
+
+
+def test_a_column_may_be_written_short(tmp_path: Path) -> None:
+    column = load_contract(written(tmp_path, VALID)).columns()[0]
+    assert (column.source, column.transform) == ("a", "number")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"ouputs": {}}, "ouputs"),
+        ({"request_fields": {"a": "number"}}, "request_fields.a"),
+        ({"inputs": []}, "inputs"),
+        ({"inputs": [{"tensor": "x", "columns": []}]}, "inputs.0.columns"),
+        ({"inputs": [{"tensor": "x", "columns": [{"from": "a", "as": "log"}]}]}, "as"),
+        ({"outputs": {"y": {"tensor": "y", "column": 0, "labels": ["a"]}}}, "outputs.y"),
+        ({"decision": {"output": "z", "at_least": 1}}, "no output is named 'z'"),
+        ({"decision": {"output": "y"}}, "at_least"),
+        ({"batching": {"max_batch_rows": 0}}, "batching.max_batch_rows"),
+        ({"features": {"missing": {"v:f": {"use": "constant"}}}}, "features.missing.v:f"),
+        ({"features": {"time_share": 1.0}}, "features.time_share"),
+    ],
+)
+def test_a_fault_names_the_file_and_the_field(
+    tmp_path: Path, change: dict[str, object], named: str
+) -> None:
+    path = written(tmp_path, VALID | change)
+    with pytest.raises(InvalidModel) as refused:
+        load_contract(path)
+    assert named in str(refused.value)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\x00", b"just a text", b""])
+def test_what_is_no_contract_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InvalidModel, match=r"model\.yaml"):
+        load_contract(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel, match=r"no/model\.yaml: no such file"):
+        load_contract(tmp_path / "no" / "model.yaml")

@@ -1,0 +1,87 @@
+"""The structure that DESIGN promises: imports point down, a foreign library has its few files."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+APP = Path(__file__).parent.parent / "app"
+
+# Each room may import from those that stand before it; `core` is the path of a prediction.
+LAYERS = [
+    {"errors"},
+    {"deadline", "clock", "tensors", "telemetry"},
+    {"contract"},
+    {"features", "backends"},
+    {"instances", "outputs", "state_store"},
+    {"batching"},
+    {"served_model"},
+    {"predictor"},
+    {"repository"},
+    {"config"},
+    {"runtime"},
+    {"api"},
+    {"main"},
+    {"server"},
+    {"local"},
+    {"evaluation"},
+    {"cli"},
+]
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+
+# The files that may import a library, beyond which its objects and errors do not go.
+OWNERS = {
+    "feast": {
+        "features/feast_repo.py",
+        "features/feast_plan.py",
+        "features/feast_source.py",
+        "evaluation/replay.py",
+    },
+    "onnxruntime": {"backends/onnx_backend.py"},
+    "fastapi": {"api/service.py", "api/openapi.py", "api/gateway.py"},
+    "uvicorn": {"server.py"},
+    "redis": {"state_store.py", "local/up.py"},
+    "prometheus_client": {"telemetry/metrics.py"},
+    "pandas": {"features/feast_repo.py", "evaluation/replay.py", "cli.py"},
+    "sklearn": {"evaluation/scores.py"},
+    "httpx": {"evaluation/replay.py"},
+    "yaml": {"contract.py"},
+}
+
+FILES = sorted(APP.rglob("*.py"))
+
+
+def imports(path: Path, *, top_level: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level else list(ast.walk(tree))
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return found | {
+        node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module
+    }
+
+
+def room(path: Path) -> str:
+    return path.relative_to(APP).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(APP)))
+def test_imports_point_down(path: Path) -> None:
+    if path == APP / "__init__.py":
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "app" or len(parts) == 1 or parts[1] == room(path):
+            continue
+        assert RANK[parts[1]] < RANK[room(path)], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(APP)))
+def test_a_foreign_library_stays_in_its_files(path: Path) -> None:
+    for name in imports(path):
+        owners = OWNERS.get(name.split(".")[0])
+        assert owners is None or str(path.relative_to(APP)) in owners, f"{path} imports {name}"
+
+
+def test_a_command_line_does_not_load_feast_to_start() -> None:
+    slow = {"feast", "pandas", "sklearn", "onnxruntime"}
+    assert not slow & {name.split(".")[0] for name in imports(APP / "cli.py", top_level=True)}
