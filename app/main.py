@@ -20,7 +20,7 @@ def open_feast(settings: Settings, clock: FeatureClock) -> Callable[[FeaturePlan
     from app.features.feast_repo import open_store
     from app.features.feast_source import FeastSource
 
-    store = open_store(settings.feature_repo, settings.feature_redis_url)
+    store = open_store(settings.feature_repo, settings.feature_redis_url, online_only=True)
     return lambda plan: FeastSource(store, plan, clock)
 
 

@@ -65,6 +65,10 @@ class Predictor:
             raise ModelNotReady(f"model {name!r} is not ready yet")
         raise NotFound(f"no model is named {name[:64]!r}")
 
+    def label(self, name: str) -> str:
+        """The name as a metric's label: names that callers invent make no series."""
+        return name if name in self._models else "unknown"
+
     async def predict(self, model: ServedModel, instances: Instances, deadline: Deadline) -> Answer:
         """Raises whatever refuses the request (app/errors.py); nothing is kept then."""
         rows = await model.fetch(instances, deadline)

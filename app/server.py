@@ -1,6 +1,7 @@
 """Runs the ASGI application with uvicorn on a socket of ours."""
 
 import asyncio
+import contextlib
 import gc
 import socket
 
@@ -19,7 +20,11 @@ def serve(settings: Settings) -> None:
     be served.
     """
     listener = bind(settings.host, settings.port)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    # uvicorn raises the signal that stopped it again, once everything is answered.
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         runner.run(_serve(settings, listener))
 
 
@@ -43,7 +48,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         # What start-up made stays for good: the collector need not walk it again.
         gc.collect()
         gc.freeze()
-        await uvicorn.Server(config).serve(sockets=[listener])
+        try:
+            await uvicorn.Server(config).serve(sockets=[listener])
+        finally:
+            gc.unfreeze()  # or extension modules report what was frozen as leaked
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -14,9 +14,12 @@ async def check_state_store(url: str) -> None:
     Release state that Redis may drop is worse than none: a replica would believe that nothing was
     ever released. A Redis that forbids CONFIG (managed ones do) is taken at its word.
     """
-    client = redis.asyncio.from_url(
-        url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
-    )
+    try:
+        client = redis.asyncio.from_url(
+            url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+        )
+    except ValueError as exc:
+        raise ConfigurationError(f"STATE_REDIS_URL: {exc}") from exc
     try:
         await client.echo("")
         try:
@@ -25,7 +28,7 @@ async def check_state_store(url: str) -> None:
             save = (await client.config_get("save"))["save"]
         except ResponseError:
             return
-    except (RedisError, OSError, ValueError) as exc:
+    except (RedisError, OSError) as exc:
         raise ConfigurationError(f"STATE_REDIS_URL: cannot be used: {exc}") from exc
     finally:
         await client.aclose()

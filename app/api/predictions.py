@@ -48,7 +48,6 @@ class PredictOperation:
         `received_s` is the monotonic instant of the request's arrival.
         """
         request_id = new_request_id()
-        model = None
         try:
             model = self._predictor.champion(name)
             deadline = _deadline(headers, model.contract.limits, received_s)
@@ -58,7 +57,7 @@ class PredictOperation:
             reply = Reply(200, _body(answer, request_id, instances.verbose))
         except Exception as exc:
             error = as_request_error(exc, request_id)
-            self._metrics.requests.labels(model.id.model if model else "unknown", error.code).inc()
+            self._metrics.requests.labels(self._predictor.label(name), error.code).inc()
             return refusal(error, request_id, "/v1/")
         self._observe(
             model, (received_s, parsed_s, answer.encoded_s, answer.started_s), answer.finished_s

@@ -1,5 +1,6 @@
 """A backend that answers each output with the input of the same position: for tests and floors."""
 
+from app.errors import BackendError
 from app.tensors import Signature, Tensors
 
 
@@ -14,6 +15,9 @@ class EchoBackend:
         return self._signature
 
     async def execute(self, inputs: Tensors) -> Tensors:
+        missing = [spec.name for spec in self._signature.inputs if spec.name not in inputs]
+        if missing:
+            raise BackendError(f"no input {', '.join(missing)}")
         return {
             target.name: inputs[source.name]
             for source, target in zip(self._signature.inputs, self._signature.outputs, strict=True)

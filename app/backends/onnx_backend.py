@@ -1,6 +1,7 @@
 """Executes a model with ONNX Runtime, in the event loop while that is cheaper than a thread."""
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# The wheel would write a device id below the home folder and may send usage data.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime as ort
 
 from app.errors import BackendError, InvalidModel

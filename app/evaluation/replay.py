@@ -179,7 +179,11 @@ def _server(redis_url: str, clock: pd.Timestamp) -> Iterator[str]:
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     listener.close()
-    environment = os.environ | {
+    # Importing Feast has switched on prometheus_client's multiprocess mode for our children.
+    inherited = {
+        name: v for name, v in os.environ.items() if not name.startswith("PROMETHEUS_MULTI")
+    }
+    environment = inherited | {
         "FEATURE_REDIS_URL": redis_url,
         "HIKYAKU_PORT": str(port),
         "HIKYAKU_REPLAY_CLOCK": clock.isoformat(),

@@ -1,5 +1,6 @@
 """How good the answers were, once the truth is known."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,8 +25,8 @@ class CalibrationBin:
 class BinaryScores:
     """Scores of probabilities against truths.
 
-    `calibration_error` is the expected calibration error over ten equal-width bins (Naeini,
-    Cooper and Hauskrecht, 2015).
+    `auc` is NaN where all truths are the same. `calibration_error` is the expected calibration
+    error over ten equal-width bins (Naeini, Cooper and Hauskrecht, 2015).
     """
 
     rows: int
@@ -63,8 +64,8 @@ def score(predicted: NDArray[np.float64], truth: NDArray[Any]) -> BinaryScores |
     return BinaryScores(
         rows=len(truth),
         true_share=float(truth.mean()),
-        auc=float(roc_auc_score(truth, predicted)),
-        log_loss=float(log_loss(truth, predicted)),
+        auc=float(roc_auc_score(truth, predicted)) if 0 < truth.mean() < 1 else math.nan,
+        log_loss=float(log_loss(truth, predicted, labels=[False, True])),
         brier=float(brier_score_loss(truth, predicted)),
         calibration_error=sum(
             part.rows / len(truth) * abs(part.mean_probability - part.true_share)

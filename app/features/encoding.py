@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.contract import Column, InputTensor
+from app.errors import InvalidInput
 from app.tensors import Tensors
 
 ValueColumn: TypeAlias = Sequence[Any] | NDArray[Any]
@@ -29,8 +30,13 @@ class Encoder:
         self._categories = categories
 
     def encode(self, columns: Mapping[str, ValueColumn], rows: int) -> Tensors:
-        """Input tensors of shape `[rows, columns]`, by name. `columns` holds every source."""
-        return {spec.tensor: self._tensor(spec, columns, rows) for spec in self._inputs}
+        """Input tensors of shape `[rows, columns]`, by name. `columns` holds every source.
+
+        Raises `InvalidInput` for a value that the tensor's type does not have: left to itself,
+        numpy writes infinity for a float too large and -2**63 for a missing integer.
+        """
+        with np.errstate(over="raise", invalid="raise"):
+            return {spec.tensor: self._tensor(spec, columns, rows) for spec in self._inputs}
 
     def _tensor(
         self, spec: InputTensor, columns: Mapping[str, ValueColumn], rows: int
@@ -38,8 +44,17 @@ class Encoder:
         dtype = np.dtype(object if spec.dtype == "str" else spec.dtype)
         tensor = np.empty((rows, len(spec.columns)), dtype=dtype)
         for index, column in enumerate(spec.columns):
-            tensor[:, index] = self._transformed(column, columns[column.source])
+            self._write(tensor[:, index], column, columns[column.source])
         return tensor
+
+    def _write(self, target: NDArray[Any], column: Column, values: ValueColumn) -> None:
+        try:
+            target[:] = self._transformed(column, values)
+        except (FloatingPointError, OverflowError, ValueError, TypeError):
+            raise InvalidInput(
+                f"{column.source}: a value does not fit the model's {target.dtype}",
+                field=column.source,
+            ) from None
 
     def _transformed(self, column: Column, values: ValueColumn) -> ValueColumn:
         if column.transform == "category":

@@ -14,9 +14,10 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pandas as pd
+import yaml
 from feast import FeatureStore, FileSource
 from feast.data_source import PushMode
-from feast.repo_config import RepoConfig, load_repo_config
+from feast.repo_config import RepoConfig
 from feast.repo_operations import apply_total
 from numpy.typing import NDArray
 
@@ -27,12 +28,14 @@ _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _ROW = "hikyaku_row"
 
 
-def open_store(repo: Path, redis_url: str | None) -> FeatureStore:
+def open_store(repo: Path, redis_url: str | None, *, online_only: bool = False) -> FeatureStore:
     """The store of a repository folder; with `redis_url` its online store is that Redis.
 
-    Raises `ConfigurationError` when the folder or the address cannot be used.
+    `online_only` leaves the offline store out: what serves need not have its libraries. Raises
+    `ConfigurationError` when the folder or the address cannot be used.
     """
-    return FeatureStore(repo_path=str(repo.resolve()), config=_config(repo, redis_url))
+    config = _config(repo, redis_url, online_only=online_only)
+    return FeatureStore(repo_path=str(repo.resolve()), config=config)
 
 
 def apply(repo: Path, redis_url: str | None) -> None:
@@ -119,11 +122,18 @@ def _column(series: "pd.Series[Any]", kind: ValueType) -> NDArray[Any]:
     return series.astype(object).where(series.notna(), None).to_numpy()
 
 
-def _config(repo: Path, redis_url: str | None) -> RepoConfig:
+def _config(repo: Path, redis_url: str | None, *, online_only: bool = False) -> RepoConfig:
     path = repo / "feature_store.yaml"
     if not path.is_file():
         raise ConfigurationError(f"{path}: no such file; HIKYAKU_FEATURE_REPO names its folder")
-    config = load_repo_config(repo.resolve(), path)
+    try:
+        document = yaml.safe_load(os.path.expandvars(path.read_text()))
+        if online_only:
+            document.pop("offline_store", None)
+        config = RepoConfig(**document)
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as exc:
+        raise ConfigurationError(f"{path}: {exc}") from exc
+    config.repo_path = repo.resolve()
     if redis_url is None:
         return config
     store = config.online_store
@@ -138,9 +148,19 @@ def _config(repo: Path, redis_url: str | None) -> RepoConfig:
 def connection_string(redis_url: str) -> str:
     """Feast's form of a Redis address: `redis://:secret@host:6379/2` →
     `host:6379,password="secret",db=2`. Raises `ConfigurationError` for what it cannot say."""
+    refused = ConfigurationError(
+        "FEATURE_REDIS_URL: must be redis[s]://[user:password@]host[:port][/db]; Feast takes no "
+        "IPv6 address and no other options"
+    )
     url = urlsplit(redis_url)
-    if url.scheme not in {"redis", "rediss"} or url.hostname is None:
-        raise ConfigurationError("FEATURE_REDIS_URL: must be redis://host:port or rediss://…")
+    try:
+        port, db = url.port or 6379, int(url.path.strip("/") or 0)
+    except ValueError:
+        raise refused from None
+    if url.scheme not in {"redis", "rediss"} or not url.hostname or ":" in url.hostname:
+        raise refused
+    if url.query or url.fragment:
+        raise refused
     options: dict[str, str | int | bool] = {}
     if url.username:
         options["username"] = unquote(url.username)
@@ -148,13 +168,13 @@ def connection_string(redis_url: str) -> str:
         options["password"] = unquote(url.password)
     if any("," in str(value) for value in options.values()):
         raise ConfigurationError("FEATURE_REDIS_URL: Feast cannot take a comma in user or password")
-    if url.path.strip("/"):
-        options["db"] = int(url.path.strip("/"))
+    if db:
+        options["db"] = db
     if url.scheme == "rediss":
         options["ssl"] = True
     # Feast decodes each value as JSON where it can: an unquoted password of digits is a number.
     pairs = [f"{name}={json.dumps(value)}" for name, value in options.items()]
-    return ",".join([f"{url.hostname}:{url.port or 6379}", *pairs])
+    return ",".join([f"{url.hostname}:{port}", *pairs])
 
 
 @contextlib.contextmanager

@@ -79,18 +79,22 @@ NO_FEATURES = FeaturePlan(project="", feature_service="", join_keys={}, views=()
 
 
 def plan_from_json(document: bytes) -> FeaturePlan:
-    """The inverse of `FeaturePlan.to_json`. Raises `KeyError` or `ValueError` on anything else."""
+    """The inverse of `FeaturePlan.to_json`. Raises `ValueError` on anything else."""
     content: dict[str, Any] = json.loads(document)
-    views = tuple(
-        PlannedView(
-            view["name"],
-            tuple(view["join_keys"]),
-            view["ttl_s"],
-            tuple(PlannedFeature(**feature) for feature in view["features"]),
+    try:
+        views = tuple(
+            PlannedView(
+                view["name"],
+                tuple(view["join_keys"]),
+                view["ttl_s"],
+                tuple(PlannedFeature(**feature) for feature in view["features"]),
+            )
+            for view in content["views"]
         )
-        for view in content["views"]
-    )
-    return FeaturePlan(content["project"], content["feature_service"], content["join_keys"], views)
+        service = content["feature_service"]
+        return FeaturePlan(content["project"], service, content["join_keys"], views)
+    except (KeyError, TypeError) as exc:
+        raise ValueError(f"not a feature plan: {exc}") from exc
 
 
 def value_type(dtype: str) -> ValueType:

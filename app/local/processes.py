@@ -15,8 +15,9 @@ def child(
     command: Sequence[str],
     environment: Mapping[str, str] | None = None,
     output: IO[str] | None = None,
+    patience_s: float = 15,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start a process; leaving stops it and waits for it.
+    """Start a process; leaving tells it to stop, and kills it when it does not within `patience_s`.
 
     It has a session of its own: a Ctrl-C in the terminal is for us, who stop our children in order.
     `output` takes what it writes, errors included; by default it writes where we do.
@@ -33,7 +34,11 @@ def child(
         yield process
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:  # a Redis that cannot save stays, for instance
+            process.kill()
+            process.wait()
 
 
 def _end_with_parent() -> None:

@@ -1,5 +1,6 @@
 """`hikyaku up`: features, models, a Redis and the server on one machine, doing only what is due."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -41,6 +42,7 @@ def up(settings: Settings) -> int:
     bind(settings.host, settings.port).close()  # better told now than after the training
     until = _end_of_history(settings.feature_repo)
     with ExitStack() as stack:
+        stack.enter_context(_alone_in(WORK_FOLDER))
         redis_url = settings.feature_redis_url
         if redis_url is None:
             redis_url = stack.enter_context(own_redis(WORK_FOLDER / "redis"))
@@ -63,7 +65,7 @@ def _end_of_history(feature_repo: Path) -> str:
     path = feature_repo / "data" / "history.json"
     try:
         return str(json.loads(path.read_text())["end"])
-    except (OSError, ValueError, KeyError) as exc:
+    except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ConfigurationError(f"{path}: no history of features; `make run` builds it") from exc
 
 
@@ -150,10 +152,21 @@ def _request_to_paste(settings: Settings, address: str) -> str:
 
 
 @contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two of us in one folder would overwrite each other's Redis."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise ConfigurationError("another `hikyaku up` runs in this folder") from exc
+        yield
+
+
+@contextmanager
 def _known_to_other_commands(redis_url: str) -> Iterator[None]:
     """While we run, `hikyaku features push` in another terminal finds our Redis in this file."""
     path = WORK_FOLDER / "feature-redis-url"
-    path.parent.mkdir(exist_ok=True)
     path.touch(mode=0o600)
     path.write_text(redis_url)
     try:

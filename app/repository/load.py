@@ -15,9 +15,10 @@ from app.features.plan import FeaturePlan, plan_from_json
 from app.features.source import FeatureSource
 from app.instances import InstanceDecoder
 from app.outputs import OutputReader
-from app.repository.checks import check_columns, check_golden
+from app.repository.checks import check_columns, run_golden
 from app.repository.layout import CONTRACT_FILE, current_version
 from app.repository.manifest import (
+    MANIFEST_FILE,
     MODEL_FILE,
     PLAN_FILE,
     Manifest,
@@ -58,8 +59,7 @@ async def load_current(
     outputs = OutputReader(contract.outputs, contract.decision, backend.signature)
     golden = golden_tensors(manifest.training.golden, decoder, plan, encoder)
     await backend.warm_up(golden, contract.batching.max_batch_rows)
-    predictions, _ = outputs.read(await backend.execute(golden))
-    check_golden(predictions, manifest.training.golden, what=str(version_dir))
+    await run_golden(backend, outputs, golden, manifest.training.golden, what=str(version_dir))
 
     batching = contract.batching
     batcher = DynamicBatcher(
@@ -85,6 +85,15 @@ async def load_current(
 
 def _verified_plan(version_dir: Path, manifest: Manifest, contract: Contract) -> FeaturePlan:
     """Every file is the one that was published, and for this contract; the plan among them."""
+    if (manifest.model, manifest.version) != (version_dir.parent.name, int(version_dir.name)):
+        raise InvalidModel(
+            f"{version_dir / MANIFEST_FILE}: describes version {manifest.version} of "
+            f"{manifest.model!r}; a version is published, not copied"
+        )
+    if not {MODEL_FILE, PLAN_FILE} <= manifest.files.keys():
+        raise InvalidModel(
+            f"{version_dir / MANIFEST_FILE}: does not list {MODEL_FILE} and {PLAN_FILE}"
+        )
     for name, expected in manifest.files.items():
         path = version_dir / name
         if not path.is_file():
@@ -96,4 +105,7 @@ def _verified_plan(version_dir: Path, manifest: Manifest, contract: Contract) ->
             f"{version_dir.parent / CONTRACT_FILE}: the inputs have changed since version "
             f"{manifest.version} was trained; train and publish again"
         )
-    return plan_from_json((version_dir / PLAN_FILE).read_bytes())
+    try:
+        return plan_from_json((version_dir / PLAN_FILE).read_bytes())
+    except ValueError as exc:
+        raise InvalidModel(f"{version_dir / PLAN_FILE}: {exc}") from exc

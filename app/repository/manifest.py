@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from app.errors import InvalidModel
+from app.errors import InvalidInput, InvalidModel
 from app.features.encoding import Encoder, ValueColumn
 from app.features.plan import FeaturePlan, value_type
 from app.instances import InstanceDecoder
@@ -105,13 +105,18 @@ def golden_tensors(
 ) -> Tensors:
     """The golden rows as the model's inputs, by the very path that a request takes."""
     body = json.dumps({"instances": list(golden.instances)}).encode()
-    instances = decoder.decode(body, max_instances=len(golden.instances))
+    try:
+        instances = decoder.decode(body, max_instances=len(golden.instances))
+    except InvalidInput as exc:
+        raise InvalidModel(f"golden rows: {exc}") from exc
     columns: dict[str, ValueColumn] = dict(instances.fields)
     for view in plan.views:
         for feature in view.features:
             reference = f"{view.name}:{feature.name}"
-            if reference not in golden.features:
-                raise InvalidModel(f"golden rows have no values of {reference}")
+            if len(golden.features.get(reference, ())) != instances.count:
+                raise InvalidModel(
+                    f"golden rows: not {instances.count} values of {reference}, one a row"
+                )
             columns[reference] = _column(golden.features[reference], feature.dtype)
     return encoder.encode(columns, instances.count)
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import uuid
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 
 from app.backends import open_backend
@@ -18,7 +19,7 @@ from app.features.encoding import Encoder
 from app.features.plan import FeaturePlan
 from app.instances import InstanceDecoder
 from app.outputs import OutputReader
-from app.repository.checks import check_columns, check_golden, check_inputs
+from app.repository.checks import check_columns, check_inputs, declared_inputs, run_golden
 from app.repository.layout import CONTRACT_FILE, CURRENT_FILE, versions
 from app.repository.manifest import (
     MANIFEST_FILE,
@@ -96,15 +97,20 @@ async def _checked_signature(
 ) -> Signature:
     """Run the golden rows through the model file; its signature when they come out right."""
     needed = sorted({output.tensor for output in contract.outputs.values()})
-    wanted = Signature((), tuple(TensorSpec(name, "", ()) for name in needed))
-    backend: Backend = open_backend(contract.backend, model, wanted)
+    inputs = declared_inputs(contract)
+    # A model file says itself what its outputs are; an echo answers each with an input.
+    outputs = (
+        TensorSpec(name, spec.dtype, spec.shape)
+        for name, spec in zip(needed, cycle(inputs), strict=False)
+    )
+    declared = Signature(inputs, tuple(outputs))
+    backend: Backend = open_backend(contract.backend, model, declared)
     try:
         check_inputs(contract, backend.signature)
         reader = OutputReader(contract.outputs, contract.decision, backend.signature)
         encoder = Encoder(contract.inputs, training.categories)
         rows = golden_tensors(training.golden, InstanceDecoder(contract, plan), plan, encoder)
-        predictions, _ = reader.read(await backend.execute(rows))
-        check_golden(predictions, training.golden, what=str(model))
+        await run_golden(backend, reader, rows, training.golden, what=str(model))
         return backend.signature
     finally:
         await backend.close()

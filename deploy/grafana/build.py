@@ -1,0 +1,410 @@
+"""Writes the Grafana dashboard: `python deploy/grafana/build.py`; `--check` only compares.
+
+Plain dictionaries in Grafana's own dashboard format, so that it needs nothing but Python.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+Json: TypeAlias = dict[str, Any]
+Query: TypeAlias = tuple[str, str]
+"""A PromQL expression and the legend of its series."""
+
+DASHBOARD = Path(__file__).parent / "dashboards" / "hikyaku.json"
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+GRID_COLUMNS = 24
+
+MODEL = 'model=~"$model"'
+STAGES = ("parse", "features", "queue", "execution", "respond")
+ANSWERED = 'code="ok"'
+REFUSED = 'code!="ok"'
+OUR_FAULT = (
+    'code=~"backend_error|internal|overloaded|features_unavailable|model_not_ready|'
+    'shutting_down|deadline_exceeded"'
+)
+
+
+def rate(metric: str, *matchers: str) -> str:
+    return f"rate({metric}{{{', '.join((MODEL, *matchers))}}}[$__rate_interval])"
+
+
+def total(by: str, metric: str, *matchers: str) -> str:
+    return f"sum by ({by}) ({rate(metric, *matchers)})"
+
+
+def quantile(q: float, by: str, histogram: str, *matchers: str) -> str:
+    return f"histogram_quantile({q}, {total(f'{by}, le', f'{histogram}_bucket', *matchers)})"
+
+
+def mean(by: str, histogram: str, *matchers: str) -> str:
+    return (
+        f"{total(by, f'{histogram}_sum', *matchers)} / {total(by, f'{histogram}_count', *matchers)}"
+    )
+
+
+def of_the_process(expression: str) -> str:
+    """Every process has metrics of these names: those of Hikyaku's alone."""
+    return f"{expression} and on (job, instance) hikyaku_ready"
+
+
+def panel(
+    kind: str,
+    title: str,
+    queries: list[Query],
+    *,
+    width: int = 8,
+    about: str = "",
+    shape: Literal["time_series", "heatmap", "table"] = "time_series",
+    **more: Any,
+) -> Json:
+    """`shape` is the form of the answer that the kind of panel needs; a table shows one instant."""
+    instant = shape == "table"
+    targets = [
+        {
+            "refId": chr(ord("A") + index),
+            "datasource": DATASOURCE,
+            "expr": expression,
+            "legendFormat": legend,
+            "format": shape,
+            "instant": instant,
+            "range": not instant,
+        }
+        for index, (expression, legend) in enumerate(queries)
+    ]
+    document = {
+        "type": kind,
+        "title": title,
+        "description": about,
+        "datasource": DATASOURCE,
+        "targets": targets,
+        "gridPos": {"h": 8, "w": width, "x": 0, "y": 0},
+        "fieldConfig": {"defaults": {}, "overrides": []},
+        "options": {},
+    }
+    return document | more
+
+
+def graph(
+    title: str,
+    queries: list[Query],
+    unit: str,
+    *,
+    width: int = 8,
+    about: str = "",
+    stack: str = "none",
+    at_most: float | None = None,
+) -> Json:
+    """Lines over time; `stack` is Grafana's: none, normal or percent."""
+    custom: Json = {"lineWidth": 1, "showPoints": "never", "stacking": {"mode": stack}}
+    custom["fillOpacity"] = 0 if stack == "none" else 40
+    defaults: Json = {"unit": unit, "min": 0, "custom": custom}
+    if at_most is not None:
+        defaults["max"] = at_most
+    return panel(
+        "timeseries",
+        title,
+        queries,
+        width=width,
+        about=about,
+        fieldConfig={"defaults": defaults, "overrides": []},
+        options={
+            "legend": {"displayMode": "list", "placement": "bottom"},
+            "tooltip": {"mode": "multi", "sort": "none" if stack != "none" else "desc"},
+        },
+    )
+
+
+def traffic() -> list[Json]:
+    requests = "hikyaku_requests_total"
+    failed, all_of_them = total("model", requests, OUR_FAULT), total("model", requests)
+    return [
+        graph("Answers", [(total("model", requests, ANSWERED), "{{model}}")], "reqps"),
+        graph(
+            "Refusals by code",
+            [(total("code", requests, REFUSED), "{{code}}")],
+            "reqps",
+            stack="normal",
+        ),
+        graph(
+            "Share of requests that fail by our fault",
+            [(f"({failed} or 0 * {all_of_them}) / {all_of_them}", "{{model}}")],
+            "percentunit",
+            about="Codes answered with a 5xx; the other refusals are the caller's to repair.",
+        ),
+    ]
+
+
+def latency() -> list[Json]:
+    duration = "hikyaku_request_duration_seconds"
+    return [
+        graph(
+            "Time to answer",
+            [
+                (quantile(q, "model", duration), f"p{q * 100:.0f} {{{{model}}}}")
+                for q in (0.5, 0.9, 0.99)
+            ],
+            "s",
+            width=12,
+        ),
+        graph(
+            "Mean time by stage",
+            [
+                (mean("stage", "hikyaku_stage_duration_seconds", f'stage="{stage}"'), "{{stage}}")
+                for stage in STAGES
+            ],
+            "s",
+            width=12,
+            stack="normal",
+            about="The stages of an answered request, in order, add up to its duration.",
+        ),
+    ]
+
+
+def batching() -> list[Json]:
+    rows = "hikyaku_batch_rows"
+    return [
+        graph(
+            "Rows of an execution",
+            [
+                (mean("model", rows), "mean {{model}}"),
+                (quantile(0.9, "model", rows), "p90 {{model}}"),
+            ],
+            "short",
+        ),
+        graph(
+            "Rows that wait",
+            [(f"sum by (model) (hikyaku_queued_rows{{{MODEL}}})", "{{model}}")],
+            "short",
+            about="At the instant of each scrape, over all replicas.",
+        ),
+        graph("Executions", [(total("model", f"{rows}_count"), "{{model}}")], "ops"),
+    ]
+
+
+def predictions() -> list[Json]:
+    histogram = "hikyaku_prediction"
+    one_output = 'output=~"$output"'
+    shown = 'le=~"$prediction_range"'
+    return [
+        panel(
+            "heatmap",
+            "Predictions of $output",
+            [(total("le", f"{histogram}_bucket", one_output, shown), "{{le}}")],
+            width=12,
+            about="How often each value is predicted, per second.",
+            shape="heatmap",
+            options={
+                "calculate": False,
+                "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64},
+                "filterValues": {"le": 1e-9},
+                "yAxis": {"axisPlacement": "left"},
+                "rowsFrame": {"layout": "auto"},
+                "tooltip": {"mode": "single", "yHistogram": True},
+            },
+        ),
+        graph(
+            "Quantiles of the predictions",
+            [
+                (
+                    quantile(q, "model, role, output", histogram, one_output),
+                    f"p{q * 100:.0f} {{{{model}}}} {{{{role}}}} {{{{output}}}}",
+                )
+                for q in (0.1, 0.5, 0.9)
+            ],
+            "short",
+            width=12,
+            about="A shift without a release is drift, or a feature that has gone missing.",
+        ),
+    ]
+
+
+def features() -> list[Json]:
+    values, age = "hikyaku_feature_values_total", "hikyaku_feature_age_seconds"
+    answers = f"sum ({rate('hikyaku_requests_total', ANSWERED)})"
+    degraded = total("feature_view, status", "hikyaku_degraded_requests_total")
+    by_view, present = total("feature_view", values), 'status="PRESENT"'
+    return [
+        graph(
+            "Share of answers that are degraded",
+            [(f"{degraded} / on () group_left () {answers}", "{{feature_view}} {{status}}")],
+            "percentunit",
+            at_most=1,
+            about="An answer counts once for each view and status that it rests on.",
+        ),
+        graph(
+            "What was known of the values read",
+            [(total("status", values), "{{status}}")],
+            "percentunit",
+            stack="percent",
+        ),
+        graph(
+            "Share of a view's values that are not there",
+            [
+                (
+                    f"1 - ({total('feature_view', values, present)} or 0 * {by_view}) / {by_view}",
+                    "{{feature_view}}",
+                )
+            ],
+            "percentunit",
+            at_most=1,
+        ),
+        *(
+            graph(
+                f"Age of the rows read, {name}",
+                [(quantile(q, "feature_view", age), "{{feature_view}}")],
+                "s",
+                about="By feature time: a replay clock's, where there is one.",
+            )
+            for q, name in ((0.1, "p10"), (0.5, "p50"), (0.9, "p90"))
+        ),
+    ]
+
+
+def process() -> list[Json]:
+    ready = {"0": {"text": "not ready", "color": "red"}, "1": {"text": "ready", "color": "green"}}
+    versions = panel(
+        "table",
+        "Loaded versions",
+        [(f"hikyaku_model_info{{{MODEL}}}", "")],
+        width=16,
+        shape="table",
+        transformations=[
+            {
+                "id": "organize",
+                "options": {
+                    "excludeByName": {"Time": True, "Value": True, "__name__": True, "job": True},
+                    "indexByName": {"model": 0, "role": 1, "version": 2, "sha256": 3},
+                },
+            }
+        ],
+    )
+    return [
+        panel(
+            "stat",
+            "Ready",
+            [("hikyaku_ready", "{{instance}}")],
+            about="As of the last request to /v2/health/ready.",
+            fieldConfig={
+                "defaults": {"mappings": [{"type": "value", "options": ready}]},
+                "overrides": [],
+            },
+            options={"colorMode": "background", "reduceOptions": {"calcs": ["lastNotNull"]}},
+        ),
+        versions,
+        graph(
+            "Memory",
+            [(of_the_process("process_resident_memory_bytes"), "{{instance}}")],
+            "bytes",
+        ),
+        graph(
+            "CPU",
+            [
+                (
+                    of_the_process("rate(process_cpu_seconds_total[$__rate_interval])"),
+                    "{{instance}}",
+                )
+            ],
+            "percentunit",
+            about="100 % is one core, which is all that one worker can use for its event loop.",
+        ),
+        graph(
+            "Open file descriptors",
+            [(of_the_process("process_open_fds"), "{{instance}}")],
+            "short",
+        ),
+    ]
+
+
+ROWS = {
+    "Traffic": traffic,
+    "Latency": latency,
+    "Batching": batching,
+    "Predictions": predictions,
+    "Features": features,
+    "Process": process,
+}
+
+
+def dashboard() -> Json:
+    return {
+        "uid": "hikyaku",
+        "title": "Hikyaku",
+        "schemaVersion": 41,
+        "editable": False,
+        "refresh": "5s",
+        "time": {"from": "now-15m", "to": "now"},
+        "timezone": "browser",
+        "graphTooltip": 1,  # one crosshair for all panels
+        "templating": {"list": variables()},
+        "panels": laid_out(),
+    }
+
+
+def variables() -> list[Json]:
+    def values(name: str, metric: str, **more: Any) -> Json:
+        query = f"label_values({metric}, {name})"
+        return {
+            "name": name,
+            "type": "query",
+            "datasource": DATASOURCE,
+            "definition": query,
+            "query": {"query": query, "refId": "variable"},
+            "refresh": 2,  # whenever the time range changes
+            "sort": 1,
+        } | more
+
+    ranges = {"0 to 1": "[01][.][0-9]+", "all": ".+"}
+    options = [{"text": text, "value": value} for text, value in ranges.items()]
+    return [
+        {"name": "datasource", "type": "datasource", "query": "prometheus"},
+        # `unknown` too, under which refusals for models that nobody serves are counted
+        values("model", "hikyaku_requests_total", includeAll=True, allValue=".+", multi=True)
+        | {"current": {"text": ["All"], "value": ["$__all"]}},
+        values("output", f"hikyaku_prediction_count{{{MODEL}}}"),
+        {
+            "name": "prediction_range",
+            "label": "predictions",
+            "type": "custom",
+            "query": ", ".join(f"{text} : {value}" for text, value in ranges.items()),
+            "options": options,
+            "current": options[0],
+        },
+    ]
+
+
+def laid_out() -> list[Json]:
+    """Every panel of every row, in lines of 24 columns from left to right."""
+    panels: list[Json] = []
+    y = 0
+    for title, build in ROWS.items():
+        panels.append({"type": "row", "title": title, "panels": [], "collapsed": False})
+        panels[-1]["gridPos"] = {"h": 1, "w": GRID_COLUMNS, "x": 0, "y": y}
+        y += 1
+        x = 0
+        for document in build():
+            place = document["gridPos"]
+            if x + place["w"] > GRID_COLUMNS:
+                x, y = 0, y + place["h"]
+            place |= {"x": x, "y": y}
+            x += place["w"]
+            panels.append(document)
+        y += panels[-1]["gridPos"]["h"]
+    return [document | {"id": number} for number, document in enumerate(panels, start=1)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it differs")
+    check = parser.parse_args().check
+    text = json.dumps(dashboard(), indent=1) + "\n"
+    if not check:
+        DASHBOARD.write_text(text)
+    elif DASHBOARD.read_text() != text:
+        sys.exit(f"{DASHBOARD}: not what {Path(__file__).name} makes; run it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The Feast repository: its settings, its address, and what was pushed and joined."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from app.errors import ConfigurationError
+from tests.tiny_feast import FLEET, KNOWN_AT, SETTINGS, Fleet
+
+
+@pytest.fixture(autouse=True)
+def _feast(fleet: Fleet) -> None:
+    """Whoever imports Feast first gets its warnings: let it be the fixture."""
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://store:6380", "store:6380"),
+        ("redis://store", "store:6379"),
+        ("redis://store/", "store:6379"),
+        ("redis://store/3", "store:6379,db=3"),
+        ("redis://:secret@store:6380/0", 'store:6380,password="secret"'),
+        (
+            "redis://reader:secret@store",
+            'store:6379,username="reader",password="secret"',
+        ),
+        ("redis://:12345@store", 'store:6379,password="12345"'),
+        ("redis://:true@store", 'store:6379,password="true"'),
+        ("redis://:a%3Db%40c%2Fd@store", 'store:6379,password="a=b@c/d"'),
+        ("rediss://store", "store:6379,ssl=true"),
+        ("rediss://:secret@store/1", 'store:6379,password="secret",db=1,ssl=true'),
+    ],
+)
+def test_an_address_is_said_in_feasts_form(url: str, expected: str) -> None:
+    from app.features.feast_repo import connection_string
+
+    assert connection_string(url) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "store:6379",
+        "http://store:6379",
+        "unix:///tmp/redis.sock",
+        "redis://",
+        "redis://:6379",
+        "redis://:a,b@store",
+        "redis://:a%2Cb@store",
+        "redis://a%2Cb:secret@store",
+        "redis://store:port",
+        "redis://store:99999",
+        "redis://store/one",
+        "redis://store/1/2",
+        "redis://[::1]:6379",
+        "redis://store?db=3",
+    ],
+)
+def test_an_address_that_feast_cannot_take_is_refused_by_the_name_of_its_setting(url: str) -> None:
+    from app.features.feast_repo import connection_string
+
+    with pytest.raises(ConfigurationError, match="FEATURE_REDIS_URL"):
+        connection_string(url)
+
+
+def test_a_password_is_never_part_of_a_refusal() -> None:
+    from app.features.feast_repo import connection_string
+
+    with pytest.raises(ConfigurationError) as refusal:
+        connection_string("redis://:s3,cret@store")
+    assert "cret" not in str(refusal.value)
+
+
+def test_a_folder_without_settings_is_refused_by_the_name_of_its_setting(tmp_path: Path) -> None:
+    from app.features.feast_repo import open_store
+
+    with pytest.raises(ConfigurationError, match=r"feature_store\.yaml.*HIKYAKU_FEATURE_REPO"):
+        open_store(tmp_path, None)
+
+
+def test_a_redis_for_a_repository_with_another_online_store_is_refused(tmp_path: Path) -> None:
+    from app.features.feast_repo import open_store
+
+    settings = SETTINGS.replace("type: redis", "type: sqlite").replace(
+        'connection_string: "127.0.0.1:1"', "path: online.db"
+    )
+    (tmp_path / "feature_store.yaml").write_text(settings)
+    with pytest.raises(ConfigurationError, match="'sqlite'"):
+        open_store(tmp_path, "redis://store")
+
+
+def test_the_working_directory_is_as_it_was_after_an_apply(fleet: Fleet) -> None:
+    from app.features.feast_repo import apply
+
+    before = Path.cwd()
+    apply(fleet.repo, fleet.redis_url)
+    assert Path.cwd() == before
+
+
+def test_the_join_keeps_the_order_of_rows_over_months_and_does_not_change_what_was_asked(
+    fleet: Fleet,
+) -> None:
+    from app.features.feast_repo import point_in_time
+
+    later = KNOWN_AT + timedelta(days=45)
+    asked = pd.DataFrame(
+        {
+            "driver_id": [1, 2, 1, 0],
+            "city": ["kyoto", "東京", "nowhere", ""],
+            "asked_at": [later, KNOWN_AT, KNOWN_AT, later],
+        },
+        index=[7, 7, 3, 1],
+    )
+    before = asked.copy(deep=True)
+    told: list[str] = []
+    joined = point_in_time(fleet.open_store(), "fleet", asked, "asked_at", told.append)
+    assert list(joined) == list(FLEET.references)
+    assert joined["city:demand"].tolist()[:2] == [2.0, 8.0]
+    assert joined["city:demand"].tolist()[3] == 0.25
+    assert pd.isna(joined["driver:trips"]).tolist() == [True, False, False, True]
+    assert joined["driver:plate"].tolist() == [None, None, "品川 11", None]
+    assert told == ["2013-06: 2 rows", "2013-07: 2 rows"]
+    pd.testing.assert_frame_equal(asked, before)
+
+
+def test_the_join_knows_nothing_before_it_became_known(fleet: Fleet) -> None:
+    from app.features.feast_repo import point_in_time
+
+    asked = pd.DataFrame(
+        {
+            "driver_id": [1, 1],
+            "city": ["kyoto", "kyoto"],
+            "asked_at": [KNOWN_AT - timedelta(seconds=1), KNOWN_AT],
+        }
+    )
+    joined = point_in_time(fleet.open_store(), "fleet", asked, "asked_at")
+    assert pd.isna(joined["city:demand"]).tolist() == [True, False]
+    assert pd.isna(joined["driver:trips"]).tolist() == [True, False]
