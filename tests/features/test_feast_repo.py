@@ -139,3 +139,17 @@ def test_the_join_knows_nothing_before_it_became_known(fleet: Fleet) -> None:
     joined = point_in_time(fleet.open_store(), "fleet", asked, "asked_at")
     assert pd.isna(joined["city:demand"]).tolist() == [True, False]
     assert pd.isna(joined["driver:trips"]).tolist() == [True, False]
+
+
+def test_what_serves_needs_no_library_of_the_offline_store(tmp_path: Path) -> None:
+    from app.features.feast_repo import open_store
+
+    (tmp_path / "feature_store.yaml").write_text(
+        "project: test\nprovider: local\nregistry: registry.db\n"
+        "offline_store: {type: a_library_that_is_not_installed.Store}\n"
+        'online_store: {type: redis, connection_string: "store:6379"}\n'
+        "entity_key_serialization_version: 3\n"
+    )
+    assert open_store(tmp_path, None, online_only=True).project == "test"
+    with pytest.raises(Exception, match="a_library_that_is_not_installed"):
+        _ = open_store(tmp_path, None).config.offline_store
