@@ -1,6 +1,8 @@
 """Composes the service: settings → runtime → hot operations and FastAPI → one ASGI application."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from app.api.admit import Doorkeeper
 from app.api.gateway import Gateway
@@ -9,27 +11,44 @@ from app.api.service import create_service
 from app.clock import FeatureClock
 from app.config import Settings
 from app.features.plan import FeaturePlan
+from app.features.redis_connection import parse_address
+from app.features.redis_source import RedisFeatures, RedisSource
 from app.features.source import FeatureSource
 from app.predictor import Predictor
-from app.runtime import Runtime
+from app.runtime import OpenFeatures, OpenSource, Runtime
 from app.telemetry.metrics import Metrics
 
+log = logging.getLogger(__name__)
 
-def open_feast(settings: Settings, clock: FeatureClock) -> Callable[[FeaturePlan], FeatureSource]:
-    """Feature sources on the Feast SDK, which takes seconds to import: only when it is needed."""
+
+@asynccontextmanager
+async def open_features(settings: Settings, clock: FeatureClock) -> AsyncIterator[OpenSource]:
+    """Straight from Redis where the plan was compiled for it and FEATURE_REDIS_URL is set, else
+    through the Feast SDK, which takes seconds to import: only when it is needed."""
+    async with AsyncExitStack() as stack:
+        redis: RedisFeatures | None = None
+        if settings.feature_redis_url is not None:
+            address = parse_address(settings.feature_redis_url)
+            redis = await stack.enter_async_context(RedisFeatures(address))
+
+        def open_source(plan: FeaturePlan) -> FeatureSource:
+            if redis is not None and plan.redis is not None:
+                return RedisSource(redis, plan, clock)
+            return _open_feast(settings, plan, clock)
+
+        yield open_source
+
+
+def _open_feast(settings: Settings, plan: FeaturePlan, clock: FeatureClock) -> FeatureSource:
     from app.features.feast_repo import open_store
     from app.features.feast_source import FeastSource
 
+    log.info("features are read through the Feast SDK", extra={"service": plan.feature_service})
     store = open_store(settings.feature_repo, settings.feature_redis_url, online_only=True)
-    return lambda plan: FeastSource(store, plan, clock)
+    return FeastSource(store, plan, clock)
 
 
-def create_application(
-    settings: Settings,
-    open_features: Callable[
-        [Settings, FeatureClock], Callable[[FeaturePlan], FeatureSource]
-    ] = open_feast,
-) -> Gateway:
+def create_application(settings: Settings, open_features: OpenFeatures = open_features) -> Gateway:
     """The ASGI application; its lifespan loads the models and releases them."""
     metrics = Metrics()
     runtime = Runtime(settings, metrics, open_features)

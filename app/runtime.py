@@ -3,10 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from app.clock import FeatureClock, ReplayClock, WallClock
 from app.config import Settings
@@ -14,7 +14,6 @@ from app.deadline import DeadlineSweep
 from app.errors import ConfigurationError, FeaturesUnavailable
 from app.features.plan import FeaturePlan
 from app.features.source import FeatureSource
-from app.features.static_source import StaticSource
 from app.repository.layout import model_folders
 from app.repository.load import load_current
 from app.served_model import ServedModel
@@ -23,20 +22,25 @@ from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+OpenSource: TypeAlias = Callable[[FeaturePlan], FeatureSource]
+OpenFeatures: TypeAlias = Callable[
+    [Settings, FeatureClock], AbstractAsyncContextManager[OpenSource]
+]
+
 
 class Runtime:
     """The models of the repository, their feature sources and clocks, as an async context manager.
 
-    `open_features` opens the source of a plan; it is asked only for models that read stored
-    features. Entering raises `ConfigurationError` or `InvalidModel` with a sentence for the
-    operator.
+    `open_features` opens what the sources of plans share; a source is asked for only by models that
+    read stored features. Entering raises `ConfigurationError` or `InvalidModel` with a sentence for
+    the operator.
     """
 
     def __init__(
         self,
         settings: Settings,
         metrics: Metrics,
-        open_features: Callable[[Settings, FeatureClock], Callable[[FeaturePlan], FeatureSource]],
+        open_features: OpenFeatures,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
@@ -57,7 +61,9 @@ class Runtime:
                     f"{self.settings.model_repository}: no folder in it has a model.yaml"
                 )
             sweep = await stack.enter_async_context(DeadlineSweep())
-            open_source = self._sources()
+            open_source = await stack.enter_async_context(
+                self._open_features(self.settings, self.clock)
+            )
             for name, folder in folders.items():
                 self.models[name] = None
                 self.models[name] = await load_current(
@@ -95,19 +101,6 @@ class Runtime:
                 raise failure
         self.metrics.ready.set(0 if reasons else 1)
         return reasons
-
-    def _sources(self) -> Callable[[FeaturePlan], FeatureSource]:
-        """Opens nothing before a model asks for stored features."""
-        opened: list[Callable[[FeaturePlan], FeatureSource]] = []
-
-        def open_source(plan: FeaturePlan) -> FeatureSource:
-            if not plan.views:
-                return StaticSource(plan)
-            if not opened:
-                opened.append(self._open_features(self.settings, self.clock))
-            return opened[0](plan)
-
-        return open_source
 
     def _describe_models(self) -> None:
         for name, model in self.models.items():

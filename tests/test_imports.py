@@ -40,6 +40,7 @@ OWNERS = {
     "onnxruntime": {"backends/onnx_backend.py"},
     "fastapi": {"api/service.py", "api/openapi.py", "api/gateway.py"},
     "uvicorn": {"server.py"},
+    "hiredis": {"features/redis_connection.py", "features/redis_source.py"},
     "redis": {"state_store.py", "local/up.py"},
     "prometheus_client": {"telemetry/metrics.py"},
     "pandas": {"features/feast_repo.py", "evaluation/replay.py", "cli.py"},

@@ -122,6 +122,8 @@ class Fleet:
 
     repo: Path
     redis_url: str
+    plan: FeaturePlan
+    """FLEET, with where Redis keeps its values."""
 
     def open_store(self) -> "FeatureStore":
         """A store with connections of its own."""
@@ -146,6 +148,7 @@ def write_repository(folder: Path, definitions: str, module: str) -> Path:
 @contextmanager
 def running_fleet(folder: Path) -> Iterator[Fleet]:
     """Start a Redis, apply the fleet's definitions and materialize its values."""
+    from app.features.feast_plan import compile_plan
     from app.features.feast_repo import apply, materialize, open_store
 
     repo = write_repository(folder / "repo", DEFINITIONS, "fleet_definitions")
@@ -153,7 +156,7 @@ def running_fleet(folder: Path) -> Iterator[Fleet]:
         apply(repo, redis_url)
         for _ in materialize(open_store(repo, redis_url), KNOWN_AT):
             pass
-        yield Fleet(repo, redis_url)
+        yield Fleet(repo, redis_url, compile_plan(open_store(repo, redis_url), "fleet"))
 
 
 def _values(view: PlannedView) -> pd.DataFrame:

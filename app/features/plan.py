@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
+from app.features.entity_key import KeyType
+
 JoinKeyType: TypeAlias = Literal["string", "int"]
 ValueType: TypeAlias = Literal["number", "text", "other"]
 
@@ -32,17 +34,32 @@ class PlannedView:
         return tuple(f"{self.name}:{feature.name}" for feature in self.features)
 
 
+@dataclass(frozen=True, slots=True)
+class RedisLayout:
+    """Where Feast's Redis store keeps the values of a plan.
+
+    `key_types` is Feast's type of each join key, `fields` the hash field of each `view:feature` in
+    hexadecimal, `key_version` Feast's entity_key_serialization_version.
+    """
+
+    key_version: int
+    key_types: Mapping[str, KeyType]
+    fields: Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class FeaturePlan:
     """A feature service with its views in the declared order.
 
-    `join_keys` maps each join key of the service to its type.
+    `join_keys` maps each join key of the service to its type. `redis` is None where the online
+    store is another one.
     """
 
     project: str
     feature_service: str
     join_keys: Mapping[str, JoinKeyType]
     views: tuple[PlannedView, ...]
+    redis: RedisLayout | None = None
 
     @cached_property
     def references(self) -> tuple[str, ...]:
@@ -91,8 +108,13 @@ def plan_from_json(document: bytes) -> FeaturePlan:
             )
             for view in content["views"]
         )
-        service = content["feature_service"]
-        return FeaturePlan(content["project"], service, content["join_keys"], views)
+        return FeaturePlan(
+            content["project"],
+            content["feature_service"],
+            content["join_keys"],
+            views,
+            None if content["redis"] is None else RedisLayout(**content["redis"]),
+        )
     except (KeyError, TypeError) as exc:
         raise ValueError(f"not a feature plan: {exc}") from exc
 

@@ -13,6 +13,7 @@ from app.errors import InvalidModel
 from app.features.encoding import Encoder
 from app.features.plan import FeaturePlan, plan_from_json
 from app.features.source import FeatureSource
+from app.features.static_source import StaticSource
 from app.instances import InstanceDecoder
 from app.outputs import OutputReader
 from app.repository.checks import check_columns, run_golden
@@ -75,7 +76,7 @@ async def load_current(
         VersionId(model_dir.name, version, digest),
         contract,
         decoder,
-        open_source(plan),
+        open_source(plan) if plan.views else StaticSource(plan),
         encoder,
         batcher,
         outputs,

@@ -10,22 +10,29 @@ import pytest
 
 from app.clock import FeatureClock
 from app.config import Settings, load_settings
-from app.features.plan import FeaturePlan
 from app.features.source import FeatureSource
 from app.features.static_source import StaticSource
 from app.main import create_application
+from app.runtime import OpenFeatures, OpenSource
 from tests.tiny_models import DRIVER_VALUES, DRIVERS, write_model
 
 EVENT_TIME_S = 1_388_534_400.0  # 2014-01-01T00:00:00Z
 CLOCK = "2014-01-01T00:30:00Z"
 
-OpenFeatures: TypeAlias = Callable[[Settings, FeatureClock], Callable[[FeaturePlan], FeatureSource]]
 Serve: TypeAlias = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
-def from_memory(settings: Settings, clock: FeatureClock) -> Callable[[FeaturePlan], FeatureSource]:
-    source = StaticSource(DRIVERS, DRIVER_VALUES, EVENT_TIME_S)
-    return lambda plan: source
+def reading_from(source: FeatureSource) -> OpenFeatures:
+    """Every plan is read from this source."""
+
+    @asynccontextmanager
+    async def opened(settings: Settings, clock: FeatureClock) -> AsyncIterator[OpenSource]:
+        yield lambda plan: source
+
+    return opened
+
+
+IN_MEMORY = reading_from(StaticSource(DRIVERS, DRIVER_VALUES, EVENT_TIME_S))
 
 
 @pytest.fixture
@@ -35,7 +42,7 @@ def serve(tmp_path: Path) -> Serve:
     @asynccontextmanager
     async def serving(
         *kinds: Any,
-        open_features: OpenFeatures = from_memory,
+        open_features: OpenFeatures = IN_MEMORY,
         environment: dict[str, str] | None = None,
         **contract_changes: Any,
     ) -> AsyncIterator[httpx.AsyncClient]:

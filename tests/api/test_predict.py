@@ -2,20 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
-from app.clock import FeatureClock
-from app.config import Settings
 from app.deadline import Deadline
 from app.errors import FeaturesUnavailable
 from app.features.plan import FeaturePlan
-from app.features.source import EntityColumns, FeatureRows, FeatureSource
+from app.features.source import EntityColumns, FeatureRows
 from app.features.static_source import StaticSource
-from tests.api.conftest import Serve
+from tests.api.conftest import Serve, reading_from
 from tests.tiny_models import DRIVERS, binary, multiclass, regression, stored
 
 PAIRS = [{"a": 2.0, "b": 1.0}, {"a": 0.0, "b": 3.5}]
@@ -199,13 +197,12 @@ class Outage:
         raise FeaturesUnavailable("connection refused")
 
 
-def out_of_order(settings: Settings, clock: FeatureClock) -> Callable[[FeaturePlan], FeatureSource]:
-    return lambda plan: Outage()
+OUT_OF_ORDER = reading_from(Outage())
 
 
 class TestWithoutTheStore:
     async def test_the_answer_rests_on_nulls_and_says_so(self, serve: Serve) -> None:
-        async with serve("stored", open_features=out_of_order) as client:
+        async with serve("stored", open_features=OUT_OF_ORDER) as client:
             answer = await predict(client, "stored", KYOTO)
         assert answer["predictions"][0]["score"] == stored(None, None, None, 5.0)
         assert answer["degraded"] is True
@@ -216,14 +213,14 @@ class TestWithoutTheStore:
 
     async def test_a_contract_may_refuse_instead(self, serve: Serve) -> None:
         refuse = {"when_unavailable": "refuse"}
-        async with serve("stored", open_features=out_of_order, features=refuse) as client:
+        async with serve("stored", open_features=OUT_OF_ORDER, features=refuse) as client:
             refused = await client.post("/v1/models/stored:predict", json={"instances": [KYOTO]})
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "features_unavailable"
         assert refused.json()["error"]["retryable"] is True
 
     async def test_the_process_is_not_ready_and_says_why(self, serve: Serve) -> None:
-        async with serve("stored", open_features=out_of_order) as client:
+        async with serve("stored", open_features=OUT_OF_ORDER) as client:
             ready = await client.get("/v2/health/ready")
             live = await client.get("/v2/health/live")
         assert ready.status_code == 503
@@ -338,9 +335,7 @@ class Stalled(StaticSource):
 
 async def test_a_stalled_store_leaves_time_for_an_answer(serve: Serve) -> None:
     stalled = Stalled()
-    async with serve(
-        "stored", open_features=lambda settings, clock: lambda plan: stalled
-    ) as client:
+    async with serve("stored", open_features=reading_from(stalled)) as client:
         response = await client.post(
             "/v1/models/stored:predict",
             json={"instances": [KYOTO]},
@@ -355,7 +350,7 @@ async def test_the_contract_caps_the_timeout(serve: Serve) -> None:
     stalled = Stalled()
     async with serve(
         "stored",
-        open_features=lambda settings, clock: lambda plan: stalled,
+        open_features=reading_from(stalled),
         limits={"max_timeout_ms": 50},
     ) as client:
         await client.post(
@@ -372,9 +367,7 @@ class Defective(StaticSource):
 
 
 async def test_a_defect_is_a_500_without_its_details(serve: Serve) -> None:
-    async with serve(
-        "stored", open_features=lambda settings, clock: lambda plan: Defective(DRIVERS)
-    ) as client:
+    async with serve("stored", open_features=reading_from(Defective(DRIVERS))) as client:
         refused = await client.post("/v1/models/stored:predict", json={"instances": [KYOTO]})
     assert refused.status_code == 500
     assert refused.json()["error"]["code"] == "internal"

@@ -4,11 +4,17 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,6 +25,8 @@ from numpy.typing import NDArray
 from app.clock import FeatureClock, ReplayClock
 from app.deadline import Deadline
 from app.errors import FeaturesUnavailable
+from app.features.redis_connection import parse_address
+from app.features.redis_source import RedisFeatures, RedisSource
 from app.features.source import EntityColumns, FeatureRows, FeatureSource, ValueStatus
 from app.features.static_source import StaticSource
 from app.local.redis_server import own_redis
@@ -28,6 +36,9 @@ PRESENT = ValueStatus.PRESENT
 NULL_VALUE = ValueStatus.NULL_VALUE
 NOT_FOUND = ValueStatus.NOT_FOUND
 OUTSIDE_MAX_AGE = ValueStatus.OUTSIDE_MAX_AGE
+
+
+OpenStored: TypeAlias = Callable[[Fleet, FeatureClock], AbstractAsyncContextManager[FeatureSource]]
 
 
 @asynccontextmanager
@@ -41,19 +52,26 @@ async def feast_source(fleet: Fleet, clock: FeatureClock) -> AsyncIterator[Featu
         await close_store(store)
 
 
-@pytest.fixture(params=["static", "feast"])
-def kind(request: pytest.FixtureRequest) -> Fleet | None:
-    """The Feast repository to read from, None for the static source."""
-    return request.getfixturevalue("fleet") if request.param == "feast" else None
+@asynccontextmanager
+async def redis_source(fleet: Fleet, clock: FeatureClock) -> AsyncIterator[FeatureSource]:
+    async with RedisFeatures(parse_address(fleet.redis_url)) as features:
+        yield RedisSource(features, fleet.plan, clock)
 
 
-@pytest.fixture
-async def source(kind: Fleet | None) -> AsyncIterator[FeatureSource]:
+@pytest.fixture(params=[feast_source, redis_source], ids=["feast", "redis"])
+def open_stored(request: pytest.FixtureRequest) -> OpenStored:
+    """How a source that lives in Redis is opened."""
+    opener: OpenStored = request.param
+    return opener
+
+
+@pytest.fixture(params=[None, feast_source, redis_source], ids=["static", "feast", "redis"])
+async def source(request: pytest.FixtureRequest) -> AsyncIterator[FeatureSource]:
     """Holds FLEET_VALUES, read at the instant at which they became known."""
-    if kind is None:
+    if request.param is None:
         yield StaticSource(FLEET, FLEET_VALUES, KNOWN_AT.timestamp())
         return
-    async with feast_source(kind, ReplayClock(KNOWN_AT)) as opened:
+    async with request.param(request.getfixturevalue("fleet"), ReplayClock(KNOWN_AT)) as opened:
         yield opened
 
 
@@ -90,7 +108,8 @@ async def test_stored_values_are_present(source: FeatureSource) -> None:
 
 async def test_the_answer_has_the_plans_columns_and_types(source: FeatureSource) -> None:
     rows = await fetch(source, (1, "kyoto"), (99, "nowhere"))
-    assert rows.plan == source.plan == FLEET
+    assert rows.plan == source.plan
+    assert rows.plan.references == FLEET.references
     assert [column.dtype for column in rows.columns] == [
         np.dtype(object if FLEET.value_types[name] == "text" else np.float64)
         for name in FLEET.references
@@ -215,7 +234,7 @@ async def test_a_source_that_can_be_read_passes_its_check(source: FeatureSource)
     await source.check()
 
 
-# A source in memory has no age, no deadline and no connection; what follows is about Feast alone.
+# A source in memory has no age, no deadline and no connection; the rest is about Redis.
 
 
 @pytest.mark.parametrize(
@@ -223,32 +242,36 @@ async def test_a_source_that_can_be_read_passes_its_check(source: FeatureSource)
     [(TTL_S - 1, PRESENT), (TTL_S, PRESENT), (TTL_S + 1, OUTSIDE_MAX_AGE)],
 )
 async def test_a_value_is_read_until_it_is_older_than_its_ttl(
-    fleet: Fleet, age_s: int, expected: ValueStatus
+    open_stored: OpenStored, fleet: Fleet, age_s: int, expected: ValueStatus
 ) -> None:
     clock = ReplayClock(KNOWN_AT + timedelta(seconds=age_s))
-    async with feast_source(fleet, clock) as source:
+    async with open_stored(fleet, clock) as source:
         rows = await fetch(source, (1, "kyoto"))
     assert status(rows, "driver:rating") == [expected]
     assert values(rows, "driver:rating") == [4.5 if expected is PRESENT else None]
     assert rows.event_time_s[0, 0] == KNOWN_AT.timestamp()
 
 
-async def test_values_without_a_ttl_never_grow_too_old(fleet: Fleet) -> None:
-    async with feast_source(fleet, ReplayClock(KNOWN_AT + timedelta(days=3650))) as source:
+async def test_values_without_a_ttl_never_grow_too_old(
+    open_stored: OpenStored, fleet: Fleet
+) -> None:
+    async with open_stored(fleet, ReplayClock(KNOWN_AT + timedelta(days=3650))) as source:
         rows = await fetch(source, (1, "kyoto"))
     assert values(rows, "city:demand") == [2.0]
     assert rows.status.tolist() == [[OUTSIDE_MAX_AGE] * 3 + [PRESENT] + [OUTSIDE_MAX_AGE] * 2]
 
 
-async def test_a_null_that_is_too_old_is_too_old(fleet: Fleet) -> None:
-    async with feast_source(fleet, ReplayClock(KNOWN_AT + timedelta(days=1))) as source:
+async def test_a_null_that_is_too_old_is_too_old(open_stored: OpenStored, fleet: Fleet) -> None:
+    async with open_stored(fleet, ReplayClock(KNOWN_AT + timedelta(days=1))) as source:
         rows = await fetch(source, (2, "kyoto"), (99, "kyoto"))
     assert status(rows, "driver:rating") == [OUTSIDE_MAX_AGE, NOT_FOUND]
 
 
-async def test_a_clock_that_advances_ages_the_values_of_an_open_source(fleet: Fleet) -> None:
+async def test_a_clock_that_advances_ages_the_values_of_an_open_source(
+    open_stored: OpenStored, fleet: Fleet
+) -> None:
     clock = ReplayClock(KNOWN_AT)
-    async with feast_source(fleet, clock) as source:
+    async with open_stored(fleet, clock) as source:
         young = await fetch(source, (1, "kyoto"))
         clock.advance(KNOWN_AT + timedelta(seconds=TTL_S + 1))
         old = await fetch(source, (1, "kyoto"))
@@ -258,12 +281,14 @@ async def test_a_clock_that_advances_ages_the_values_of_an_open_source(fleet: Fl
     )
 
 
-async def test_serving_and_training_read_the_same_on_both_sides_of_the_ttl(fleet: Fleet) -> None:
+async def test_serving_and_training_read_the_same_on_both_sides_of_the_ttl(
+    open_stored: OpenStored, fleet: Fleet
+) -> None:
     ages_s = (TTL_S - 1, TTL_S, TTL_S + 1)
     asked = [(1, "kyoto"), (2, "東京"), (99, "nowhere")]
     trained_on = _point_in_time(fleet, asked, ages_s)
     clock = ReplayClock(KNOWN_AT)
-    async with feast_source(fleet, clock) as source:
+    async with open_stored(fleet, clock) as source:
         for index, age_s in enumerate(ages_s):
             clock.advance(KNOWN_AT + timedelta(seconds=age_s))
             rows = await fetch(source, *asked)
@@ -288,11 +313,13 @@ def _point_in_time(
     return point_in_time(fleet.open_store(), "fleet", frame, "asked_at")
 
 
-async def test_a_store_that_was_stopped_is_unavailable(fleet: Fleet, tmp_path: Path) -> None:
+async def test_a_store_that_was_stopped_is_unavailable(
+    open_stored: OpenStored, fleet: Fleet, tmp_path: Path
+) -> None:
     async with AsyncExitStack() as stack:
         with own_redis(tmp_path / "redis") as redis_url:
             source = await stack.enter_async_context(
-                feast_source(Fleet(fleet.repo, redis_url), ReplayClock(KNOWN_AT))
+                open_stored(replace(fleet, redis_url=redis_url), ReplayClock(KNOWN_AT))
             )
             assert (await fetch(source, (1, "kyoto"))).status.tolist() == [[NOT_FOUND] * 6]
         with _within(2):
@@ -303,9 +330,10 @@ async def test_a_store_that_was_stopped_is_unavailable(fleet: Fleet, tmp_path: P
 
 
 async def test_a_store_that_hangs_is_unavailable_at_the_deadline_and_back_when_it_answers(
+    open_stored: OpenStored,
     fleet: Fleet,
 ) -> None:
-    async with feast_source(fleet, ReplayClock(KNOWN_AT)) as source:
+    async with open_stored(fleet, ReplayClock(KNOWN_AT)) as source:
         await fetch(source, (2, "東京"))
         with (
             _hanging(fleet.redis_url),
@@ -317,18 +345,20 @@ async def test_a_store_that_hangs_is_unavailable_at_the_deadline_and_back_when_i
     assert values(rows, "driver:trips") == [7.0]
 
 
-async def test_a_deadline_that_has_passed_is_not_waited_for(fleet: Fleet) -> None:
-    async with feast_source(fleet, ReplayClock(KNOWN_AT)) as source:
+async def test_a_deadline_that_has_passed_is_not_waited_for(
+    open_stored: OpenStored, fleet: Fleet
+) -> None:
+    async with open_stored(fleet, ReplayClock(KNOWN_AT)) as source:
         with _hanging(fleet.redis_url), _within(1), pytest.raises(FeaturesUnavailable):
             await source.fetch(entities((1, "kyoto")), 1, Deadline.after(-1))
 
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_read_that_is_cancelled_at_any_moment_leaves_nothing_behind(
-    fleet: Fleet, turns: int
+    open_stored: OpenStored, fleet: Fleet, turns: int
 ) -> None:
     """The connection is shared: an answer left in it would go to the next reader."""
-    async with feast_source(fleet, ReplayClock(KNOWN_AT)) as source:
+    async with open_stored(fleet, ReplayClock(KNOWN_AT)) as source:
         await fetch(source, (0, ""))  # the connection is there
         left = asyncio.create_task(fetch(source, (2, "東京")))
         for _ in range(turns):
@@ -341,9 +371,10 @@ async def test_a_read_that_is_cancelled_at_any_moment_leaves_nothing_behind(
 
 
 async def test_a_read_that_is_cancelled_while_the_store_hangs_leaves_nothing_behind(
+    open_stored: OpenStored,
     fleet: Fleet,
 ) -> None:
-    async with feast_source(fleet, ReplayClock(KNOWN_AT)) as source:
+    async with open_stored(fleet, ReplayClock(KNOWN_AT)) as source:
         await fetch(source, (0, ""))
         with _hanging(fleet.redis_url):
             left = asyncio.create_task(fetch(source, (2, "東京")))
