@@ -4,8 +4,10 @@ import asyncio
 import random
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +19,7 @@ from app.clock import FeatureClock
 from app.deadline import Deadline, DeadlineSweep
 from app.errors import DeadlineExceeded, FeaturesUnavailable, InvalidInput, InvalidModel
 from app.features.entity_key import EntityKeyEncoder
-from app.features.plan import FeaturePlan, PlannedView
+from app.features.plan import FeaturePlan
 from app.features.redis_connection import (
     ConnectionLost,
     RedisAddress,
@@ -135,6 +137,7 @@ class RedisSource:
         self._plan = plan
         self._clock = clock
         self._entities = _entity_reads(plan)
+        self._decoder = _RowDecoder(plan, self._entities)
 
     @property
     def plan(self) -> FeaturePlan:
@@ -142,10 +145,10 @@ class RedisSource:
 
     async def fetch(self, entities: EntityColumns, rows: int, deadline: Deadline) -> FeatureRows:
         asked = [read.ask(entities, rows) for read in self._entities]
-        commands = b"".join(command for ask in asked for command in ask.commands)
+        commands = b"".join([command for ask in asked for command in ask.commands])
         count = sum(len(ask.commands) for ask in asked)
         replies = await self._features.read(commands, count, deadline) if count else []
-        return self._rows(asked, replies, rows)
+        return self._decoder.decode(_by_row(self._entities, asked, replies, rows), self._clock)
 
     async def check(self) -> None:
         """Read entities that do not exist."""
@@ -154,82 +157,49 @@ class RedisSource:
         }
         await self.fetch(nobody, 1, Deadline.after(1.0))
 
-    def _rows(self, asked: "Sequence[_Asked]", replies: Sequence[Reply], rows: int) -> FeatureRows:
-        columns: list[NDArray[Any]] = [np.empty(0)] * len(self._plan.references)
-        status = np.empty((rows, len(self._plan.references)), dtype=np.uint8)
-        event_time_s = np.empty((rows, len(self._plan.views)))
-        now_s = self._clock.now_s()
-        start = 0
-        for read, ask in zip(self._entities, asked, strict=True):
-            stop = start + len(ask.commands)
-            part = read.decode(replies[start:stop], now_s)
-            start = stop
-            for position, column in zip(read.positions, part.columns, strict=True):
-                columns[position] = column[ask.entity_of_row]
-            status[:, read.positions] = part.status[ask.entity_of_row]
-            event_time_s[:, read.view_positions] = part.event_time_s[ask.entity_of_row]
-        return FeatureRows(self._plan, tuple(columns), status, event_time_s)
-
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A command for each distinct entity; `entity_of_row` is its index, the one past the last for a
-    row without that entity."""
+    """A command for each distinct entity; `entity_of_row` is its index, -1 for a row without that
+    entity."""
 
     commands: list[bytes]
-    entity_of_row: NDArray[np.intp]
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What is known of some entities, and of nobody in the last row."""
-
-    columns: list[NDArray[Any]]
-    status: NDArray[np.uint8]
-    event_time_s: NDArray[np.float64]
+    entity_of_row: list[int]
 
 
 class _EntityRead:
-    """The views with the same join keys: Feast keeps them in one hash, so one HMGET reads them."""
+    """The views with the same join keys: Feast keeps them in one hash, so one HMGET reads them.
+
+    A reply holds the features of these views, in order, then a time stamp for each view.
+    """
 
     def __init__(self, plan: FeaturePlan, views: Sequence[int]) -> None:
         layout = plan.redis
         if layout is None:
             raise InvalidModel(f"{plan.feature_service}: the plan is not for Redis; publish again")
+        self.views = views
         members = [plan.views[index] for index in views]
         self._keys = EntityKeyEncoder(
             {key: layout.key_types[key] for key in members[0].join_keys},
             plan.project,
             layout.key_version,
         )
-        self.view_positions = list(views)
-        self.positions = [
-            position for index in views for position in _positions(plan.view_columns[index])
-        ]
         fields = [
-            bytes.fromhex(layout.fields[name]) for view in members for name in view.references()
+            *(bytes.fromhex(layout.fields[name]) for view in members for name in view.references()),
+            *(f"_ts:{view.name}".encode() for view in members),
         ]
-        stamps = [f"_ts:{view.name}".encode() for view in members]
-        self._width = len(fields) + len(stamps)
-        words = b"".join(b"$%d\r\n%b\r\n" % (len(f), f) for f in (*fields, *stamps))
-        self._command_head = b"*%d\r\n$5\r\nHMGET\r\n$" % (self._width + 2)
-        self._command_tail = b"\r\n" + words
-        self._by_dtype = _by_dtype(members)
-        self._view_of_feature = [index for index, view in enumerate(members) for _ in view.features]
-        self._max_age_s = np.array([view.ttl_s or np.inf for view in members])
+        self.nothing: list[Stored] = [None] * len(fields)
+        """The reply for an entity that is not stored."""
+        self._command_head = b"*%d\r\n$5\r\nHMGET\r\n$" % (len(fields) + 2)
+        self._command_tail = b"\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(f), f) for f in fields)
 
     def ask(self, entities: EntityColumns, rows: int) -> _Asked:
         """Raises `InvalidInput` for an entity that its type does not hold."""
         index_of: dict[tuple[str | int | None, ...], int] = {}
-        entity_of_row = np.empty(rows, dtype=np.intp)
-        named = [entities[key] for key in self._keys.join_keys]
-        nobody: list[int] = []
-        for row, values in enumerate(zip(*named, strict=True)):
-            if None in values:
-                nobody.append(row)
-            else:
-                entity_of_row[row] = index_of.setdefault(values, len(index_of))
-        entity_of_row[nobody] = len(index_of)
+        entity_of_row = [
+            -1 if None in values else index_of.setdefault(values, len(index_of))
+            for values in zip(*(entities[key] for key in self._keys.join_keys), strict=True)
+        ]
         return _Asked([self._command(values) for values in index_of], entity_of_row)
 
     def _command(self, values: tuple[Any, ...]) -> bytes:
@@ -240,65 +210,126 @@ class _EntityRead:
             raise InvalidInput(f"{names}: {values} is out of range: {exc}", field=names) from None
         return self._command_head + b"%d\r\n%b" % (len(key), key) + self._command_tail
 
-    def decode(self, replies: Sequence[Reply], now_s: float) -> _Part:
-        """One row an entity, and one more in which nothing is stored."""
-        broken = [index for index, reply in enumerate(replies) if _is_broken(reply)]
-        nothing: list[Stored] = [None] * self._width
-        stored: list[list[Stored]] = [*replies, nothing]
-        for index in broken:
-            stored[index] = nothing
-        event_time_s, unreadable = self._event_times(stored)
-        columns, null, corrupt = self._columns(stored)
 
-        found = ~np.isnan(event_time_s)
-        too_old = found & (now_s - event_time_s > self._max_age_s)
-        status = np.where(null, np.uint8(ValueStatus.NULL_VALUE), np.uint8(ValueStatus.PRESENT))
-        status[corrupt] = ValueStatus.UNAVAILABLE
-        by_feature = self._view_of_feature
-        status[too_old[:, by_feature]] = ValueStatus.OUTSIDE_MAX_AGE
-        status[~found[:, by_feature]] = ValueStatus.NOT_FOUND
-        status[unreadable[:, by_feature]] = ValueStatus.UNAVAILABLE
-        status[broken] = ValueStatus.UNAVAILABLE
-        for column, one in zip(columns, status.T, strict=True):
-            hidden = one > ValueStatus.NULL_VALUE
-            if hidden.any():
-                column[hidden] = None
-        return _Part(columns, status, event_time_s)
+class _RowDecoder:
+    """Decodes rows of stored values: each is the replies of its entities, one after the other.
+
+    All values of one type are decoded at once; what is rare (a value that is missing, too old or
+    corrupt) is looked for with one comparison and paid for only where it is found.
+    """
+
+    def __init__(self, plan: FeaturePlan, entities: Sequence[_EntityRead]) -> None:
+        self._plan = plan
+        places: dict[int, int] = {}  # of each feature of the plan in a row
+        stamps: dict[int, int] = {}  # of each view's time stamp
+        place = 0
+        for read in entities:
+            for view in read.views:
+                for feature in range(*plan.view_columns[view].indices(len(plan.references))):
+                    places[feature] = place
+                    place += 1
+            for view in read.views:
+                stamps[view] = place
+                place += 1
+        self._stamps = _picker([stamps[view] for view in range(len(plan.views))])
+        self._kinds = [
+            (dtype, _picker([places[feature] for feature in features]), features)
+            for dtype, features in _by_dtype(plan).items()
+        ]
+        self._max_age_s = np.array([view.ttl_s or np.inf for view in plan.views])
+        self._view_of_feature = [i for i, view in enumerate(plan.views) for _ in view.features]
+
+    def decode(self, rows: Sequence[Sequence[Stored]], clock: FeatureClock) -> FeatureRows:
+        times, unreadable = self._event_times(rows)
+        columns: list[NDArray[Any]] = [_NO_COLUMN] * len(self._plan.references)
+        status = np.zeros((len(rows), len(columns)), dtype=np.uint8)
+        for dtype, pick, features in self._kinds:
+            flat = list(chain.from_iterable(map(pick, rows)))
+            values, corrupt = decode_column(dtype, flat)
+            null = values == None if values.dtype == object else np.isnan(values)  # noqa: E711
+            status[:, features] = null.reshape(len(rows), -1)  # NULL_VALUE is 1
+            for index in corrupt:
+                row, feature = divmod(index, len(features))
+                status[row, features[feature]] = ValueStatus.UNAVAILABLE
+            table = values.reshape(len(rows), -1)
+            for offset, feature in enumerate(features):
+                columns[feature] = table[:, offset]
+        now_s = clock.now_s()
+        if not (now_s - times <= self._max_age_s).all():  # NaN, not stored, is not either
+            self._hide_old(columns, status, times, now_s)
+        for row, view in unreadable:
+            self._hide_view(columns, status, row, view)
+        return FeatureRows(self._plan, tuple(columns), status, times)
 
     def _event_times(
-        self, stored: Sequence[Sequence[Stored]]
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Seconds `[entities, views]`, and which of them are not to be read."""
-        features = len(self.positions)
-        times = np.full((len(stored), len(self.view_positions)), np.nan)
-        unreadable = np.zeros(times.shape, dtype=bool)
-        for row, values in enumerate(stored):
-            for view, stamp in enumerate(values[features:]):
+        self, rows: Sequence[Sequence[Stored]]
+    ) -> tuple[NDArray[np.float64], list[tuple[int, int]]]:
+        """Seconds `[rows, views]`, and the row and view of those that are corrupt."""
+        unreadable = []
+        seconds = []
+        for row, values in enumerate(rows):
+            for view, stamp in enumerate(self._stamps(values)):
                 try:
-                    times[row, view] = decode_seconds(stamp)
+                    seconds.append(decode_seconds(stamp))
                 except Corrupt:
-                    unreadable[row, view] = True
-        return times, unreadable
+                    seconds.append(np.nan)
+                    unreadable.append((row, view))
+        return np.array(seconds, dtype=np.float64).reshape(len(rows), -1), unreadable
 
-    def _columns(
-        self, stored: Sequence[Sequence[Stored]]
-    ) -> tuple[list[NDArray[Any]], NDArray[np.bool_], NDArray[np.bool_]]:
-        """A column a feature, and `[entities, features]` which values are null and corrupt: all
-        features of one type are decoded together."""
-        rows, features = len(stored), len(self.positions)
-        columns: list[NDArray[Any]] = [np.empty(0)] * features
-        null = np.empty((rows, features), dtype=bool)
-        corrupt = np.empty((rows, features), dtype=bool)
-        for dtype, offsets in self._by_dtype.items():
-            flat = [values[offset] for offset in offsets for values in stored]
-            decoded, bad = decode_column(dtype, flat)
-            decoded = decoded.reshape(len(offsets), rows)
-            corrupt[:, offsets] = bad.reshape(len(offsets), rows).T
-            missing = decoded == None if decoded.dtype == object else np.isnan(decoded)  # noqa: E711
-            null[:, offsets] = missing.T
-            for offset, column in zip(offsets, decoded, strict=True):
-                columns[offset] = column
-        return columns, null, corrupt
+    def _hide_old(
+        self,
+        columns: Sequence[NDArray[Any]],
+        status: NDArray[np.uint8],
+        times: NDArray[np.float64],
+        now_s: float,
+    ) -> None:
+        absent = np.isnan(times)[:, self._view_of_feature]
+        too_old = (now_s - times > self._max_age_s)[:, self._view_of_feature]
+        status[too_old] = ValueStatus.OUTSIDE_MAX_AGE
+        status[absent] = ValueStatus.NOT_FOUND
+        for column, hidden in zip(columns, (absent | too_old).T, strict=True):
+            column[hidden] = None
+
+    def _hide_view(
+        self, columns: Sequence[NDArray[Any]], status: NDArray[np.uint8], row: int, view: int
+    ) -> None:
+        own = self._plan.view_columns[view]
+        status[row, own] = ValueStatus.UNAVAILABLE
+        for column in columns[own]:
+            column[row] = None
+
+
+_NO_COLUMN: NDArray[Any] = np.empty(0)
+# No time stamp has this form: its view is UNAVAILABLE.
+_BROKEN = b"\xff"
+
+
+def _by_row(
+    entities: Sequence[_EntityRead], asked: Sequence[_Asked], replies: Sequence[Reply], rows: int
+) -> list[list[Stored]]:
+    """The stored values of each row: the replies of its entities, one after the other."""
+    table: list[list[Stored]] = [[] for _ in range(rows)]
+    start = 0
+    for read, ask in zip(entities, asked, strict=True):
+        stop = start + len(ask.commands)
+        own = [_stored(reply, read.nothing) for reply in replies[start:stop]]
+        start = stop
+        for values, entity in zip(table, ask.entity_of_row, strict=True):
+            values += own[entity] if entity >= 0 else read.nothing
+    return table
+
+
+def _stored(reply: Reply, nothing: list[Stored]) -> list[Stored]:
+    """A reply's values. WRONGTYPE is about one key; any other error is about the store.
+
+    Raises `FeaturesUnavailable` for the latter.
+    """
+    if isinstance(reply, hiredis.ReplyError):
+        if str(reply).startswith("WRONGTYPE"):
+            return [_BROKEN for _ in nothing]
+        raise FeaturesUnavailable(f"Redis: {reply}")
+    values: list[Stored] = reply
+    return values
 
 
 def _entity_reads(plan: FeaturePlan) -> list[_EntityRead]:
@@ -314,26 +345,17 @@ def _entity_reads(plan: FeaturePlan) -> list[_EntityRead]:
     return [_EntityRead(plan, views) for views in groups.values()]
 
 
-def _by_dtype(views: Sequence[PlannedView]) -> Mapping[str, list[int]]:
-    """For each type, the places of its features among all features of these views."""
-    offsets: dict[str, list[int]] = {}
-    dtypes = (feature.dtype for view in views for feature in view.features)
-    for offset, dtype in enumerate(dtypes):
-        offsets.setdefault(dtype, []).append(offset)
-    return offsets
+def _by_dtype(plan: FeaturePlan) -> Mapping[str, list[int]]:
+    """For each type, the positions of its features in the plan."""
+    positions: dict[str, list[int]] = {}
+    dtypes = (feature.dtype for view in plan.views for feature in view.features)
+    for position, dtype in enumerate(dtypes):
+        positions.setdefault(dtype, []).append(position)
+    return positions
 
 
-def _positions(columns: slice) -> range:
-    return range(columns.start, columns.stop)
-
-
-def _is_broken(reply: Reply) -> bool:
-    """WRONGTYPE is about one key; any other error is about the store.
-
-    Raises `FeaturesUnavailable` for the latter.
-    """
-    if not isinstance(reply, hiredis.ReplyError):
-        return False
-    if str(reply).startswith("WRONGTYPE"):
-        return True
-    raise FeaturesUnavailable(f"Redis: {reply}")
+def _picker(places: Sequence[int]) -> Callable[[Sequence[Stored]], Sequence[Stored]]:
+    """Takes the values at these places out of a row."""
+    if len(places) == 1:
+        return lambda row: (row[places[0]],)
+    return itemgetter(*places)

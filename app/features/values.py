@@ -14,6 +14,8 @@ Stored: TypeAlias = bytes | None
 
 _NAN_FLOAT = b"\x35\x00\x00\xc0\x7f"
 _NAN_DOUBLE = b"\x29\x00\x00\x00\x00\x00\x00\xf8\x7f"
+_FLOAT = np.dtype([("tag", "u1"), ("value", "<f4")])
+_DOUBLE = np.dtype([("tag", "u1"), ("value", "<f8")])
 _NULL_TAG = b"\x98\x01"  # null_val, field 19
 
 
@@ -26,15 +28,15 @@ def is_null(stored: Stored) -> bool:
     return not stored or stored.startswith(_NULL_TAG)
 
 
-def decode_column(dtype: str, stored: Sequence[Stored]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """One feature of many entities, null as NaN or None, and which of them are corrupt.
+def decode_column(dtype: str, stored: Sequence[Stored]) -> tuple[NDArray[Any], list[int]]:
+    """Values of one type, null as NaN or None, and the places of those that are corrupt.
 
     Numbers become float64. A corrupt value is null and harms no other.
     """
     if dtype == "Float32":
-        return _fixed(stored, _NAN_FLOAT, np.dtype([("tag", "u1"), ("value", "<f4")]))
+        return _fixed(stored, _NAN_FLOAT, _FLOAT)
     if dtype == "Float64":
-        return _fixed(stored, _NAN_DOUBLE, np.dtype([("tag", "u1"), ("value", "<f8")]))
+        return _fixed(stored, _NAN_DOUBLE, _DOUBLE)
     return _one_by_one(stored, _DECODERS[dtype], object if dtype == "String" else np.float64)
 
 
@@ -60,30 +62,36 @@ def decode_seconds(stored: Stored) -> float:
 
 def _fixed(
     stored: Sequence[Stored], null: bytes, layout: np.dtype[Any]
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+) -> tuple[NDArray[Any], list[int]]:
     """Values of one width: joined and read as one array."""
-    width, tag = len(null), null[0]
-    fits = [v if v is not None and len(v) == width and v[0] == tag else null for v in stored]
-    values = np.frombuffer(b"".join(fits), layout)["value"].astype(np.float64)
-    corrupt = np.zeros(len(stored), dtype=bool)
-    if null in fits:
-        for index, value in enumerate(stored):
-            corrupt[index] = fits[index] is null and not is_null(value)
-    return values, corrupt
+    if _all_are(len(null), stored):
+        values = np.frombuffer(b"".join(stored), layout)  # type: ignore[arg-type]  # none is None
+        if (values["tag"] == null[0]).all():
+            return values["value"].astype(np.float64), []
+    fits = [v if v and len(v) == len(null) and v[0] == null[0] else null for v in stored]
+    corrupt = [i for i, v in enumerate(stored) if fits[i] is null and not is_null(v)]
+    return np.frombuffer(b"".join(fits), layout)["value"].astype(np.float64), corrupt
+
+
+def _all_are(width: int, stored: Sequence[Stored]) -> bool:
+    try:
+        return set(map(len, stored)) == {width}  # type: ignore[arg-type]  # None is what we ask
+    except TypeError:
+        return False
 
 
 def _one_by_one(
     stored: Sequence[Stored], decode: Callable[[bytes], Any], dtype: Any
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+) -> tuple[NDArray[Any], list[int]]:
     values = np.full(len(stored), None if dtype is object else np.nan, dtype=dtype)
-    corrupt = np.zeros(len(stored), dtype=bool)
+    corrupt = []
     for index, value in enumerate(stored):
         if value is None or is_null(value):
             continue
         try:
             values[index] = decode(value)
         except (Corrupt, UnicodeDecodeError):
-            corrupt[index] = True
+            corrupt.append(index)
     return values, corrupt
 
 
