@@ -52,7 +52,7 @@ def create_application(settings: Settings, open_features: OpenFeatures = open_fe
     """The ASGI application; its lifespan loads the models and releases them."""
     metrics = Metrics()
     runtime = Runtime(settings, metrics, open_features)
-    predictor = Predictor(runtime.models, runtime.clock, metrics)
+    predictor = Predictor(runtime.models, runtime.clock)
     return Gateway(
         Doorkeeper(settings.max_body_bytes),
         PredictOperation(predictor, metrics),

@@ -14,7 +14,6 @@ from app.features.source import FeatureRows, ValueStatus
 from app.instances import Instances
 from app.outputs import Prediction
 from app.served_model import ServedModel
-from app.telemetry.metrics import Metrics, observe_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +48,9 @@ class Predictor:
     """Answers with the champion of each model. `models` may be replaced entry by entry while
     requests run: a request keeps the version that it started with."""
 
-    def __init__(
-        self, models: Mapping[str, ServedModel | None], clock: FeatureClock, metrics: Metrics
-    ) -> None:
+    def __init__(self, models: Mapping[str, ServedModel | None], clock: FeatureClock) -> None:
         self._models = models
         self._clock = clock
-        self._metrics = metrics
 
     def champion(self, name: str) -> ServedModel:
         """Raises `NotFound` for a name that is not served, `ModelNotReady` before it is warm."""
@@ -78,7 +74,9 @@ class Predictor:
         predictions, distributions = model.outputs.read(execution.outputs)
         ages_s = self._clock.now_s() - rows.event_time_s
         degraded = _degraded(rows)
-        self._observe(model, rows, ages_s, degraded, distributions)
+        model.recorder.record(rows.status, ages_s, distributions)
+        for reason in degraded:
+            model.recorder.degraded(reason.feature_view, reason.status.name)
         return Answer(
             model=model,
             predictions=predictions,
@@ -89,30 +87,6 @@ class Predictor:
             started_s=execution.started_s,
             finished_s=execution.finished_s,
         )
-
-    def _observe(
-        self,
-        model: ServedModel,
-        rows: FeatureRows,
-        ages_s: NDArray[np.float64],
-        degraded: tuple[DegradedReason, ...],
-        distributions: Mapping[str, NDArray[np.float64]],
-    ) -> None:
-        name = model.id.model
-        for output, values in distributions.items():
-            observe_all(self._metrics.prediction.labels(name, "champion", output), values)
-        for index, view in enumerate(rows.plan.views):
-            known = ages_s[:, index][~np.isnan(ages_s[:, index])]
-            observe_all(self._metrics.feature_age.labels(name, view.name), known)
-            counts = np.bincount(rows.status[:, rows.plan.view_columns[index]].ravel())
-            for status in np.flatnonzero(counts):
-                self._metrics.feature_values.labels(
-                    name, view.name, ValueStatus(int(status)).name
-                ).inc(int(counts[status]))
-        for reason in degraded:
-            self._metrics.degraded_requests.labels(
-                name, reason.feature_view, reason.status.name
-            ).inc()
 
 
 def _degraded(rows: FeatureRows) -> tuple[DegradedReason, ...]:

@@ -70,7 +70,7 @@ class Runtime:
                     folder,
                     open_source,
                     sweep,
-                    self.metrics.batch_rows.labels(name).observe,
+                    self.metrics,
                     stack,
                 )
             self._stack = stack.pop_all()

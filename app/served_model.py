@@ -15,6 +15,7 @@ from app.features.encoding import Encoder, ValueColumn
 from app.features.source import FeatureRows, FeatureSource, ValueStatus, all_with_status
 from app.instances import InstanceDecoder, Instances
 from app.outputs import OutputReader
+from app.telemetry.recorder import PredictionRecorder
 from app.tensors import Tensors
 
 
@@ -38,6 +39,7 @@ class ServedModel:
     encoder: Encoder
     batcher: DynamicBatcher
     outputs: OutputReader
+    recorder: PredictionRecorder
     example: Mapping[str, Any]
     """One instance as a caller would send it: the first golden row."""
 

@@ -42,7 +42,7 @@ OWNERS = {
     "uvicorn": {"server.py"},
     "hiredis": {"features/redis_connection.py", "features/redis_source.py"},
     "redis": {"state_store.py", "local/up.py"},
-    "prometheus_client": {"telemetry/metrics.py"},
+    "prometheus_client": {"telemetry/metrics.py", "telemetry/recorder.py"},
     "pandas": {"features/feast_repo.py", "evaluation/replay.py", "cli.py"},
     "sklearn": {"evaluation/scores.py"},
     "httpx": {"evaluation/replay.py"},

@@ -20,6 +20,7 @@ from app.repository.load import load_current
 from app.repository.manifest import MODEL_FILE, Manifest
 from app.repository.publish import TRAINING_FILE, publish
 from app.served_model import ServedModel
+from app.telemetry.metrics import Metrics
 
 Kind: TypeAlias = Literal["binary", "regression", "multiclass", "stored"]
 """What a tiny model computes. The first three take the request fields `a` and `b`:
@@ -245,7 +246,7 @@ async def loaded(model_dir: Path) -> AsyncIterator[ServedModel]:
             model_dir,
             lambda plan: StaticSource(plan, DRIVER_VALUES),
             sweep,
-            lambda rows: None,
+            Metrics(),
             stack,
         )
 

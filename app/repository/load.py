@@ -12,7 +12,7 @@ from app.deadline import DeadlineSweep
 from app.errors import InvalidModel
 from app.features.encoding import Encoder
 from app.features.plan import FeaturePlan, plan_from_json
-from app.features.source import FeatureSource
+from app.features.source import FeatureSource, ValueStatus
 from app.features.static_source import StaticSource
 from app.instances import InstanceDecoder
 from app.outputs import OutputReader
@@ -29,13 +29,15 @@ from app.repository.manifest import (
     signature_of,
 )
 from app.served_model import ServedModel, VersionId
+from app.telemetry.metrics import Metrics
+from app.telemetry.recorder import PredictionRecorder
 
 
 async def load_current(
     model_dir: Path,
     open_source: Callable[[FeaturePlan], FeatureSource],
     sweep: DeadlineSweep,
-    observe_batch: Callable[[int], None],
+    metrics: Metrics,
     stack: AsyncExitStack,
 ) -> ServedModel:
     """The version that CURRENT names, ready to answer; what it holds is released by `stack`.
@@ -69,7 +71,7 @@ async def load_current(
         sweep,
         max_batch_rows=batching.max_batch_rows,
         max_queue_rows=batching.max_queue_rows,
-        observe_batch=observe_batch,
+        observe_batch=metrics.batch_rows.labels(model_dir.name).observe,
     )
     await stack.enter_async_context(batcher)
     return ServedModel(
@@ -80,6 +82,14 @@ async def load_current(
         encoder,
         batcher,
         outputs,
+        PredictionRecorder(
+            metrics,
+            model_dir.name,
+            outputs=list(contract.outputs),
+            views=[view.name for view in plan.views],
+            view_of_feature=[i for i, view in enumerate(plan.views) for _ in view.features],
+            statuses=[status.name for status in ValueStatus],
+        ),
         manifest.training.golden.instances[0],
     )
 

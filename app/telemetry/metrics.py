@@ -127,13 +127,22 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+# Below this many values one by one is cheaper than binning them with numpy.
+_FEW = 16
+
+
 def observe_all(histogram: Any, values: NDArray[np.float64]) -> None:
-    """Observe many values at once on a histogram child: one binning for the batch.
+    """Observe many values at once on a histogram child; NaN is no value.
 
     prometheus_client has no public call for it; a test holds this against repeated `observe`.
     """
-    bounds = histogram._upper_bounds
-    positions = np.searchsorted(bounds, values, side="left")
-    for position, count in zip(*np.unique(positions, return_counts=True), strict=True):
-        histogram._buckets[position].inc(float(count))
-    histogram._sum.inc(float(values.sum()))
+    if len(values) < _FEW:
+        for value in values.tolist():
+            if value == value:
+                histogram.observe(value)
+        return
+    known = values[~np.isnan(values)]
+    counts = np.bincount(np.searchsorted(histogram._upper_bounds, known, side="left"))
+    for position in np.flatnonzero(counts).tolist():
+        histogram._buckets[position].inc(float(counts[position]))
+    histogram._sum.inc(float(known.sum()))

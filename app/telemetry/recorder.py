@@ -1,0 +1,66 @@
+"""What one served version reports of its predictions, its metrics looked up once."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import Counter
+
+from app.telemetry.metrics import Metrics, observe_all
+
+
+class PredictionRecorder:
+    """Records a request at a time.
+
+    `views` are the feature views of the version, `view_of_feature` says for each feature which of
+    them it is of, `statuses` are the names of the value statuses, in the order of their numbers.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        model: str,
+        *,
+        outputs: Sequence[str],
+        views: Sequence[str],
+        view_of_feature: Sequence[int],
+        statuses: Sequence[str],
+    ) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._views = views
+        self._statuses = statuses
+        self._first_code = np.array(view_of_feature, dtype=np.intp) * len(statuses)
+        self._values: dict[int, Counter] = {}
+        self._predictions = {
+            name: metrics.prediction.labels(model, "champion", name) for name in outputs
+        }
+        self._ages = [metrics.feature_age.labels(model, view) for view in views]
+
+    def record(
+        self,
+        status: NDArray[np.uint8],
+        ages_s: NDArray[np.float64],
+        distributions: Mapping[str, NDArray[np.float64]],
+    ) -> None:
+        """`status` `[rows, features]`, `ages_s` `[rows, views]` with NaN where nothing is stored,
+        `distributions` a value a row for each output."""
+        for output, values in distributions.items():
+            observe_all(self._predictions[output], values)
+        for child, ages in zip(self._ages, ages_s.T, strict=True):
+            observe_all(child, ages)
+        codes = np.bincount((status + self._first_code).ravel())
+        for code in np.flatnonzero(codes).tolist():
+            self._counter(code).inc(float(codes[code]))
+
+    def degraded(self, view: str, status: str) -> None:
+        """This request rests on values of the view that are missing or too old."""
+        self._metrics.degraded_requests.labels(self._model, view, status).inc()
+
+    def _counter(self, code: int) -> Counter:
+        if code not in self._values:
+            view, status = divmod(code, len(self._statuses))
+            self._values[code] = self._metrics.feature_values.labels(
+                self._model, self._views[view], self._statuses[status]
+            )
+        return self._values[code]
