@@ -32,7 +32,7 @@ def main() -> None:
         print(f"hikyaku: {exc}", file=sys.stderr)
         status = 1
     except OSError as exc:  # no disk, no permission
-        print(f"hikyaku: {exc.strerror}: {exc.filename}", file=sys.stderr)
+        print(f"hikyaku: {exc}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         status = 130
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--every-days", type=int, default=1, metavar="N", help="replay one day in N (default 1)"
     )
+    command.add_argument("--min-auc", type=float, help="fail when the AUC is lower")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     command.set_defaults(run=_evaluate)
 
@@ -127,6 +128,7 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
         start=arguments.start,
         end=arguments.end,
         every_days=arguments.every_days,
+        min_auc=arguments.min_auc,
         report_file=arguments.json,
     )
 
@@ -156,7 +158,10 @@ def _push(arguments: argparse.Namespace, settings: Settings) -> int:
     from app.features.feast_repo import open_store, push
 
     read = pd.read_csv if arguments.file.suffix == ".csv" else pd.read_parquet
-    rows = read(arguments.file)
+    try:
+        rows = read(arguments.file)
+    except ValueError as exc:
+        raise ConfigurationError(f"{arguments.file}: cannot be read: {exc}") from exc
     push(open_store(settings.feature_repo, _redis_url(settings)), arguments.source, rows)
     print(f"pushed {len(rows)} rows to {arguments.source}")
     return 0

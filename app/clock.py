@@ -7,7 +7,9 @@ import time
 from datetime import UTC, datetime
 from typing import Protocol
 
-from app.errors import Conflict
+from app.errors import Conflict, InvalidInput
+
+_LAST_YEAR = 9000
 
 
 class FeatureClock(Protocol):
@@ -36,7 +38,10 @@ class ReplayClock:
         return self._now_s
 
     def advance(self, to: datetime) -> None:
-        """Raises `Conflict` when `to` lies before the current instant: time only advances."""
+        """Raises `Conflict` when `to` lies before the current instant: time only advances; and
+        `InvalidInput` for an instant beyond year 9999."""
+        if to.year > _LAST_YEAR:
+            raise InvalidInput(f"now: not after {_LAST_YEAR}", field="now")
         to_s = to.timestamp()
         if to_s < self._now_s:
             raise Conflict(f"the replay clock is at {as_rfc3339(self._now_s)} and only advances")

@@ -94,12 +94,20 @@ class Features(_Section):
     time_share: Annotated[float, Field(gt=0, lt=1)] = 0.4
     missing: Mapping[str, MissingValue] = {}
 
+    def constants(self) -> dict[str, float]:
+        """For each feature with `use: constant`, the value."""
+        return {n: policy.value for n, policy in self.missing.items() if policy.use == "constant"}
+
+    def refused(self) -> list[str]:
+        """The features with `use: refuse`."""
+        return [name for name, policy in self.missing.items() if policy.use == "refuse"]
+
 
 class Batching(_Section):
     """`hold_ms` above 0 makes a batch wait for company; the default starts as soon as it can."""
 
     max_batch_rows: Annotated[int, Field(ge=1, le=65_536)] = 64
-    max_queue_rows: Annotated[int, Field(ge=1)] = 4_096
+    max_queue_rows: Annotated[int, Field(ge=1)] = 16_384
     hold_ms: Annotated[float, Field(ge=0, le=1_000)] = 0
 
 
@@ -137,6 +145,14 @@ class Contract(_Section):
     batching: Batching = Batching()
     limits: Limits = Limits()
     replay: Replay | None = None
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> "Contract":
+        if self.batching.max_queue_rows < self.limits.max_instances:
+            raise ValueError("batching.max_queue_rows: below limits.max_instances")
+        if self.batching.hold_ms >= self.limits.default_timeout_ms:
+            raise ValueError("batching.hold_ms: not below limits.default_timeout_ms")
+        return self
 
     @model_validator(mode="after")
     def _decides_on_an_output(self) -> "Contract":

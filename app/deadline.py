@@ -24,6 +24,11 @@ class Deadline:
         """Seconds left; negative once it has passed."""
         return self.at_s - time.monotonic()
 
+    def check(self) -> None:
+        """Raises `DeadlineExceeded` once it has passed."""
+        if self.remaining_s() <= 0:
+            raise DeadlineExceeded("the deadline passed before the answer")
+
     def share(self, fraction: float) -> "Deadline":
         """The earlier instant that leaves `1 - fraction` of the remaining time for what follows."""
         now_s = time.monotonic()

@@ -23,8 +23,9 @@ _KEY_TYPES: Mapping[JoinKeyType, Any] = {
     "string": Annotated[str, msgspec.Meta(max_length=256)] | None,
     "int": Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None,
 }
+_SHOWN = 128
 _STORED_TYPES: Mapping[str, Any] = {
-    "number": float | None | msgspec.UnsetType,
+    "number": float | bool | None | msgspec.UnsetType,
     "text": str | None | msgspec.UnsetType,
 }
 
@@ -130,11 +131,13 @@ class InstanceDecoder:
 
 def _named_fault(text: str) -> InvalidInput:
     """`Expected `float`, got `str` - at `$.instances[0].distance`` → names that field."""
-    fault, _, path = text.partition(" - at ")
+    fault, _, path = text.rpartition(" - at ") if " - at " in text else (text, "", "")
     field = path.strip("`").removeprefix("$").removeprefix(".")
     named = re.search(r"(?:missing required|unknown) field `(.+)`", fault)
     if named:
-        field = f"{field}.{named[1]}".removeprefix(".")
+        name = named[1][:_SHOWN]  # a caller's megabyte does not come back three times
+        fault = fault.replace(named[1], name)
+        field = f"{field}.{name}".removeprefix(".")
     field = field or "body"
     return InvalidInput(f"{field}: {fault[0].lower()}{fault[1:]}", field=field)
 

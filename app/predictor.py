@@ -69,6 +69,7 @@ class Predictor:
         """Raises whatever refuses the request (app/errors.py); nothing is kept then."""
         rows = await model.fetch(instances, deadline)
         inputs = model.encode(instances, rows)
+        deadline.check()
         encoded_s = time.monotonic()
         execution = await model.submit(inputs, deadline)
         predictions, distributions = model.outputs.read(execution.outputs)

@@ -22,6 +22,8 @@ from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+_READINESS_EVERY_S = 5
+
 OpenSource: TypeAlias = Callable[[FeaturePlan], FeatureSource]
 OpenFeatures: TypeAlias = Callable[
     [Settings, FeatureClock], AbstractAsyncContextManager[OpenSource]
@@ -71,8 +73,11 @@ class Runtime:
                     open_source,
                     sweep,
                     self.metrics,
+                    self.settings.drain_s,
                     stack,
                 )
+            watch = asyncio.create_task(self._watch_readiness(), name="readiness")
+            stack.push_async_callback(_cancelled, watch)
             self._stack = stack.pop_all()
         self._describe_models()
         return self
@@ -98,9 +103,16 @@ class Runtime:
             if isinstance(failure, FeaturesUnavailable):
                 reasons.append(f"{name}: features: {failure}")
             elif failure is not None:
-                raise failure
+                log.error("the check of the features failed", exc_info=failure)
+                reasons.append(f"{name}: features: {type(failure).__name__}")
         self.metrics.ready.set(0 if reasons else 1)
         return reasons
+
+    async def _watch_readiness(self) -> None:
+        """Keeps `hikyaku_ready` true: a scrape must not wait for the feature store."""
+        while True:
+            await self.unready()
+            await asyncio.sleep(_READINESS_EVERY_S)
 
     def _describe_models(self) -> None:
         for name, model in self.models.items():
@@ -114,6 +126,11 @@ class Runtime:
                 "model ready",
                 extra={"model": name, "version": model.id.version, "sha256": model.id.sha256},
             )
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 def _queued_rows(model: ServedModel) -> float:

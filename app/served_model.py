@@ -66,16 +66,13 @@ class ServedModel:
     def encode(self, instances: Instances, rows: FeatureRows) -> Tensors:
         """The model's input tensors. Raises `FeaturesUnavailable` for a value that is missing and
         that the contract refuses to go without."""
-        columns: dict[str, ValueColumn] = dict(instances.fields)
-        columns.update(zip(rows.plan.references, rows.columns, strict=True))
-        for name, policy in self.contract.features.missing.items():
+        for name in self.contract.features.refused():
             missing = rows.status[:, rows.plan.references.index(name)] != ValueStatus.PRESENT
-            if policy.use == "null" or not missing.any():
-                continue
-            if policy.use == "refuse":
+            if missing.any():
                 row = int(np.flatnonzero(missing)[0])
                 raise FeaturesUnavailable(f"instances[{row}]: no value of {name} is known")
-            columns[name] = np.where(missing, policy.value, columns[name])
+        columns: dict[str, ValueColumn] = dict(instances.fields)
+        columns.update(zip(rows.plan.references, rows.columns, strict=True))
         return self.encoder.encode(columns, instances.count)
 
     async def submit(self, inputs: Tensors, deadline: Deadline) -> Execution:

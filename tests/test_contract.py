@@ -43,6 +43,8 @@ def test_a_column_may_be_written_short(tmp_path: Path) -> None:
         ({"decision": {"output": "y"}}, "at_least"),
         ({"batching": {"max_batch_rows": 0}}, "batching.max_batch_rows"),
         ({"features": {"missing": {"v:f": {"use": "constant"}}}}, "features.missing.v:f"),
+        ({"batching": {"hold_ms": 1000}}, "batching.hold_ms"),
+        ({"batching": {"max_queue_rows": 9}}, "batching.max_queue_rows"),
         ({"features": {"time_share": 1.0}}, "features.time_share"),
     ],
 )

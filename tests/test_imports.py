@@ -41,7 +41,7 @@ OWNERS = {
     "fastapi": {"api/service.py", "api/openapi.py", "api/gateway.py"},
     "uvicorn": {"server.py"},
     "hiredis": {"features/redis_connection.py", "features/redis_source.py"},
-    "redis": {"state_store.py", "local/up.py"},
+    "redis": {"state_store.py", "local/up.py", "features/feast_repo.py"},
     "prometheus_client": {"telemetry/metrics.py", "telemetry/recorder.py"},
     "pandas": {"features/feast_repo.py", "evaluation/replay.py", "cli.py"},
     "sklearn": {"evaluation/scores.py"},

@@ -247,6 +247,7 @@ async def loaded(model_dir: Path) -> AsyncIterator[ServedModel]:
             lambda plan: StaticSource(plan, DRIVER_VALUES),
             sweep,
             Metrics(),
+            1.0,
             stack,
         )
 

@@ -34,8 +34,11 @@ class Doorkeeper:
             return InvalidInput("content-length: not a number", field="content-length")
         if int(length) > self.max_body_bytes:
             return self.too_large()
-        if path.startswith(_OPERATOR_PATHS) and method != "GET" and not _is_loopback(peer):
-            return Forbidden("operator paths are open to the loopback interface only")
+        if path.startswith(_OPERATOR_PATHS) and method != "GET":
+            # A proxy on this machine is a loopback peer, whoever it speaks for.
+            proxied = any(name in headers for name in (b"forwarded", b"x-forwarded-for"))
+            if proxied or not _is_loopback(peer):
+                return Forbidden("operator paths are open to the loopback interface only")
         return Caller(peer)
 
     def too_large(self) -> PayloadTooLarge:
@@ -44,6 +47,9 @@ class Doorkeeper:
 
 def _is_loopback(peer: str) -> bool:
     try:
-        return ipaddress.ip_address(peer).is_loopback
+        address = ipaddress.ip_address(peer)
     except ValueError:
         return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped.is_loopback
+    return address.is_loopback

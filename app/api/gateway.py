@@ -1,5 +1,6 @@
 """The ASGI application: takes the hot operations itself and passes the rest to FastAPI."""
 
+import asyncio
 import re
 import time
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ from starlette.types import Receive, Scope, Send
 from app.api.admit import Doorkeeper
 from app.api.answers import Reply, refusal
 from app.api.predictions import PredictOperation, new_request_id, predicted_model
-from app.errors import RequestError
+from app.errors import DeadlineExceeded, NotFound, RequestError
 from app.telemetry.metrics import Metrics
 
+# A client that drips its body must not keep a connection and a task for ever.
+_MAX_BODY_S = 30
 _CLIENT_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -41,13 +44,16 @@ class Gateway:
         headers = dict(scope["headers"])
         peer = scope["client"][0] if scope.get("client") else ""
         caller = self._doorkeeper.admit(scope["method"], scope["path"], headers, peer)
-        model = predicted_model(scope["path"]) if scope["method"] == "POST" else None
+        model = predicted_model(scope["path"])
         if isinstance(caller, RequestError):
             await self._refuse(caller, scope, headers, send)
         elif model is None:
             await self._rest(scope, receive, send)
+        elif scope["method"] != "POST":
+            refused = refusal(NotFound("predict takes POST"), new_request_id(), scope["path"])
+            await _send(Reply(405, refused.body, {b"allow": b"POST"}), headers, send)
         else:
-            body = await self._read(receive)
+            body = await self._read_in_time(receive)
             if body is None:
                 return
             if isinstance(body, RequestError):
@@ -55,6 +61,13 @@ class Gateway:
                 return
             reply = await self._predict(model, headers, body, received_s)
             await _send(reply, headers, send)
+
+    async def _read_in_time(self, receive: Receive) -> bytes | RequestError | None:
+        try:
+            async with asyncio.timeout(_MAX_BODY_S):
+                return await self._read(receive)
+        except TimeoutError:
+            return DeadlineExceeded(f"body: not complete within {_MAX_BODY_S} s")
 
     async def _read(self, receive: Receive) -> bytes | RequestError | None:
         """The whole body; a refusal as soon as it is over the limit, however it is framed; None
@@ -75,8 +88,8 @@ class Gateway:
     async def _refuse(
         self, error: RequestError, scope: Scope, headers: Mapping[bytes, bytes], send: Send
     ) -> None:
-        if predicted_model(scope["path"]) is not None:
-            self._metrics.requests.labels("unknown", error.code).inc()
+        if (name := predicted_model(scope["path"])) is not None:
+            self._metrics.requests.labels(self._predict.label(name), error.code).inc()
         reply = refusal(error, new_request_id(), scope["path"])
         # The body was not read, so the connection cannot carry another request.
         await _send(reply, headers, send, (b"connection", b"close"))

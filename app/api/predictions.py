@@ -40,6 +40,10 @@ class PredictOperation:
         self._predictor = predictor
         self._metrics = metrics
 
+    def label(self, name: str) -> str:
+        """The name as a metric's label."""
+        return self._predictor.label(name)
+
     async def __call__(
         self, name: str, headers: Mapping[bytes, bytes], body: bytes, received_s: float
     ) -> Reply:
@@ -52,9 +56,11 @@ class PredictOperation:
             model = self._predictor.champion(name)
             deadline = _deadline(headers, model.contract.limits, received_s)
             instances = model.decoder.decode(body)
+            deadline.check()
             parsed_s = time.monotonic()
             answer = await self._predictor.predict(model, instances, deadline)
             reply = Reply(200, _body(answer, request_id, instances.verbose))
+            deadline.check()
         except Exception as exc:
             error = as_request_error(exc, request_id)
             self._metrics.requests.labels(self._predictor.label(name), error.code).inc()

@@ -67,7 +67,6 @@ def _add_health(app: FastAPI, runtime: Runtime) -> None:
     @app.get("/metrics", tags=["health"])
     async def metrics() -> Response:
         """Prometheus exposition format."""
-        await runtime.unready()  # so that `hikyaku_ready` is of now, whoever else asks
         return Response(runtime.metrics.render(), media_type="text/plain; version=0.0.4")
 
 

@@ -65,7 +65,7 @@ class OnnxBackend:
         self._row_cost_s = await loop.run_in_executor(self._thread, self._measure_row_s, full)
 
     async def close(self) -> None:
-        self._thread.shutdown(wait=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, inputs: Tensors) -> Tensors:
         try:

@@ -1,9 +1,10 @@
 """Groups the rows of concurrent requests into batches for one backend."""
 
 import asyncio
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -13,6 +14,8 @@ from app.batching.policy import BatchPolicy
 from app.deadline import Deadline, DeadlineSweep
 from app.errors import BackendError, Overloaded, RequestError, ShuttingDown
 from app.tensors import Tensors, concatenate, row_count, take_rows
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class DynamicBatcher:
     """Runs one execution at a time; rows that arrive meanwhile form the next batch.
 
     `observe_batch` is told the rows of each execution. Use it as an async context manager: leaving
-    it refuses new rows, answers the queued ones and stops.
+    it refuses new rows, answers the queued ones for at most `drain_s` and gives up the rest.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class DynamicBatcher:
         max_batch_rows: int,
         max_queue_rows: int,
         observe_batch: Callable[[int], None],
+        drain_s: float = 10.0,
     ) -> None:
         self._backend = backend
         self._policy = policy
@@ -56,6 +60,7 @@ class DynamicBatcher:
         self._max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
         self._observe_batch = observe_batch
+        self._drain_s = drain_s
         self._queue: deque[_Entry] = deque()
         self._queued_rows = 0
         self._row_s = 0.0
@@ -159,11 +164,16 @@ class DynamicBatcher:
         try:
             outputs = await self._backend.execute(concatenate([entry.inputs for entry in batch]))
             _check_rows(outputs, rows)
+        except asyncio.CancelledError:
+            _fail(batch, ShuttingDown("this replica is shutting down"))
+            raise
         except RequestError as exc:
+            log.error("execution failed", extra={"rows": rows}, exc_info=exc)
             _fail(batch, exc)
             return
         except Exception as exc:  # a defect of the backend must not end the loop that serves all
-            _fail(batch, BackendError(f"the backend failed: {type(exc).__name__}: {exc}"))
+            log.error("defect of the backend", extra={"rows": rows}, exc_info=exc)
+            _fail(batch, BackendError(f"the backend failed: {type(exc).__name__}"))
             return
         finished_s = time.monotonic()
         self._row_s = 0.8 * self._row_s + 0.2 * (finished_s - started_s) / rows
@@ -182,8 +192,13 @@ class DynamicBatcher:
     ) -> None:
         self._closing = True
         self._arrival.set()
-        if self._runner is not None:
-            await self._runner
+        if self._runner is None:
+            return
+        await asyncio.wait({self._runner}, timeout=self._drain_s)
+        if not self._runner.done():  # an execution that never ends must not keep the process
+            self._runner.cancel()
+            await asyncio.wait({self._runner})
+            _fail(self._queue, ShuttingDown("this replica is shutting down"))
 
 
 async def _joined(entries: Sequence[_Entry]) -> Execution:
@@ -222,7 +237,7 @@ def _distribute(
         start = stop
 
 
-def _fail(batch: Sequence[_Entry], error: RequestError) -> None:
+def _fail(batch: Iterable[_Entry], error: RequestError) -> None:
     for entry in batch:
         if not entry.answer.done():
             entry.answer.set_exception(error)

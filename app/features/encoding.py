@@ -3,13 +3,14 @@ serving share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.contract import Column, InputTensor
-from app.errors import InvalidInput
+from app.contract import Column, InputTensor, is_stored_feature
+from app.errors import BackendError, InvalidInput
 from app.tensors import Tensors
 
 ValueColumn: TypeAlias = Sequence[Any] | NDArray[Any]
@@ -23,17 +24,25 @@ class Encoder:
     """Encodes rows by the columns that model.yaml declares.
 
     `categories` is what training learnt; a category that training never saw is NaN, as is a null.
+    `constants` stand for the nulls of a source; without one a null is what training saw.
     """
 
-    def __init__(self, inputs: Sequence[InputTensor], categories: Categories) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[InputTensor],
+        categories: Categories,
+        constants: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self._inputs = tuple(inputs)
         self._categories = categories
+        self._constants = constants
 
     def encode(self, columns: Mapping[str, ValueColumn], rows: int) -> Tensors:
         """Input tensors of shape `[rows, columns]`, by name. `columns` holds every source.
 
-        Raises `InvalidInput` for a value that the tensor's type does not have: left to itself,
-        numpy writes infinity for a float too large and -2**63 for a missing integer.
+        A value that the tensor's type does not have raises `InvalidInput` where the caller sent it
+        and `BackendError` where it was stored: left to itself, numpy writes infinity for a float
+        too large and -2**63 for a missing integer.
         """
         with np.errstate(over="raise", invalid="raise"):
             return {spec.tensor: self._tensor(spec, columns, rows) for spec in self._inputs}
@@ -51,15 +60,33 @@ class Encoder:
         try:
             target[:] = self._transformed(column, values)
         except (FloatingPointError, OverflowError, ValueError, TypeError):
-            raise InvalidInput(
-                f"{column.source}: a value does not fit the model's {target.dtype}",
-                field=column.source,
-            ) from None
+            raise self._misfit(target, column, values) from None
+
+    def _misfit(
+        self, target: NDArray[Any], column: Column, values: ValueColumn
+    ) -> InvalidInput | BackendError:
+        for row in range(len(target)):
+            try:
+                target[row : row + 1] = self._transformed(column, values[row : row + 1])
+            except (FloatingPointError, OverflowError, ValueError, TypeError):
+                break
+        text = f"does not fit the model's {target.dtype}"
+        if is_stored_feature(column.source):
+            return BackendError(f"instances[{row}]: the stored {column.source} {text}")
+        field = f"instances[{row}].{column.source}"
+        return InvalidInput(f"{field}: {text}", field=field)
 
     def _transformed(self, column: Column, values: ValueColumn) -> ValueColumn:
+        if column.source in self._constants:
+            values = _filled(values, self._constants[column.source])
         if column.transform == "category":
             return _categories(values, self._categories[column.source])
         return _TRANSFORMS[column.transform](values)
+
+
+def _filled(values: ValueColumn, constant: float) -> ValueColumn:
+    numbers = np.array(values, dtype=np.float64)  # a None becomes NaN
+    return np.where(np.isnan(numbers), constant, numbers)
 
 
 def _numbers(values: ValueColumn) -> ValueColumn:

@@ -17,9 +17,11 @@ import pandas as pd
 import yaml
 from feast import FeatureStore, FileSource
 from feast.data_source import PushMode
+from feast.errors import FeastError
 from feast.repo_config import RepoConfig
 from feast.repo_operations import apply_total
 from numpy.typing import NDArray
+from redis.exceptions import RedisError
 
 from app.errors import ConfigurationError
 from app.features.plan import ValueType, value_type
@@ -61,7 +63,10 @@ def materialize(store: FeatureStore, until: datetime) -> Iterator[str]:
 
 def push(store: FeatureStore, push_source: str, rows: pd.DataFrame) -> None:
     """Write new values of a push source online; an entity's older values are not written."""
-    store.push(push_source, rows, to=PushMode.ONLINE)
+    try:
+        store.push(push_source, rows, to=PushMode.ONLINE)
+    except (RedisError, FeastError, KeyError, ValueError) as exc:
+        raise ConfigurationError(f"{push_source}: cannot be pushed to: {exc}") from exc
 
 
 def write(store: FeatureStore, view: str, rows: pd.DataFrame) -> None:

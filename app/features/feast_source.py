@@ -1,16 +1,18 @@
 """Reads features through the Feast SDK, from any online store that it supports."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from feast import FeatureStore
+from feast.errors import FeastObjectNotFoundException
 from numpy.typing import NDArray
 
 from app.clock import FeatureClock
 from app.deadline import Deadline
-from app.errors import FeaturesUnavailable
+from app.errors import FeaturesUnavailable, InvalidModel
 from app.features.plan import FeaturePlan, JoinKeyType, PlannedView
 from app.features.source import (
     EntityColumns,
@@ -18,6 +20,8 @@ from app.features.source import (
     ValueStatus,
     all_with_status,
 )
+
+log = logging.getLogger(__name__)
 
 _NO_ENTITY: Mapping[JoinKeyType, str | int] = {"string": "", "int": 0}
 
@@ -34,7 +38,10 @@ class FeastSource:
         self._store = store
         self._plan = plan
         self._clock = clock
-        self._service = store.get_feature_service(plan.feature_service)
+        try:
+            self._service = store.get_feature_service(plan.feature_service)
+        except FeastObjectNotFoundException as exc:
+            raise InvalidModel(f"the registry has no {plan.feature_service!r}: {exc}") from exc
         self._reads_async = store.config.online_store.type == "redis"
 
     @property
@@ -52,8 +59,12 @@ class FeastSource:
                 f"the feature store did not answer within {max(0, remaining_s) * 1000:.0f} ms"
             ) from None
         except Exception as exc:  # every store that Feast supports raises errors of its own
-            raise FeaturesUnavailable(f"{type(exc).__name__}: {exc}") from exc
-        return self._table(response, entities, rows)
+            log.warning("the feature store failed", exc_info=exc)
+            raise FeaturesUnavailable(f"the feature store failed: {type(exc).__name__}") from exc
+        try:
+            return self._table(response, entities, rows)
+        except KeyError as exc:
+            raise FeaturesUnavailable(f"the registry no longer has {exc}; publish again") from exc
 
     async def check(self) -> None:
         """Read one entity that does not exist."""

@@ -185,7 +185,8 @@ async def connect(address: RedisAddress) -> RedisConnection:
                 )
             await _introduce(connection, address)
     except (OSError, TimeoutError) as exc:
-        raise ConnectionLost(str(exc) or "no answer to the connection") from exc
+        reason = getattr(exc, "strerror", None) or "no answer"
+        raise ConnectionLost(f"cannot connect: {reason}") from exc
     return connection
 
 

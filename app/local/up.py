@@ -17,11 +17,12 @@ from pathlib import Path
 import redis
 
 from app.config import Settings
-from app.errors import ConfigurationError, HikyakuError
+from app.errors import ConfigurationError, HikyakuError, InvalidModel
+from app.features.plan import plan_from_json
 from app.local.processes import child
 from app.local.redis_server import own_redis
 from app.repository.layout import current_version, model_folders
-from app.repository.manifest import read_manifest
+from app.repository.manifest import PLAN_FILE, read_manifest
 from app.repository.publish import fingerprint
 from app.server import bind
 
@@ -29,6 +30,8 @@ WORK_FOLDER = Path(".hikyaku")
 # Written beside the features, so that an emptied or exchanged Redis is filled again.
 _MARKER = "hikyaku:materialized"
 _READY_TIMEOUT_S = 120
+# Not through a proxy of the environment: it is this machine that we ask.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 _HIKYAKU = (sys.executable, "-m", "app.cli")
@@ -40,18 +43,19 @@ def up(settings: Settings) -> int:
     Raises `HikyakuError` with a sentence for the operator. Returns the server's exit status.
     """
     bind(settings.host, settings.port).close()  # better told now than after the training
-    until = _end_of_history(settings.feature_repo)
+    replay_clock = settings.replay_clock
+    until = replay_clock.isoformat() if replay_clock else _end_of_history(settings.feature_repo)
     with ExitStack() as stack:
         stack.enter_context(_alone_in(WORK_FOLDER))
-        redis_url = settings.feature_redis_url
-        if redis_url is None:
-            redis_url = stack.enter_context(own_redis(WORK_FOLDER / "redis"))
-            print(f"• a Redis of our own on {redis_url.rpartition('@')[2]}", flush=True)
-        replay_clock = settings.replay_clock.isoformat() if settings.replay_clock else until
+        own_url = ""
+        if settings.feature_redis_url is None or settings.state_redis_url is None:
+            own_url = stack.enter_context(own_redis(WORK_FOLDER / "redis"))
+            print(f"• a Redis of our own on {own_url.rpartition('@')[2]}", flush=True)
+        redis_url = settings.feature_redis_url or own_url
         environment = os.environ | {
             "FEATURE_REDIS_URL": redis_url,
-            "STATE_REDIS_URL": settings.state_redis_url or redis_url,
-            "HIKYAKU_REPLAY_CLOCK": replay_clock,
+            "STATE_REDIS_URL": settings.state_redis_url or own_url,
+            "HIKYAKU_REPLAY_CLOCK": until,
         }
         _prepare_features(settings.feature_repo, redis_url, until, environment)
         for name, folder in model_folders(settings.model_repository).items():
@@ -97,14 +101,22 @@ def _prepare_model(
     if not (folder / "train.py").is_file():
         return
     version = current_version(folder)
-    if version is not None:
-        manifest, _ = read_manifest(folder / str(version))
-        if manifest.fingerprint == fingerprint(folder, feature_repo):
-            print(f"• {name}: version {version} is up to date", flush=True)
-            return
+    if version is not None and _is_trained_from(folder, version, feature_repo):
+        print(f"• {name}: version {version} is up to date", flush=True)
+        return
     with _told(f"{name}: train and publish"), tempfile.TemporaryDirectory() as artifact:
         _python(str(folder / "train.py"), "--output", artifact, environment=environment)
         _hikyaku("publish", name, artifact, environment=environment)
+
+
+def _is_trained_from(folder: Path, version: int, feature_repo: Path) -> bool:
+    """Whether the version is readable and was trained from just what is there now."""
+    try:
+        manifest, _ = read_manifest(folder / str(version))
+        plan_from_json((folder / str(version) / PLAN_FILE).read_bytes())
+    except (InvalidModel, OSError, ValueError):
+        return False  # of another release of this software: train anew
+    return manifest.fingerprint == fingerprint(folder, feature_repo)
 
 
 def _serve(settings: Settings, environment: Mapping[str, str]) -> int:
@@ -127,7 +139,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", address: str) -> bool:
     until_s = time.monotonic() + _READY_TIMEOUT_S
     while process.poll() is None:
         try:
-            with urllib.request.urlopen(f"{address}/v2/health/ready", timeout=2):
+            with _DIRECT.open(f"{address}/v2/health/ready", timeout=2):
                 return True
         except (urllib.error.URLError, TimeoutError, ConnectionError) as exc:
             if time.monotonic() > until_s:

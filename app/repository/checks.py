@@ -4,47 +4,69 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.backends.backend import Backend
-from app.contract import Contract
+from app.contract import Contract, FieldType, Transform
 from app.errors import BackendError, InvalidModel
 from app.features.plan import FeaturePlan
 from app.outputs import OutputReader
 from app.repository.manifest import Golden, Training
 from app.tensors import Signature, Tensors, TensorSpec
 
+# What each transform can read; a stored text or number is a string or float here.
+_READABLE: Mapping[Transform, set[FieldType]] = {
+    "number": {"float", "int", "bool"},
+    "category": {"string"},
+    "text": {"string"},
+    "minute_of_day": {"timestamp"},
+    "day_of_week": {"timestamp"},
+}
+
 
 def check_columns(contract: Contract, plan: FeaturePlan, training: Training) -> None:
-    """Raises `InvalidModel` for a column that no source can fill."""
-    known = {*plan.references, *plan.join_keys, *contract.request_fields}
-    for column in contract.columns():
-        if column.source not in known:
-            raise InvalidModel(f"inputs: {column.source!r} is neither a stored feature nor a field")
-        if column.transform in {"category", "text"} and not _is_text(column.source, contract, plan):
-            raise InvalidModel(f"inputs: {column.source!r} is no text, as {column.transform} needs")
-        if column.transform == "category" and column.source not in training.categories:
-            raise InvalidModel(f"inputs: training gave no categories for {column.source!r}")
+    """Raises `InvalidModel` for a column that no source can fill, or not with such values."""
+    shared = plan.join_keys.keys() & contract.request_fields.keys()
+    if shared:
+        raise InvalidModel(f"request_fields: {', '.join(sorted(shared))} are join keys already")
+    types = _source_types(contract, plan)
     for tensor in contract.inputs:
         for column in tensor.columns:
-            if tensor.dtype == "int64" and _may_be_null(column.source, contract, plan):
-                raise InvalidModel(
-                    f"inputs.{tensor.tensor}: {column.source!r} may be missing, which an int64 "
-                    "cannot say: use float32, or features.missing with constant or refuse"
-                )
-    for name in contract.features.missing:
+            name = column.source
+            if name not in types:
+                raise InvalidModel(f"inputs: {name!r} is neither a stored feature nor a field")
+            if types[name] not in _READABLE[column.transform]:
+                raise InvalidModel(f"inputs: {name!r} is {types[name]}, not for {column.transform}")
+            if column.transform == "category" and name not in training.categories:
+                raise InvalidModel(f"inputs: training gave no categories for {name!r}")
+            if tensor.dtype == "int64":
+                _check_integer(name, types[name], contract, plan)
+    for name, policy in contract.features.missing.items():
         if name not in plan.references:
             raise InvalidModel(f"features.missing: {name!r} is not in {plan.feature_service!r}")
+        if policy.use == "constant" and types[name] == "string":
+            raise InvalidModel(f"features.missing: {name!r} is text, its constant a number")
 
 
-def _is_text(source: str, contract: Contract, plan: FeaturePlan) -> bool:
-    return "string" in (plan.join_keys.get(source), contract.request_fields.get(source)) or (
-        plan.value_types.get(source) == "text"
-    )
+def _source_types(contract: Contract, plan: FeaturePlan) -> dict[str, FieldType | None]:
+    """None for a stored value that no column can take."""
+    stored: Mapping[str, FieldType | None] = {"number": "float", "text": "string", "other": None}
+    return {
+        **{name: stored[kind] for name, kind in plan.value_types.items()},
+        **plan.join_keys,
+        **contract.request_fields,
+    }
 
 
-def _may_be_null(source: str, contract: Contract, plan: FeaturePlan) -> bool:
-    policy = contract.features.missing.get(source)
-    if policy is not None and policy.use != "null":
-        return False
-    return source in plan.references or source in plan.join_keys
+def _check_integer(
+    name: str, kind: FieldType | None, contract: Contract, plan: FeaturePlan
+) -> None:
+    policy = contract.features.missing.get(name)
+    replaced = policy is not None and policy.use != "null"
+    if (name in plan.references or name in plan.join_keys) and not replaced:
+        raise InvalidModel(
+            f"inputs: {name!r} may be missing, which an int64 cannot say: use float32, or "
+            "features.missing with constant or refuse"
+        )
+    if kind == "float" and name in contract.request_fields:
+        raise InvalidModel(f"inputs: {name!r} is a float, which an int64 would cut")
 
 
 def declared_inputs(contract: Contract) -> tuple[TensorSpec, ...]:
@@ -89,6 +111,11 @@ def check_golden(predictions: Sequence[Mapping[str, Any]], golden: Golden, *, wh
             f"{what}: {len(golden.predictions)} golden predictions for {len(predictions)} rows"
         )
     for row, (given, expected) in enumerate(zip(predictions, golden.predictions, strict=True)):
+        if given.keys() - {"decision"} != expected.keys():
+            raise InvalidModel(
+                f"{what}: golden row {row}: training said {sorted(expected)}, the contract's "
+                f"outputs are {sorted(given.keys() - {'decision'})}"
+            )
         for name, value in expected.items():
             if not _close(given.get(name), value, golden.tolerance):
                 raise InvalidModel(
@@ -104,4 +131,4 @@ def _close(given: Any, expected: Any, tolerance: float) -> bool:
             and given.keys() == expected.keys()
             and all(_close(given[label], expected[label], tolerance) for label in expected)
         )
-    return isinstance(given, float) and abs(given - expected) <= tolerance
+    return isinstance(given, int | float) and abs(given - expected) <= tolerance

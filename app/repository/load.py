@@ -38,6 +38,7 @@ async def load_current(
     open_source: Callable[[FeaturePlan], FeatureSource],
     sweep: DeadlineSweep,
     metrics: Metrics,
+    drain_s: float,
     stack: AsyncExitStack,
 ) -> ServedModel:
     """The version that CURRENT names, ready to answer; what it holds is released by `stack`.
@@ -58,9 +59,11 @@ async def load_current(
     if backend.signature != signature_of(manifest):
         raise InvalidModel(f"{version_dir}: the model's signature is not the manifest's")
     decoder = InstanceDecoder(contract, plan)
-    encoder = Encoder(contract.inputs, manifest.training.categories)
+    # Golden rows show what the model does with a null, whatever the contract puts in its place.
+    as_trained = Encoder(contract.inputs, manifest.training.categories)
+    encoder = Encoder(contract.inputs, manifest.training.categories, contract.features.constants())
     outputs = OutputReader(contract.outputs, contract.decision, backend.signature)
-    golden = golden_tensors(manifest.training.golden, decoder, plan, encoder)
+    golden = golden_tensors(manifest.training.golden, decoder, plan, as_trained)
     await backend.warm_up(golden, contract.batching.max_batch_rows)
     await run_golden(backend, outputs, golden, manifest.training.golden, what=str(version_dir))
 
@@ -72,6 +75,7 @@ async def load_current(
         max_batch_rows=batching.max_batch_rows,
         max_queue_rows=batching.max_queue_rows,
         observe_batch=metrics.batch_rows.labels(model_dir.name).observe,
+        drain_s=drain_s,
     )
     await stack.enter_async_context(batcher)
     return ServedModel(

@@ -4,11 +4,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import InvalidInput, InvalidModel
 from app.features.encoding import Encoder, ValueColumn
@@ -32,7 +32,7 @@ class Golden(_Section):
     instances: Sequence[Mapping[str, Any]]
     features: Mapping[str, Sequence[Any]] = {}
     predictions: Sequence[Mapping[str, Any]]
-    tolerance: float = 1e-5
+    tolerance: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
 
 
 class DataWindow(_Section):

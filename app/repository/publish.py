@@ -15,6 +15,8 @@ from pathlib import Path
 from app.backends import open_backend
 from app.backends.backend import Backend
 from app.contract import Contract, load_contract
+from app.errors import InvalidModel
+from app.features import encoding
 from app.features.encoding import Encoder
 from app.features.plan import FeaturePlan
 from app.instances import InstanceDecoder
@@ -47,12 +49,15 @@ async def publish(model_dir: Path, artifact: Path, plan: FeaturePlan, fingerprin
     contract = load_contract(model_dir / CONTRACT_FILE)
     training = read_training(artifact / TRAINING_FILE)
     check_columns(contract, plan, training)
-    signature = await _checked_signature(contract, plan, training, artifact / MODEL_FILE)
-    version = max(versions(model_dir), default=0) + 1
+    if not (artifact / MODEL_FILE).is_file():
+        raise InvalidModel(f"{artifact / MODEL_FILE}: no such file")
     staging = model_dir / f".staging-{uuid.uuid4().hex}"
     staging.mkdir()
     try:
         shutil.copyfile(artifact / MODEL_FILE, staging / MODEL_FILE)
+        # The copy, in its place: what the file needs beside it is not there for the server either.
+        signature = await _checked_signature(contract, plan, training, staging / MODEL_FILE)
+        version = max(versions(model_dir), default=0) + 1
         (staging / PLAN_FILE).write_bytes(plan.to_json())
         manifest = Manifest(
             model=model_dir.name,
@@ -64,7 +69,7 @@ async def publish(model_dir: Path, artifact: Path, plan: FeaturePlan, fingerprin
             feature_order=[column.source for column in contract.columns()],
             training=training,
             fingerprint=fingerprint,
-            source_commit=_source_commit(),
+            source_commit=_source_commit(model_dir),
             environment=_environment(),
         )
         (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
@@ -84,7 +89,7 @@ def fingerprint(model_dir: Path, feature_repo: Path) -> str:
     digest = hashlib.sha256()
     contract = load_contract(model_dir / CONTRACT_FILE)
     digest.update(json.dumps(contract.inputs_document(), sort_keys=True).encode())
-    sources = [*model_dir.glob("*.py")]
+    sources = [*model_dir.glob("*.py"), Path(encoding.__file__)]
     if contract.feature_service is not None:
         sources += [*feature_repo.glob("*.py"), feature_repo / "feature_store.yaml"]
     for path in sorted(sources):
@@ -124,11 +129,20 @@ def _triton_config(name: str, contract: Contract) -> str:
     )
 
 
-def _source_commit() -> str:
+def _source_commit(folder: Path) -> str:
     """The checkout's commit, `-dirty` with uncommitted changes; empty outside a checkout."""
     try:
         described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            [
+                "git",
+                "-C",
+                str(folder),
+                "describe",
+                "--always",
+                "--dirty",
+                "--abbrev=40",
+                "--exclude=*",
+            ],
             capture_output=True,
             text=True,
             check=True,

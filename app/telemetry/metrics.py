@@ -118,7 +118,7 @@ class Metrics:
         )
         self.ready = Gauge(
             "hikyaku_ready",
-            "1 while models are warm and the feature store answers, as of this scrape.",
+            "1 while models are warm and the feature store answers, looked at every few seconds.",
             registry=self.registry,
         )
 

@@ -373,3 +373,51 @@ async def test_a_defect_is_a_500_without_its_details(serve: Serve) -> None:
     assert refused.json()["error"]["code"] == "internal"
     assert "secret" not in refused.text
     assert "Traceback" not in refused.text
+
+
+class Slow(StaticSource):
+    """A store that uses up the whole time of the request and answers all the same."""
+
+    async def fetch(self, entities: EntityColumns, rows: int, deadline: Deadline) -> FeatureRows:
+        await asyncio.sleep(0.06)
+        return await super().fetch(entities, rows, deadline)
+
+
+async def test_an_answer_that_comes_too_late_is_a_504(serve: Serve) -> None:
+    async with serve("stored", open_features=reading_from(Slow(DRIVERS))) as client:
+        refused = await client.post(
+            "/v1/models/stored:predict",
+            json={"instances": [KYOTO]},
+            headers={"Request-Timeout-Ms": "50"},
+        )
+    assert refused.status_code == 504
+    assert refused.json()["error"]["code"] == "deadline_exceeded"
+    assert refused.json()["error"]["retryable"] is True
+
+
+async def test_a_value_that_the_model_cannot_take_is_named_with_its_instance(serve: Serve) -> None:
+    async with serve("binary") as client:
+        refused = await client.post(
+            "/v1/models/binary:predict", json={"instances": [PAIRS[0], {"a": 1e300, "b": 0}]}
+        )
+    assert refused.status_code == 400
+    assert refused.json()["error"]["field"] == "instances[1].a"
+
+
+async def test_a_model_that_returns_infinity_is_a_backend_error(serve: Serve) -> None:
+    async with serve("regression") as client:
+        refused = await client.post(
+            "/v1/models/regression:predict", json={"instances": [{"a": 3e38, "b": 3e38}]}
+        )
+    assert refused.status_code == 500
+    assert refused.json()["error"]["code"] == "backend_error"
+    assert "'value'" in refused.json()["error"]["message"]
+
+
+async def test_a_key_that_goes_on_and_on_does_not_come_back(serve: Serve) -> None:
+    async with serve("binary") as client:
+        refused = await client.post(
+            "/v1/models/binary:predict", json={"instances": [PAIRS[0] | {"k" * 100_000: 1}]}
+        )
+    assert refused.status_code == 400
+    assert len(refused.content) < 1000

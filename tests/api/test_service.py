@@ -89,6 +89,24 @@ class TestReplayClock:
         assert refused.json()["error"]["code"] == "forbidden"
         assert looked.json() == {"now": "2014-01-01T00:30:00Z"}
 
+    async def test_a_proxy_on_this_machine_is_not_the_operator(self, serve: Serve) -> None:
+        async with serve("binary") as client:
+            refused = await client.put(
+                "/v1/replay-clock",
+                json={"now": "2014-01-01T02:00:00Z"},
+                headers={"X-Forwarded-For": "192.0.2.7"},
+            )
+        assert refused.status_code == 403
+
+    async def test_an_instant_that_cannot_be_written_is_refused(self, serve: Serve) -> None:
+        async with serve("binary") as client:
+            refused = await client.put(
+                "/v1/replay-clock", json={"now": "9999-12-31T23:59:59-14:00"}
+            )
+            ready = await client.get("/v2/health/ready")
+        assert refused.status_code == 400
+        assert ready.status_code == 200
+
     async def test_a_process_on_wall_time_has_none(self, serve: Serve) -> None:
         async with serve("binary", environment={"HIKYAKU_REPLAY_CLOCK": ""}) as client:
             absent = await client.put("/v1/replay-clock", json={"now": "2014-01-01T02:00:00Z"})
@@ -119,7 +137,8 @@ class TestRefusals:
     async def test_predict_with_another_method_is_no_prediction(self, serve: Serve) -> None:
         async with serve("binary") as client:
             refused = await client.get("/v1/models/binary:predict")
-        assert refused.status_code == 404
+        assert refused.status_code == 405
+        assert refused.headers["allow"] == "POST"
 
 
 class TestDocumentation:

@@ -62,6 +62,7 @@ async def batching(
     max_batch_rows: int = 8,
     max_queue_rows: int = 64,
     observed: list[int] | None = None,
+    drain_s: float = SOON,
 ) -> AsyncIterator[DynamicBatcher]:
     batches = [] if observed is None else observed
     async with (
@@ -73,6 +74,7 @@ async def batching(
             max_batch_rows=max_batch_rows,
             max_queue_rows=max_queue_rows,
             observe_batch=batches.append,
+            drain_s=drain_s,
         ) as batcher,
     ):
         yield batcher
@@ -271,6 +273,17 @@ async def test_closing_answers_what_is_queued_and_refuses_what_comes() -> None:
     assert await waiting == [2]
     with pytest.raises(ShuttingDown):
         await ask(batcher, 2)
+
+
+async def test_an_execution_that_never_ends_does_not_keep_the_batcher_open() -> None:
+    backend = GatedBackend()
+    async with batching(backend, drain_s=0.01) as batcher:
+        stuck = await occupied(batcher, backend)
+        waiting = asyncio.create_task(ask(batcher, 1))
+        await queued(batcher, 1)
+    for task in (stuck, waiting):
+        with pytest.raises(ShuttingDown):
+            await task
 
 
 async def test_a_hold_lets_a_batch_fill_up() -> None:
