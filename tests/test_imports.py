@@ -38,6 +38,7 @@ OWNERS = {
         "evaluation/replay.py",
     },
     "onnxruntime": {"backends/onnx_backend.py"},
+    "fastapi_offline": {"api/service.py"},
     "fastapi": {"api/service.py", "api/openapi.py", "api/gateway.py"},
     "uvicorn": {"server.py"},
     "hiredis": {"features/redis_connection.py", "features/redis_source.py"},

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi_offline import FastAPIOffline
 from pydantic import AwareDatetime, BaseModel
 from starlette.exceptions import HTTPException
 
@@ -34,7 +35,8 @@ def create_service(runtime: Runtime) -> FastAPI:
             app.openapi_schema = None  # the models are known now
             yield
 
-    app = FastAPI(
+    # /docs with assets of its own: operators' networks are closed more often than not.
+    app = FastAPIOffline(
         title="Hikyaku",
         version=__version__,
         description="Model serving with online features.",

@@ -155,6 +155,7 @@ class TestDocumentation:
         assert "/v1/models/binary:predict" in schema["paths"]
         assert answer.status_code == 200
         assert page.status_code == 200
+        assert "//" not in page.text.replace(str(client.base_url), "").replace("</", "")
 
 
 class TestMetrics:
