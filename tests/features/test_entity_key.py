@@ -1,0 +1,84 @@
+"""The keys of entities: Feast's own golden bytes, and Feast itself as the oracle."""
+
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.features.entity_key import EntityKeyEncoder, KeyType
+from tests.tiny_feast import Fleet
+
+
+@pytest.mark.parametrize(
+    ("types", "values", "project", "expected"),
+    [
+        (
+            {"entity": "Int32"},
+            (1,),
+            "test",
+            "01000000 02000000 06000000 656e74697479 03000000 04000000 01000000 74657374",
+        ),
+        (
+            {"driver_id": "Int64"},
+            (1001,),
+            "my_project",
+            "01000000 02000000 09000000 6472697665725f6964 04000000 08000000 e903000000000000"
+            " 6d795f70726f6a656374",
+        ),
+    ],
+)
+def test_golden_keys(
+    types: dict[str, KeyType], values: tuple[Any, ...], project: str, expected: str
+) -> None:
+    assert EntityKeyEncoder(types, project, 3).encode(values) == bytes.fromhex(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("Int32", 2**31), ("Int32", -(2**31) - 1), ("Int64", 2**63)]
+)
+def test_an_integer_that_its_type_does_not_hold_is_refused(kind: KeyType, value: int) -> None:
+    with pytest.raises(struct.error):
+        EntityKeyEncoder({"id": kind}, "p", 3).encode((value,))
+
+
+def test_other_versions_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 is not 2 or 3"):
+        EntityKeyEncoder({"id": "Int64"}, "p", 1)
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+VALUES: dict[KeyType, st.SearchStrategy[Any]] = {
+    "String": st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    "Int32": st.integers(-(2**31), 2**31 - 1),
+    "Int64": st.integers(-(2**63), 2**63 - 1),
+}
+ENTITIES = st.dictionaries(
+    NAMES,
+    st.sampled_from(list(VALUES)).flatmap(lambda t: st.tuples(st.just(t), VALUES[t])),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(ENTITIES, st.sampled_from([2, 3]), NAMES)
+def test_keys_are_those_that_feast_writes(
+    fleet: Fleet, entity: dict[str, tuple[KeyType, Any]], version: int, project: str
+) -> None:
+    import warnings
+
+    from feast.infra.online_stores.helpers import _redis_key
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    fields = {"String": "string_val", "Int32": "int32_val", "Int64": "int64_val"}
+    ours = EntityKeyEncoder({k: kind for k, (kind, _) in entity.items()}, project, version)
+    theirs = EntityKey(
+        join_keys=list(entity),
+        entity_values=[Value(**{fields[kind]: value}) for kind, value in entity.values()],
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # version 2 is deprecated
+        expected = _redis_key(project, theirs, entity_key_serialization_version=version)
+    assert ours.encode([entity[key][1] for key in ours.join_keys]) == expected
