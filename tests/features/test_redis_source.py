@@ -1,0 +1,145 @@
+"""What only the reader that speaks to Redis itself has to withstand."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from app.clock import ReplayClock
+from app.deadline import Deadline
+from app.errors import ConfigurationError, FeaturesUnavailable, InvalidInput, InvalidModel
+from app.features.entity_key import EntityKeyEncoder
+from app.features.redis_connection import parse_address
+from app.features.redis_source import RedisFeatures, RedisSource
+from app.features.source import FeatureRows, ValueStatus
+from app.local.redis_server import own_redis
+from tests.tiny_feast import FLEET, KNOWN_AT, Fleet
+
+PRESENT, UNAVAILABLE = ValueStatus.PRESENT, ValueStatus.UNAVAILABLE
+
+
+@pytest.fixture
+async def source(fleet: Fleet) -> AsyncIterator[RedisSource]:
+    async with RedisFeatures(parse_address(fleet.redis_url)) as features:
+        yield RedisSource(features, fleet.plan, ReplayClock(KNOWN_AT))
+
+
+@pytest.fixture
+def client(fleet: Fleet) -> Iterator["redis.Redis[Any]"]:
+    with redis.Redis.from_url(fleet.redis_url) as client:
+        yield client
+
+
+def driver_key(fleet: Fleet, driver: int) -> bytes:
+    return EntityKeyEncoder({"driver_id": "Int64"}, fleet.plan.project, 3).encode((driver,))
+
+
+async def fetch(source: RedisSource, *drivers: int) -> FeatureRows:
+    entities = {"driver_id": list(drivers), "city": ["kyoto"] * len(drivers)}
+    return await source.fetch(entities, len(drivers), Deadline.after(5))
+
+
+async def test_a_key_of_another_type_harms_its_own_entity(
+    source: RedisSource, fleet: Fleet, client: "redis.Redis[Any]"
+) -> None:
+    key = driver_key(fleet, 555)
+    client.set(key, "not a hash")
+    try:
+        rows = await fetch(source, 1, 555)
+    finally:
+        client.delete(key)
+    assert rows.status[0].tolist() == [PRESENT] * 6
+    assert rows.status[1, :3].tolist() == [UNAVAILABLE] * 3
+    assert rows.status[1, 3] == PRESENT
+
+
+async def test_a_corrupt_value_harms_no_other(
+    source: RedisSource, fleet: Fleet, client: "redis.Redis[Any]"
+) -> None:
+    assert fleet.plan.redis is not None
+    key, copy = driver_key(fleet, 1), driver_key(fleet, 556)
+    client.hset(copy, mapping=client.hgetall(key))
+    client.hset(copy, bytes.fromhex(fleet.plan.redis.fields["driver:trips"]), b"\x12\x03abc")
+    try:
+        rows = await fetch(source, 556, 1)
+    finally:
+        client.delete(copy)
+    trips = FLEET.references.index("driver:trips")
+    assert rows.status[0, trips] == UNAVAILABLE
+    assert rows.columns[trips].tolist()[1] == 7.0
+    assert (rows.status == UNAVAILABLE).sum() == 1
+
+
+async def test_a_connection_that_was_cut_is_replaced_within_the_read(
+    source: RedisSource, client: "redis.Redis[Any]"
+) -> None:
+    await fetch(source, 1)
+    client.client_kill_filter(_type="normal", skipme=True)
+    assert (await fetch(source, 1)).status.tolist() == [[PRESENT] * 6]
+
+
+async def test_all_readers_of_a_worker_share_one_connection(
+    source: RedisSource, client: "redis.Redis[Any]"
+) -> None:
+    before = len(client.client_list())
+    await asyncio.gather(*(fetch(source, driver % 3) for driver in range(300)))
+    assert len(client.client_list()) <= before + 1
+
+
+async def test_a_redis_that_comes_back_is_read_again(fleet: Fleet, tmp_path: Path) -> None:
+    with own_redis(tmp_path) as url:
+        address = parse_address(url)
+        async with RedisFeatures(address) as features:
+            source = RedisSource(features, fleet.plan, ReplayClock(KNOWN_AT))
+            await fetch(source, 1)
+            with redis.Redis.from_url(url) as client:
+                client.config_set("requirepass", "another")  # what connects now is refused
+                client.client_kill_filter(_type="normal", skipme=True)
+                with pytest.raises(FeaturesUnavailable, match="WRONGPASS"):
+                    await fetch(source, 1)
+                assert address.password is not None
+                client.config_set("requirepass", address.password)
+            async with asyncio.timeout(2):
+                while True:
+                    try:
+                        await fetch(source, 1)
+                        break
+                    except FeaturesUnavailable:
+                        await asyncio.sleep(0.02)
+
+
+async def test_an_entity_that_its_type_does_not_hold_is_the_callers_fault(
+    source: RedisSource,
+) -> None:
+    with pytest.raises(InvalidInput, match="driver_id"):
+        await fetch(source, 2**63)
+
+
+def test_a_plan_of_another_store_is_refused() -> None:
+    features = RedisFeatures(parse_address("redis://nowhere"))
+    with pytest.raises(InvalidModel, match="not for Redis"):
+        RedisSource(features, FLEET, ReplayClock(KNOWN_AT))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h",
+        "redis://",
+        "redis://h:port",
+        "redis://h/one",
+        "redis://h?db=1",
+        "unix://?db=x",
+        "",
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="FEATURE_REDIS_URL"):
+        parse_address(url)
+
+
+def test_an_address_does_not_show_its_password() -> None:
+    assert "secret" not in repr(parse_address("redis://user:secret@host:1/2"))
