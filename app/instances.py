@@ -95,7 +95,7 @@ class InstanceDecoder:
             raise _malformed(str(exc), body) from None
         instances = request.instances
         if not instances:
-            raise InvalidInput("instances must not be empty", field="instances")
+            raise InvalidInput("instances: must not be empty", field="instances")
         limit = max_instances or self._max_instances
         if len(instances) > limit:
             raise PayloadTooLarge(f"instances: {len(instances)} given, at most {limit} are allowed")

@@ -12,6 +12,8 @@ from app.config import Settings
 from app.errors import ConfigurationError
 from app.main import create_application
 
+_BACKLOG = 2048
+
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then answer what is under way.
@@ -20,6 +22,7 @@ def serve(settings: Settings) -> None:
     be served.
     """
     listener = bind(settings.host, settings.port)
+    listener.listen(_BACKLOG)  # ours from now on: whoever asks waits until the models are loaded
     # uvicorn raises the signal that stopped it again, once everything is answered.
     with (
         contextlib.suppress(KeyboardInterrupt),

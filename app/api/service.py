@@ -41,6 +41,8 @@ def create_service(runtime: Runtime) -> FastAPI:
         version=__version__,
         description="Model serving with online features.",
         lifespan=lifespan,
+        # A redirect would follow whatever Host the caller sent.
+        redirect_slashes=False,
     )
     _add_refusals(app)
     _add_health(app, runtime)

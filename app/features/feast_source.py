@@ -15,6 +15,7 @@ from app.deadline import Deadline
 from app.errors import FeaturesUnavailable, InvalidModel
 from app.features.plan import FeaturePlan, JoinKeyType, PlannedView
 from app.features.source import (
+    MAX_AHEAD_S,
     EntityColumns,
     FeatureRows,
     ValueStatus,
@@ -96,7 +97,7 @@ class FeastSource:
             vectors = [proto.results[names[f"{view.name}__{f.name}"]] for f in view.features]
             event_time_s = _event_times(vectors[0], _has_entity(view, entities, rows))
             table.event_time_s[:, index] = event_time_s
-            found = ~np.isnan(event_time_s)
+            found = now_s - event_time_s >= -MAX_AHEAD_S  # NaN is not
             too_old = found & (now_s - event_time_s > (view.ttl_s or np.inf))
             for position, vector in enumerate(vectors, start=columns.start):
                 present = _fill(table.columns[position], vector, found & ~too_old)

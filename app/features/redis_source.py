@@ -27,7 +27,7 @@ from app.features.redis_connection import (
     Reply,
     connect,
 )
-from app.features.source import EntityColumns, FeatureRows, ValueStatus
+from app.features.source import MAX_AHEAD_S, EntityColumns, FeatureRows, ValueStatus
 from app.features.values import DECODABLE, Corrupt, Stored, decode_column, decode_seconds
 
 _MAX_UNANSWERED = 1024
@@ -255,8 +255,10 @@ class _RowDecoder:
             for offset, feature in enumerate(features):
                 columns[feature] = table[:, offset]
         now_s = clock.now_s()
-        if not (now_s - times <= self._max_age_s).all():  # NaN, not stored, is not either
-            self._hide_old(columns, status, times, now_s)
+        ages_s = now_s - times
+        usable = (ages_s <= self._max_age_s) & (ages_s >= -MAX_AHEAD_S)  # NaN is neither
+        if not usable.all():
+            self._hide_unusable(columns, status, ages_s)
         for row, view in unreadable:
             self._hide_view(columns, status, row, view)
         return FeatureRows(self._plan, tuple(columns), status, times)
@@ -276,15 +278,14 @@ class _RowDecoder:
                     unreadable.append((row, view))
         return np.array(seconds, dtype=np.float64).reshape(len(rows), -1), unreadable
 
-    def _hide_old(
+    def _hide_unusable(
         self,
         columns: Sequence[NDArray[Any]],
         status: NDArray[np.uint8],
-        times: NDArray[np.float64],
-        now_s: float,
+        ages_s: NDArray[np.float64],
     ) -> None:
-        absent = np.isnan(times)[:, self._view_of_feature]
-        too_old = (now_s - times > self._max_age_s)[:, self._view_of_feature]
+        absent = (np.isnan(ages_s) | (ages_s < -MAX_AHEAD_S))[:, self._view_of_feature]
+        too_old = (ages_s > self._max_age_s)[:, self._view_of_feature]
         status[too_old] = ValueStatus.OUTSIDE_MAX_AGE
         status[absent] = ValueStatus.NOT_FOUND
         for column, hidden in zip(columns, (absent | too_old).T, strict=True):

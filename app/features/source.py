@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from app.deadline import Deadline
 from app.features.plan import FeaturePlan
 
+MAX_AHEAD_S = 60.0
+"""How far a value's event time may lie ahead of our clock: clocks differ. One that lies further
+ahead is not known yet, and NOT_FOUND."""
+
 EntityColumns: TypeAlias = Mapping[str, Sequence[str | int | None]]
 """For each join key, its value in every row; None where the row has no such entity."""
 

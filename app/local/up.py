@@ -42,11 +42,12 @@ def up(settings: Settings) -> int:
 
     Raises `HikyakuError` with a sentence for the operator. Returns the server's exit status.
     """
-    bind(settings.host, settings.port).close()  # better told now than after the training
-    replay_clock = settings.replay_clock
-    until = replay_clock.isoformat() if replay_clock else _end_of_history(settings.feature_repo)
     with ExitStack() as stack:
         stack.enter_context(_alone_in(WORK_FOLDER))
+        with bind(settings.host, settings.port) as probe:  # better told now than after training
+            port = probe.getsockname()[1]
+        clock = settings.replay_clock
+        until = clock.isoformat() if clock else _end_of_history(settings.feature_repo)
         own_url = ""
         if settings.feature_redis_url is None or settings.state_redis_url is None:
             own_url = stack.enter_context(own_redis(WORK_FOLDER / "redis"))
@@ -56,12 +57,14 @@ def up(settings: Settings) -> int:
             "FEATURE_REDIS_URL": redis_url,
             "STATE_REDIS_URL": settings.state_redis_url or own_url,
             "HIKYAKU_REPLAY_CLOCK": until,
+            "HIKYAKU_PORT": str(port),
         }
         _prepare_features(settings.feature_repo, redis_url, until, environment)
         for name, folder in model_folders(settings.model_repository).items():
             _prepare_model(name, folder, settings.feature_repo, environment)
         stack.enter_context(_known_to_other_commands(redis_url))
-        return _serve(settings, environment)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        return _serve(settings, f"http://{host}:{port}", environment)
 
 
 def _end_of_history(feature_repo: Path) -> str:
@@ -78,7 +81,10 @@ def _prepare_features(
 ) -> None:
     """Apply and materialize, unless this Redis already holds just that."""
     due = _digest(feature_repo, until)
-    client = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
+    try:
+        client = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
+    except ValueError as exc:
+        raise ConfigurationError(f"FEATURE_REDIS_URL: {exc}") from exc
     with client:
         try:
             if client.get(_MARKER) == due.encode():
@@ -90,7 +96,7 @@ def _prepare_features(
                     environment=environment,
                 )
             client.set(_MARKER, due)
-        except (redis.RedisError, ValueError) as exc:
+        except redis.RedisError as exc:
             raise ConfigurationError(f"FEATURE_REDIS_URL: cannot be used: {exc}") from exc
 
 
@@ -119,13 +125,12 @@ def _is_trained_from(folder: Path, version: int, feature_repo: Path) -> bool:
     return manifest.fingerprint == fingerprint(folder, feature_repo)
 
 
-def _serve(settings: Settings, environment: Mapping[str, str]) -> int:
+def _serve(settings: Settings, address: str, environment: Mapping[str, str]) -> int:
     """Run the server until it ends or we are told to stop; print how to ask it."""
     print("• starting the server …", flush=True)
     started_s = time.monotonic()
     with child([*_HIKYAKU, "serve"], environment) as process:
         try:
-            address = f"http://{settings.host}:{settings.port}"
             if _wait_until_ready(process, address):
                 print(f"  ready after {time.monotonic() - started_s:.1f} s\n", flush=True)
                 print(_request_to_paste(settings, address), flush=True)

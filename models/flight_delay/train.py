@@ -24,7 +24,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from app.contract import Contract, load_contract
+from app.errors import HikyakuError
 from app.features.encoding import Encoder
+from app.features.feast_plan import compile_plan
 from app.features.feast_repo import open_store, point_in_time
 
 HERE = Path(__file__).parent
@@ -50,6 +52,11 @@ def main() -> None:
     contract = load_contract(HERE / "model.yaml")
     if contract.replay is None or contract.feature_service is None:
         sys.exit("model.yaml needs `replay` and `feature_service`: they name the training data")
+    plan = compile_plan(open_store(FEATURE_REPO, None), contract.feature_service)
+    sources = [column.source for column in contract.columns() if ":" in column.source]
+    unknown = sorted(set(sources) - set(plan.references))
+    if unknown:  # better told now than after the join
+        sys.exit(f"model.yaml: inputs: the feature service has no {', '.join(unknown)}")
     flights = _labelled_flights(contract)
     until = pd.Timestamp(arguments.until, tz="America/New_York")
     train = flights[flights["request_time"] < until]
@@ -197,4 +204,7 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HikyakuError as exc:
+        sys.exit(str(exc))

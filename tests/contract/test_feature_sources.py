@@ -252,6 +252,17 @@ async def test_a_value_is_read_until_it_is_older_than_its_ttl(
     assert rows.event_time_s[0, 0] == KNOWN_AT.timestamp()
 
 
+@pytest.mark.parametrize(("ahead_s", "expected"), [(59, PRESENT), (61, NOT_FOUND)])
+async def test_a_value_from_the_future_is_not_known_yet(
+    open_stored: OpenStored, fleet: Fleet, ahead_s: int, expected: ValueStatus
+) -> None:
+    clock = ReplayClock(KNOWN_AT - timedelta(seconds=ahead_s))
+    async with open_stored(fleet, clock) as source:
+        rows = await fetch(source, (1, "kyoto"))
+    assert rows.status.tolist() == [[expected] * 6]
+    assert values(rows, "driver:rating") == [4.5 if expected is PRESENT else None]
+
+
 async def test_values_without_a_ttl_never_grow_too_old(
     open_stored: OpenStored, fleet: Fleet
 ) -> None:
