@@ -1,5 +1,6 @@
 """`hikyaku up`: what stops it is one sentence, said before anything is prepared."""
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -47,7 +48,7 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         ended = up(tmp_path, {"HIKYAKU_PORT": port})
     assert_one_sentence(ended, f"127.0.0.1:{port}", "HIKYAKU_PORT")
-    assert list(tmp_path.iterdir()) == []
+    assert _left_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("history", [None, "{", "[]"])
@@ -58,8 +59,20 @@ def test_a_history_that_is_missing_or_unreadable(tmp_path: Path, history: str | 
         (repo / "data" / "history.json").write_text(history)
     ended = up(tmp_path, {"HIKYAKU_FEATURE_REPO": str(repo), "HIKYAKU_PORT": "0"})
     assert_one_sentence(ended, str(repo / "data" / "history.json"), "make run")
-    assert list(tmp_path.iterdir()) == [repo]
+    assert _left_in(tmp_path) == [repo]
 
 
 def test_a_setting_that_is_mistyped(tmp_path: Path) -> None:
     assert_one_sentence(up(tmp_path, {"HIKYAKU_PROT": "8001"}), "HIKYAKU_PROT", "HIKYAKU_PORT")
+
+
+def test_two_in_one_folder(tmp_path: Path) -> None:
+    (tmp_path / ".hikyaku").mkdir()
+    with (tmp_path / ".hikyaku" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert_one_sentence(up(tmp_path, {}), "another `hikyaku up` runs in this folder")
+
+
+def _left_in(folder: Path) -> list[Path]:
+    """What a refused start left behind, beside the folder of its lock."""
+    return [path for path in folder.iterdir() if path.name != ".hikyaku"]
