@@ -25,6 +25,7 @@ async def test_a_redis_that_keeps_what_it_is_given_is_accepted(url: str) -> None
     await check_state_store(url)
     configure(url, save="", appendonly="yes")
     await check_state_store(url)
+    configure(url, appendonly="no")  # while it writes its first one, Redis does not stop
 
 
 @pytest.mark.parametrize(
