@@ -265,7 +265,11 @@ def _new_york_rfc3339(instants: pd.Series) -> pd.Series:
 
 
 def _minutes(count: pd.Series) -> pd.Series:
-    return pd.to_timedelta(count, unit="min").astype("timedelta64[us]")
+    # pandas 2.3 rounds uninitialised memory where a count is missing, and may warn of an overflow.
+    known = count.notna().to_numpy()
+    minutes = np.full(len(count), np.timedelta64("NaT", "us"))
+    minutes[known] = count.to_numpy()[known].astype("timedelta64[m]")
+    return pd.Series(minutes, index=count.index)
 
 
 def _whole_minutes(instants: pd.Series) -> Values:
