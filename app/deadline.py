@@ -80,6 +80,10 @@ class DeadlineSweep:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop; what is still watched is cancelled."""
         if self._timer is not None:
             self._timer.cancel()
         for _, future in self._watched:

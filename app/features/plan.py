@@ -1,6 +1,5 @@
 """What a feature service holds, compiled once at publishing so that serving needs no registry."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -86,9 +85,6 @@ class FeaturePlan:
     def to_json(self) -> bytes:
         """Canonical: the same plan gives the same bytes."""
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
-
-    def digest(self) -> str:
-        return hashlib.sha256(self.to_json()).hexdigest()
 
 
 NO_FEATURES = FeaturePlan(project="", feature_service="", join_keys={}, views=())

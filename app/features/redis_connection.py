@@ -3,6 +3,7 @@ replies come back in order."""
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class RedisConnection(asyncio.Protocol):
         self._waiting: deque[_Waiting] = deque()
         self._outgoing: list[bytes] = []
         self._transport: asyncio.Transport | None = None
+        self._heard_s = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -103,6 +105,10 @@ class RedisConnection(asyncio.Protocol):
         """Callers whose replies have not come, those that have left included."""
         return len(self._waiting)
 
+    def silent_s(self) -> float:
+        """Seconds for which Redis has owed an answer and sent none; 0 when it owes none."""
+        return time.monotonic() - self._heard_s if self._waiting else 0.0
+
     def send(self, commands: bytes, replies: int) -> "asyncio.Future[list[Reply]]":
         """Send commands that bring `replies` replies; everything that is sent in one turn of the
         event loop leaves in one write. The future fails with `ConnectionLost`."""
@@ -111,6 +117,8 @@ class RedisConnection(asyncio.Protocol):
         if self._transport is None:
             answer.set_exception(ConnectionLost("the connection to Redis is closed"))
             return answer
+        if not self._waiting:
+            self._heard_s = time.monotonic()
         self._waiting.append(_Waiting(replies, [], answer))
         if not self._outgoing:
             loop.call_soon(self._flush)
@@ -135,6 +143,7 @@ class RedisConnection(asyncio.Protocol):
                 answer.set_exception(ConnectionLost(str(exc or "Redis closed the connection")))
 
     def data_received(self, data: bytes) -> None:
+        self._heard_s = time.monotonic()
         self._reader.feed(data)
         while True:
             try:

@@ -47,7 +47,6 @@ class RedisFeatures:
         self._sweep = DeadlineSweep()
         self._connection = RedisConnection()
         self._connecting: asyncio.Task[None] | None = None
-        self._waiting_since_s = 0.0
         self._retry_s = _FIRST_RETRY_S
         self._retry_at_s = 0.0
         self._reason = "not connected yet"
@@ -74,18 +73,13 @@ class RedisFeatures:
         connection = self._connection
         if not connection.is_open:
             connection = await self._connected(deadline)
-        now_s = time.monotonic()
-        if not connection.unanswered:
-            self._waiting_since_s = now_s
-        elif now_s - self._waiting_since_s > _STALLED_AFTER_S:
+        if connection.silent_s() > _STALLED_AFTER_S:
             connection.close()  # a peer that vanished would keep it for ever
         if connection.unanswered >= _MAX_UNANSWERED:
             raise FeaturesUnavailable(f"Redis owes {connection.unanswered} answers")
         answer = connection.send(commands, replies)
         self._sweep.watch(answer, deadline)
-        replied = await answer
-        self._waiting_since_s = time.monotonic()
-        return replied
+        return await answer
 
     async def _connected(self, deadline: Deadline) -> RedisConnection:
         if self._connecting is None:
@@ -122,7 +116,7 @@ class RedisFeatures:
             self._connecting.cancel()
             await asyncio.wait({self._connecting})
         self._connection.close()
-        await self._sweep.__aexit__(None, None, None)
+        self._sweep.close()
 
 
 class RedisSource:

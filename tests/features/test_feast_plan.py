@@ -90,11 +90,11 @@ def test_the_plan_holds_only_what_the_service_asks_for(store: "FeatureStore") ->
     assert plan.join_keys == {"city": "string", "driver_id": "int"}
 
 
-def test_compiling_twice_gives_the_same_digest(fleet: Fleet) -> None:
+def test_compiling_twice_gives_the_same_document(fleet: Fleet) -> None:
     from app.features.feast_plan import compile_plan
 
-    digests = {compile_plan(fleet.open_store(), "fleet").digest() for _ in range(2)}
-    assert len(digests) == 1
+    documents = {compile_plan(fleet.open_store(), "fleet").to_json() for _ in range(2)}
+    assert len(documents) == 1
 
 
 @pytest.mark.parametrize(
