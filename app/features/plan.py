@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -21,13 +21,39 @@ class PlannedFeature:
 
 
 @dataclass(frozen=True, slots=True)
+class Transformation:
+    """What makes the values of an on-demand view.
+
+    It reads the stored features `inputs` (`view:feature`) and the fields `request_fields` of the
+    instance. `source` is its Python text, for people; `definition` is Feast's own form of it, a
+    serialized `OnDemandFeatureView` in base64, which holds the pickled function.
+    """
+
+    mode: Literal["python", "python_singleton", "pandas"]
+    inputs: tuple[str, ...]
+    request_fields: tuple[str, ...]
+    source: str
+    definition: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedView:
-    """One feature view of the service. `ttl_s` None: its values never grow too old."""
+    """One feature view of the service.
+
+    `name` is its name in the service (the alias, where it has one), `join_keys` the fields of an
+    instance that name its entity, none for a view without entities. `ttl_s` None: its values never
+    grow too old. `stored_as` and `stored_keys` are the names under which its values are stored
+    (another than `name` with an alias or a version, others than `join_keys` with a join_key_map);
+    None: the same. A view with a `transformation` is not stored but made on demand.
+    """
 
     name: str
     join_keys: tuple[str, ...]
     ttl_s: float | None
     features: tuple[PlannedFeature, ...]
+    stored_as: str | None = None
+    stored_keys: tuple[str, ...] | None = None
+    transformation: Transformation | None = None
 
     def references(self) -> tuple[str, ...]:
         return tuple(f"{self.name}:{feature.name}" for feature in self.features)
@@ -37,8 +63,9 @@ class PlannedView:
 class RedisLayout:
     """Where Feast's Redis store keeps the values of a plan.
 
-    `key_types` is Feast's type of each join key, `fields` the hash field of each `view:feature` in
-    hexadecimal, `key_version` Feast's entity_key_serialization_version.
+    `key_types` is Feast's type of each join key of `FeaturePlan.join_keys`, `fields` the hash field
+    of each stored `view:feature` of the plan in hexadecimal, `key_version` Feast's
+    entity_key_serialization_version.
     """
 
     key_version: int
@@ -48,10 +75,12 @@ class RedisLayout:
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """A feature service with its views in the declared order.
+    """A feature service with its views in the declared order; those that its on-demand views read
+    without being declared come last.
 
-    `join_keys` maps each join key of the service to its type. `redis` is None where the online
-    store is another one.
+    `join_keys` maps each field of an instance that names an entity to its type, `request_fields`
+    each field that on-demand views take from the instance to Feast's name of its type. `redis` is
+    None where the online store is another one.
     """
 
     project: str
@@ -59,6 +88,12 @@ class FeaturePlan:
     join_keys: Mapping[str, JoinKeyType]
     views: tuple[PlannedView, ...]
     redis: RedisLayout | None = None
+    request_fields: Mapping[str, str] = field(default_factory=dict)
+
+    def stored(self) -> "FeaturePlan":
+        """The plan without the views that are made on demand."""
+        views = tuple(view for view in self.views if view.transformation is None)
+        return replace(self, views=views, request_fields={})
 
     @cached_property
     def references(self) -> tuple[str, ...]:
@@ -101,6 +136,9 @@ def plan_from_json(document: bytes) -> FeaturePlan:
                 tuple(view["join_keys"]),
                 view["ttl_s"],
                 tuple(PlannedFeature(**feature) for feature in view["features"]),
+                view["stored_as"],
+                None if view["stored_keys"] is None else tuple(view["stored_keys"]),
+                _transformation(view["transformation"]),
             )
             for view in content["views"]
         )
@@ -110,9 +148,17 @@ def plan_from_json(document: bytes) -> FeaturePlan:
             content["join_keys"],
             views,
             None if content["redis"] is None else RedisLayout(**content["redis"]),
+            content["request_fields"],
         )
     except (KeyError, TypeError) as exc:
         raise ValueError(f"not a feature plan: {exc}") from exc
+
+
+def _transformation(content: Any) -> Transformation | None:
+    if content is None:
+        return None
+    lists = {name: tuple(content[name]) for name in ("inputs", "request_fields")}
+    return Transformation(**{**content, **lists})
 
 
 def value_type(dtype: str) -> ValueType:

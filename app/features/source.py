@@ -15,8 +15,9 @@ MAX_AHEAD_S = 60.0
 """How far a value's event time may lie ahead of our clock: clocks differ. One that lies further
 ahead is not known yet, and NOT_FOUND."""
 
-EntityColumns: TypeAlias = Mapping[str, Sequence[str | int | None]]
-"""For each join key, its value in every row; None where the row has no such entity."""
+EntityColumns: TypeAlias = Mapping[str, Sequence[Any]]
+"""For each join key and request field of the plan, its value in every row; a join key is None where
+the row has no such entity."""
 
 
 class ValueStatus(IntEnum):
@@ -32,12 +33,15 @@ class ValueStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class FeatureRows:
-    """Stored features of `n` rows, in the order of `plan.references` and of the rows asked for.
+    """Features of `n` rows, in the order of `plan.references` and of the rows asked for.
 
     `columns`: one array of length n a feature; numbers are float64 with NaN for null, anything
-    else is an object array with None for null. A value that is not PRESENT is null.
+    else is an object array with None for null, as are integers when one of them lies beyond
+    ±2**53, where float64 has gaps. A stored value that is not PRESENT is null; one made on demand is
+    what its function makes of such nulls, with the worst status of what it read.
     `status`: uint8 `[n, features]` of `ValueStatus`. `event_time_s`: float64 `[n, views]`, seconds
-    since 1970, NaN where the view has no row for the entity.
+    since 1970, NaN where the view has no row for the entity; of a view made on demand, the oldest
+    of what it read.
     """
 
     plan: FeaturePlan

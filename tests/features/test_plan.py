@@ -13,12 +13,21 @@ from app.features.plan import (
     FeaturePlan,
     PlannedFeature,
     PlannedView,
+    Transformation,
     plan_from_json,
     value_type,
 )
 from tests.tiny_feast import FLEET
 
 NAMES = st.text(min_size=1, max_size=8)
+TRANSFORMATIONS = st.builds(
+    Transformation,
+    mode=st.sampled_from(["python", "python_singleton", "pandas"]),
+    inputs=st.lists(NAMES, max_size=2).map(tuple),
+    request_fields=st.lists(NAMES, max_size=2).map(tuple),
+    source=st.text(max_size=8),
+    definition=st.text(max_size=8),
+)
 VIEWS = st.builds(
     PlannedView,
     name=NAMES,
@@ -28,6 +37,9 @@ VIEWS = st.builds(
         st.builds(PlannedFeature, NAMES, st.sampled_from(["Float32", "String", "Array(Int64)"])),
         max_size=3,
     ).map(tuple),
+    stored_as=st.none() | NAMES,
+    stored_keys=st.none() | st.lists(NAMES, max_size=2).map(tuple),
+    transformation=st.none() | TRANSFORMATIONS,
 )
 PLANS = st.builds(
     FeaturePlan,
@@ -35,6 +47,7 @@ PLANS = st.builds(
     feature_service=NAMES,
     join_keys=st.dictionaries(NAMES, st.sampled_from(["string", "int"]), max_size=3),
     views=st.lists(VIEWS, max_size=3).map(tuple),
+    request_fields=st.dictionaries(NAMES, st.sampled_from(["Float32", "String"]), max_size=2),
 )
 
 
