@@ -12,7 +12,8 @@ from app.clock import FeatureClock
 from app.config import Settings
 from app.features.plan import FeaturePlan
 from app.features.redis_connection import parse_address
-from app.features.redis_source import RedisFeatures, RedisSource
+from app.features.redis_features import RedisFeatures
+from app.features.redis_source import RedisSource
 from app.features.source import FeatureSource
 from app.predictor import Predictor
 from app.runtime import OpenFeatures, OpenSource, Runtime

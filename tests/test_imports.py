@@ -10,7 +10,7 @@ APP = Path(__file__).parent.parent / "app"
 # Each room may import from those that stand before it; `core` is the path of a prediction.
 LAYERS = [
     {"errors"},
-    {"deadline", "clock", "tensors", "telemetry"},
+    {"deadline", "breaker", "clock", "tensors", "telemetry"},
     {"contract"},
     {"features", "backends"},
     {"instances", "outputs", "state_store"},

@@ -5,9 +5,9 @@ import asyncio
 import ssl
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import hiredis
@@ -73,25 +73,42 @@ def command(*words: bytes) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in words)
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """Some commands of one caller: how many replies are still to come, and those that have."""
+class Reader(Protocol):
+    """Whoever sends commands and takes their replies."""
 
-    missing: int
-    replies: list[Reply]
-    answer: "asyncio.Future[list[Reply]]"
+    def arrived(self, readings: "Sequence[Reading]") -> None:
+        """All replies of these are there; they came with one read from the socket."""
+        ...
+
+    def failed(self, reading: "Reading", reason: str) -> None:
+        """No reply will come any more."""
+        ...
+
+
+class Reading:
+    """Commands that only read, under way; each brings one reply. `sent` counts the attempts."""
+
+    __slots__ = ("commands", "reader", "replies", "sent")
+
+    def __init__(self, reader: Reader, commands: list[bytes]) -> None:
+        self.reader = reader
+        self.commands = commands
+        self.replies: list[Reply] = []
+        self.sent = 0
 
 
 class RedisConnection(asyncio.Protocol):
-    """Pipelines the commands of concurrent callers.
+    """Pipelines the commands of concurrent readers.
 
-    No caller owns the socket: a reply is taken off it in its turn whether anybody still waits for
-    it, so a cancelled or late read cannot leave its answer to the next one.
+    No reader owns the socket: a reply is taken off it in its turn whether anybody still waits for
+    it, so a cancelled or late read cannot leave its answer to the next one. When it ends, `lost` is
+    told once, with the readings that are not answered and the reason.
     """
 
-    def __init__(self) -> None:
-        self._reader = hiredis.Reader()
-        self._waiting: deque[_Waiting] = deque()
+    def __init__(self, lost: Callable[[list[Reading], str], None]) -> None:
+        self._lost = lost
+        self._replies = hiredis.Reader()
+        self._waiting: deque[Reading] = deque()
         self._outgoing: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._heard_s = 0.0
@@ -102,70 +119,66 @@ class RedisConnection(asyncio.Protocol):
 
     @property
     def unanswered(self) -> int:
-        """Callers whose replies have not come, those that have left included."""
+        """Readings whose replies have not come, whoever still waits for them."""
         return len(self._waiting)
 
     def silent_s(self) -> float:
         """Seconds for which Redis has owed an answer and sent none; 0 when it owes none."""
         return time.monotonic() - self._heard_s if self._waiting else 0.0
 
-    def send(self, commands: bytes, replies: int) -> "asyncio.Future[list[Reply]]":
-        """Send commands that bring `replies` replies; everything that is sent in one turn of the
-        event loop leaves in one write. The future fails with `ConnectionLost`."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[Reply]] = loop.create_future()
-        if self._transport is None:
-            answer.set_exception(ConnectionLost("the connection to Redis is closed"))
-            return answer
+    def send(self, reading: Reading) -> None:
+        """Send its commands; whatever is sent in one turn of the event loop leaves in one write."""
+        reading.sent += 1
         if not self._waiting:
             self._heard_s = time.monotonic()
-        self._waiting.append(_Waiting(replies, [], answer))
+        self._waiting.append(reading)
         if not self._outgoing:
-            loop.call_soon(self._flush)
-        self._outgoing.append(commands)
-        return answer
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing += reading.commands
 
-    def close(self) -> None:
-        """Give the connection up, and whoever waits for it."""
+    def close(self, reason: str) -> None:
+        """Give the connection up, and what is still unanswered."""
         if self._transport is not None:
             self._transport.abort()
-            self.connection_lost(None)
+            self._end(reason)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # a stream's is an asyncio.Transport
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._end(str(exc or "the connection was closed"))
+
+    def _end(self, reason: str) -> None:
+        if self._transport is None:
+            return
         self._transport = None
         self._outgoing.clear()
-        while self._waiting:
-            answer = self._waiting.popleft().answer
-            if not answer.done():
-                answer.set_exception(ConnectionLost(str(exc or "Redis closed the connection")))
+        unanswered = list(self._waiting)
+        self._waiting.clear()
+        for reading in unanswered:
+            reading.replies.clear()
+        self._lost(unanswered, reason)
 
     def data_received(self, data: bytes) -> None:
         self._heard_s = time.monotonic()
-        self._reader.feed(data)
-        while True:
-            try:
-                reply = self._reader.gets()
-            except hiredis.ProtocolError:
-                self.close()  # what follows cannot be told apart any more
-                return
-            if reply is False:  # no whole reply is there
-                return
-            self._take(reply)
-
-    def _take(self, reply: Reply) -> None:
-        if not self._waiting:
-            self.close()  # a reply that nobody asked for: we are out of step
-            return
-        first = self._waiting[0]
-        first.replies.append(reply)
-        first.missing -= 1
-        if first.missing == 0:
-            self._waiting.popleft()
-            if not first.answer.done():
-                first.answer.set_result(first.replies)
+        self._replies.feed(data)
+        waiting, gets = self._waiting, self._replies.gets
+        finished: list[Reading] = []
+        fault = ""
+        try:
+            while (reply := gets()) is not False:  # False: no whole reply is there
+                if not waiting:
+                    fault = "a reply came that nobody asked for"
+                    break
+                first = waiting[0]
+                first.replies.append(reply)
+                if len(first.replies) == len(first.commands):
+                    finished.append(waiting.popleft())
+        except hiredis.ProtocolError as exc:
+            fault = str(exc)
+        _hand_over(finished)
+        if fault:
+            self.close(fault)  # what follows cannot be told apart any more
 
     def _flush(self) -> None:
         if self._transport is not None and self._outgoing:
@@ -173,30 +186,85 @@ class RedisConnection(asyncio.Protocol):
             self._outgoing.clear()
 
 
-async def connect(address: RedisAddress) -> RedisConnection:
-    """A connection that is authenticated and on its database.
+def _hand_over(finished: Sequence[Reading]) -> None:
+    by_reader: dict[Reader, list[Reading]] = {}
+    for reading in finished:
+        by_reader.setdefault(reading.reader, []).append(reading)
+    for reader, readings in by_reader.items():
+        reader.arrived(readings)
+
+
+async def connect(
+    address: RedisAddress, lost: Callable[[list[Reading], str], None]
+) -> RedisConnection:
+    """A connection that is authenticated, on its database, and to a Redis that answers.
 
     Raises `ConnectionLost` with the reason when that does not succeed within two seconds.
     """
     loop = asyncio.get_running_loop()
+    connected = False
+
+    def lost_once_connected(readings: list[Reading], reason: str) -> None:
+        if connected:
+            lost(readings, reason)
+        else:
+            give_up(readings, reason)
+
+    connection = RedisConnection(lost_once_connected)
     try:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             if address.unix_path is not None:
-                _, connection = await loop.create_unix_connection(
-                    RedisConnection, address.unix_path
-                )
+                await loop.create_unix_connection(lambda: connection, address.unix_path)
             else:
-                _, connection = await loop.create_connection(
-                    RedisConnection,
+                await loop.create_connection(
+                    lambda: connection,
                     address.host,
                     address.port,
                     ssl=ssl.create_default_context() if address.tls else None,
                 )
             await _introduce(connection, address)
     except (OSError, TimeoutError) as exc:
+        connection.close("it was not made in time")
         reason = getattr(exc, "strerror", None) or "no answer"
         raise ConnectionLost(f"cannot connect: {reason}") from exc
+    except BaseException:
+        connection.close("the attempt was given up")
+        raise
+    connected = True
     return connection
+
+
+async def ask(connection: RedisConnection, *commands: bytes) -> list[Reply]:
+    """The replies to a few commands. Raises `ConnectionLost`."""
+    question = _Question()
+    connection.send(Reading(question, list(commands)))
+    return await question.answer
+
+
+async def ping(connection: RedisConnection) -> None:
+    """Raises `ConnectionLost` when Redis does not answer, or says that it serves nobody now."""
+    _accepted(await ask(connection, command(b"PING")))
+
+
+def give_up(readings: Sequence[Reading], reason: str) -> None:
+    """Tell the readers that these will have no answer."""
+    for reading in readings:
+        reading.reader.failed(reading, reason)
+
+
+class _Question:
+    """A reader that waits for one reading."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
+
+    def arrived(self, readings: Sequence[Reading]) -> None:
+        if not self.answer.done():
+            self.answer.set_result(readings[0].replies)
+
+    def failed(self, reading: Reading, reason: str) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(ConnectionLost(reason))
 
 
 async def _introduce(connection: RedisConnection, address: RedisAddress) -> None:
@@ -206,14 +274,12 @@ async def _introduce(connection: RedisConnection, address: RedisAddress) -> None
         words.append((b"AUTH", *user, address.password.encode()))
     if address.db:
         words.append((b"SELECT", b"%d" % address.db))
-    if not words:
-        return
-    try:
-        replies = await connection.send(b"".join(command(*line) for line in words), len(words))
-    except BaseException:
-        connection.close()
-        raise
+    words.append((b"PING",))
+    _accepted(await ask(connection, *(command(*line) for line in words)))
+
+
+def _accepted(replies: Sequence[Reply]) -> None:
     for reply in replies:
-        if isinstance(reply, hiredis.ReplyError):
-            connection.close()
+        # Whoever may not PING has an answer all the same.
+        if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith("NOPERM"):
             raise ConnectionLost(str(reply))

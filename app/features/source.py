@@ -20,6 +20,9 @@ EntityColumns: TypeAlias = Mapping[str, Sequence[Any]]
 the row has no such entity."""
 
 
+Columns: TypeAlias = Sequence[NDArray[Any]] | NDArray[np.float64]
+
+
 class ValueStatus(IntEnum):
     """What is known about one stored value. Everything from NOT_FOUND on degrades the answer."""
 
@@ -35,19 +38,31 @@ class ValueStatus(IntEnum):
 class FeatureRows:
     """Features of `n` rows, in the order of `plan.references` and of the rows asked for.
 
-    `columns`: one array of length n a feature; numbers are float64 with NaN for null, anything
-    else is an object array with None for null, as are integers when one of them lies beyond
-    ±2**53, where float64 has gaps. A stored value that is not PRESENT is null; one made on demand is
-    what its function makes of such nulls, with the worst status of what it read.
+    `columns`: one array of length n a feature, which may be the rows of one array; numbers are
+    float64 with NaN for null, anything else is an object array with None for null, as are integers
+    when one of them lies beyond ±2**53, where float64 has gaps. A stored value that is not PRESENT
+    is null; one made on demand is what its function makes of such nulls, with the worst status of
+    what it read.
     `status`: uint8 `[n, features]` of `ValueStatus`. `event_time_s`: float64 `[n, views]`, seconds
     since 1970, NaN where the view has no row for the entity; of a view made on demand, the oldest
     of what it read.
     """
 
     plan: FeaturePlan
-    columns: tuple[NDArray[Any], ...]
+    columns: Columns
     status: NDArray[np.uint8]
     event_time_s: NDArray[np.float64]
+
+    def part(self, start: int, stop: int) -> "FeatureRows":
+        """Some of the rows, as views of the same arrays."""
+        columns: Columns = (
+            self.columns[:, start:stop]
+            if isinstance(self.columns, np.ndarray)
+            else [column[start:stop] for column in self.columns]
+        )
+        return FeatureRows(
+            self.plan, columns, self.status[start:stop], self.event_time_s[start:stop]
+        )
 
 
 class FeatureSource(Protocol):

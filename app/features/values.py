@@ -60,6 +60,18 @@ def decode_seconds(stored: Stored) -> float:
     return seconds + nanos / 1e9
 
 
+def decode_times(stored: Sequence[Stored]) -> tuple[NDArray[np.float64], list[int]]:
+    """Serialized `google.protobuf.Timestamp`s as seconds since 1970, NaN where there is none, and
+    the places of those that are corrupt."""
+    seconds, corrupt = np.full(len(stored), np.nan), []
+    for index, stamp in enumerate(stored):
+        try:
+            seconds[index] = decode_seconds(stamp)
+        except Corrupt:
+            corrupt.append(index)
+    return seconds, corrupt
+
+
 def _fixed(
     stored: Sequence[Stored], null: bytes, layout: np.dtype[Any]
 ) -> tuple[NDArray[Any], list[int]]:

@@ -26,7 +26,8 @@ from app.clock import FeatureClock, ReplayClock
 from app.deadline import Deadline
 from app.errors import FeaturesUnavailable
 from app.features.redis_connection import parse_address
-from app.features.redis_source import RedisFeatures, RedisSource
+from app.features.redis_features import RedisFeatures
+from app.features.redis_source import RedisSource
 from app.features.source import EntityColumns, FeatureRows, FeatureSource, ValueStatus
 from app.features.static_source import StaticSource
 from app.local.redis_server import own_redis

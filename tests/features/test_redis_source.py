@@ -13,7 +13,8 @@ from app.deadline import Deadline
 from app.errors import ConfigurationError, FeaturesUnavailable, InvalidInput, InvalidModel
 from app.features.entity_key import EntityKeyEncoder
 from app.features.redis_connection import parse_address
-from app.features.redis_source import RedisFeatures, RedisSource
+from app.features.redis_features import RedisFeatures
+from app.features.redis_source import RedisSource
 from app.features.source import FeatureRows, ValueStatus
 from app.local.redis_server import own_redis
 from tests.tiny_feast import FLEET, KNOWN_AT, Fleet

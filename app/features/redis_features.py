@@ -1,0 +1,177 @@
+"""Keeps the connection to the features' Redis: made anew when it ends, given up for a while when
+Redis is down or says nothing."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from app.breaker import CircuitBreaker, StillDown
+from app.deadline import Deadline, DeadlineSweep
+from app.errors import FeaturesUnavailable
+from app.features.redis_connection import (
+    ConnectionLost,
+    Reading,
+    RedisAddress,
+    RedisConnection,
+    connect,
+    give_up,
+    ping,
+)
+
+_MAX_UNANSWERED = 1024
+_PATIENCE_S = 0.1
+_LATE_TO_OPEN = 3
+_STALLED_AFTER_S = 2.0
+_LET_THE_SOCKET_BE_READ_S = 0.001
+
+
+class RedisFeatures:
+    """The one connection that all plans of a worker read through.
+
+    A reading whose connection ends is sent once more on the next one. A circuit breaker opens when
+    no connection can be made, when Redis refuses to serve, when it has said nothing for 100 ms past
+    a deadline, or when three reads in a row were too late: then a read fails at once, and the
+    breaker's probes find out when Redis is back. Use it as an async context manager.
+    """
+
+    def __init__(self, address: RedisAddress) -> None:
+        self._address = address
+        self._breaker = CircuitBreaker(self._probe)
+        self._sweep = DeadlineSweep()
+        self._connection: RedisConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._connecting_since_s = 0.0
+        self._queued: list[Reading] = []
+        self._late = 0
+        self._closed = False
+
+    def read(self, reading: Reading) -> None:
+        """Send its commands; its reader is told how it ends. Raises `FeaturesUnavailable` when it
+        is not worth trying."""
+        if self._breaker.is_open:
+            raise FeaturesUnavailable(f"Redis: {self._breaker.reason}")
+        connection = self._connection
+        unanswered = len(self._queued) + (connection.unanswered if connection is not None else 0)
+        if unanswered >= _MAX_UNANSWERED:
+            raise FeaturesUnavailable(f"Redis owes {unanswered} answers")
+        if connection is not None:
+            connection.send(reading)
+        else:
+            self._queued.append(reading)
+            self._reconnect()
+
+    def watch(self, answer: "asyncio.Future[Any]", deadline: Deadline) -> None:
+        """Fail it with `DeadlineExceeded` at its deadline."""
+        self._sweep.watch(answer, deadline)
+
+    def answered(self) -> None:
+        """A read was answered in time."""
+        self._late = 0
+
+    def late(self, waited_s: float) -> None:
+        """A read ran out of time after so long."""
+        # A caller in a hurry is no fault of Redis'.
+        self._late += waited_s >= _PATIENCE_S
+        # Our own loop may have been too busy to read what is already here: it gets a turn first.
+        asyncio.get_running_loop().call_later(_LET_THE_SOCKET_BE_READ_S, self._judge)
+
+    def refused(self, reason: str) -> None:
+        """Redis answered that it serves nobody now: it is loading, or no longer who it was."""
+        if self._connection is not None:
+            self._connection.close(reason)
+        self._open(reason)
+
+    def _judge(self) -> None:
+        if self._silent_s() >= _PATIENCE_S:
+            self._open("it says nothing")
+        elif self._late >= _LATE_TO_OPEN:
+            self._open("it answers too late")
+
+    def _silent_s(self) -> float:
+        if self._connection is not None:
+            return self._connection.silent_s()
+        return time.monotonic() - self._connecting_since_s if self._connecting is not None else 0.0
+
+    def _open(self, reason: str) -> None:
+        if self._closed:
+            return
+        self._late = 0
+        self._breaker.open(reason)
+        queued, self._queued = self._queued, []
+        give_up(queued, reason)
+
+    def _lost(self, unanswered: Sequence[Reading], reason: str) -> None:
+        self._connection = None
+        again = (
+            [] if self._closed or self._breaker.is_open else [r for r in unanswered if r.sent < 2]
+        )
+        kept = set(map(id, again))
+        give_up([reading for reading in unanswered if id(reading) not in kept], reason)
+        if again:
+            self._queued += again
+            self._reconnect()
+
+    def _reconnect(self) -> None:
+        if self._connecting is None:
+            self._connecting_since_s = time.monotonic()
+            self._connecting = asyncio.create_task(self._connect_or_open(), name="connect to Redis")
+
+    async def _connect_or_open(self) -> None:
+        try:
+            await self._connect()
+        except ConnectionLost as exc:
+            self._open(str(exc))
+        finally:
+            self._connecting = None
+
+    async def _connect(self) -> None:
+        self._connection = await connect(self._address, self._lost)
+        queued, self._queued = self._queued, []
+        for reading in queued:
+            self._connection.send(reading)
+
+    async def _probe(self) -> None:
+        """What the breaker asks: does Redis answer?"""
+        try:
+            if self._connecting is not None:
+                await asyncio.wait({self._connecting})
+            if self._connection is None:
+                await self._connect()
+            else:
+                await self._still_answers(self._connection)
+        except ConnectionLost as exc:
+            raise StillDown(str(exc)) from exc
+
+    async def _still_answers(self, connection: RedisConnection) -> None:
+        try:
+            async with asyncio.timeout(_STALLED_AFTER_S):
+                await ping(connection)
+        except TimeoutError:
+            connection.close("it said nothing")  # a peer that vanished would keep it for ever
+            raise ConnectionLost("it says nothing") from None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._connect()
+        except ConnectionLost as exc:
+            self._open(str(exc))
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._closed = True
+        await self._breaker.close()
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait({self._connecting})
+        if self._connection is not None:
+            self._connection.close("we are closing")
+        queued, self._queued = self._queued, []
+        give_up(queued, "we are closing")
+        self._sweep.close()
