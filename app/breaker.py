@@ -2,8 +2,11 @@
 finds out when it is back."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
+
+log = logging.getLogger(__name__)
 
 _FIRST_WAIT_S = 0.05
 _WAITS_S = (0.1, 0.25)
@@ -47,10 +50,13 @@ class CircuitBreaker:
                 await self._probe()
             except StillDown as exc:
                 self._reason = str(exc)
-                await asyncio.sleep(random.uniform(*_WAITS_S))
+            except Exception as exc:  # a defect; without probes it would stay open for ever
+                log.error("the probe failed", exc_info=exc)
+                self._reason = f"the probe failed: {type(exc).__name__}"
             else:
                 self._recovery = None
                 return
+            await asyncio.sleep(random.uniform(*_WAITS_S))
 
     async def close(self) -> None:
         """End the probes."""

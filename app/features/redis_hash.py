@@ -29,10 +29,6 @@ class Block:
     stop: int
     features: list[int]
 
-    @property
-    def width(self) -> int:
-        return self.stop - self.start
-
 
 class EntityHash:
     """The views with the same join keys: Feast keeps an entity's values of them in one hash, so one

@@ -1,16 +1,17 @@
 """Turns the replies of Redis into rows: everything that arrived together is decoded together."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.features.plan import FeaturePlan, value_type
 from app.features.redis_hash import EntityHash
-from app.features.source import MAX_AHEAD_S, FeatureRows, ValueStatus
+from app.features.source import MAX_AHEAD_S, Columns, FeatureRows, ValueStatus
 from app.features.values import Stored, decode_column, decode_times
 
 Places: TypeAlias = NDArray[np.intp] | None
@@ -21,7 +22,8 @@ _Index: TypeAlias = slice | NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class HashReplies:
-    """What one hash of each entity holds: `replies`, and for each row which of them is its own."""
+    """What one hash of each entity holds: `replies`, at least one, and for each row which of them
+    is its own."""
 
     replies: Sequence[Sequence[Stored]]
     of_row: Places
@@ -40,25 +42,35 @@ class RowDecoder:
         for number, read in enumerate(hashes):
             for block in read.blocks:
                 self._types.setdefault(block.dtype, []).append(
-                    _Block(
-                        number, slice(block.start, block.stop), _index(block.features), block.width
-                    )
+                    _Block(number, slice(block.start, block.stop), _index(block.features))
                 )
         self._stamps = [
-            _Block(number, slice(read.stamps, None), _index(read.views), len(read.views))
+            _Block(number, slice(read.stamps, None), _index(read.views))
             for number, read in enumerate(hashes)
         ]
         self._all_numbers = all(value_type(dtype) == "number" for dtype in self._types)
+        self._in_order = len(self._types) == 1 and _is_in_order(hashes)
         self._max_age_s = np.array([view.ttl_s or np.inf for view in plan.views])
         self._least_max_age_s = min(self._max_age_s)
         self._view_of_feature = [i for i, view in enumerate(plan.views) for _ in view.features]
 
     def decode(self, stored: Sequence[HashReplies], rows: int, now_s: float) -> FeatureRows:
         """`stored` has an element for each hash. The arrays are the caller's."""
-        table = _Table(len(self._plan.references), rows, numbers=self._all_numbers)
-        for dtype, blocks in self._types.items():
-            self._decode_type(dtype, blocks, stored, table)
-        times, corrupt = self._times(stored, rows)
+        seconds, corrupt = decode_times(_flat(self._stamps, stored))
+        if self._in_order and (rows == 1 or len(stored) == 1) and _all_in_order(stored):
+            # One after the other the replies are the rows already.
+            ((dtype, blocks),) = self._types.items()
+            values, status = _decoded(dtype, _flat(blocks, stored))
+            columns = values.reshape(rows, -1).T
+            table = _Table(
+                columns if values.dtype != object else list(columns), status.reshape(rows, -1)
+            )
+            times = seconds.reshape(rows, -1)
+        else:
+            table = _empty_table(rows, len(self._plan.references), numbers=self._all_numbers)
+            for dtype, blocks in self._types.items():
+                _fill(table, dtype, blocks, stored)
+            times = self._by_view(seconds, stored, rows)
         # The oldest and the newest of all: usually they say that nothing need be hidden.
         youngest_s = now_s - np.maximum.reduce(times, axis=None)  # NaN with any NaN
         oldest_s = now_s - np.minimum.reduce(times, axis=None)
@@ -69,40 +81,11 @@ class RowDecoder:
                 table.hide(unreadable[:, self._view_of_feature], ValueStatus.UNAVAILABLE)
         return FeatureRows(self._plan, table.columns, table.status, times)
 
-    def _decode_type(
-        self,
-        dtype: str,
-        blocks: Sequence["_Block"],
-        stored: Sequence[HashReplies],
-        table: "_Table",
-    ) -> None:
-        """The features of one type, of all hashes, in one go."""
-        values, corrupt = decode_column(dtype, _flat(blocks, stored))
-        null = _nulls(values)
-        start = 0
-        for block in blocks:
-            own = stored[block.hash]
-            stop = start + len(own.replies) * block.width
-            table.write(block, values[start:stop].reshape(-1, block.width), own.of_row)
-            if null is not None:
-                status = null[start:stop].astype(np.uint8)  # NULL_VALUE is 1
-                status[[i - start for i in corrupt if start <= i < stop]] = ValueStatus.UNAVAILABLE
-                table.write_status(block, status.reshape(-1, block.width), own.of_row)
-            start = stop
-
-    def _times(
-        self, stored: Sequence[HashReplies], rows: int
-    ) -> tuple[NDArray[np.float64], list[int]]:
-        """Seconds `[rows, views]`, and which of the time stamps cannot be read."""
-        seconds, corrupt = decode_times(_flat(self._stamps, stored))
-        return self._by_view(seconds, stored, rows), corrupt
-
     def _unreadable(
         self, corrupt: Sequence[int], stored: Sequence[HashReplies], rows: int
     ) -> NDArray[np.bool_]:
         """`[rows, views]`: whose time stamp cannot be read."""
-        stamps = sum(len(stored[block.hash].replies) * block.width for block in self._stamps)
-        flags = np.zeros(stamps, dtype=bool)
+        flags = np.zeros(len(_flat(self._stamps, stored)), dtype=bool)
         flags[corrupt] = True
         return self._by_view(flags, stored, rows)
 
@@ -112,9 +95,8 @@ class RowDecoder:
         table = np.empty((rows, len(self._plan.views)), dtype=flat.dtype)
         start = 0
         for block in self._stamps:
-            own = stored[block.hash]
-            stop = start + len(own.replies) * block.width
-            table[:, block.target] = _by_row(flat[start:stop].reshape(-1, block.width), own.of_row)
+            own, stop = stored[block.hash], start + block.count(stored)
+            table[:, block.target] = _by_row(_by_reply(flat[start:stop], own), own.of_row)
             start = stop
         return table
 
@@ -132,46 +114,72 @@ class _Block:
     hash: int
     places: slice
     target: _Index
-    width: int
+
+    def count(self, stored: Sequence[HashReplies]) -> int:
+        """Its values in all replies."""
+        replies = stored[self.hash].replies
+        return len(replies) * len(replies[0][self.places])
 
 
 class _Table:
-    """Rows that are being filled. While all values are numbers their columns are one array."""
+    """Rows that are being filled: `columns` as in `FeatureRows`, `status` `[rows, features]`."""
 
-    def __init__(self, features: int, rows: int, *, numbers: bool) -> None:
-        self.status = np.zeros((rows, features), dtype=np.uint8)
-        self.columns: Any = np.empty((features, rows)) if numbers else [_NO_COLUMN] * features
+    def __init__(self, columns: Columns, status: NDArray[np.uint8]) -> None:
+        self.columns = columns
+        self.status = status
 
-    def write(self, block: _Block, values: NDArray[Any], of_row: Places) -> None:
-        """`values` `[replies, width of the block]`."""
-        by_feature = _by_row(values, of_row).T
-        if not isinstance(self.columns, list):
+    def write(self, target: _Index, values: NDArray[Any]) -> None:
+        """`values` `[rows, features of the target]`."""
+        if isinstance(self.columns, np.ndarray):
             if values.dtype != object:
-                self.columns[block.target] = by_feature
+                self.columns[target] = values.T
                 return
             self.columns = list(self.columns)
-        features = (
-            range(len(self.columns))[block.target]
-            if isinstance(block.target, slice)
-            else (block.target.tolist())
-        )
-        for feature, column in zip(features, by_feature, strict=True):
-            self.columns[feature] = column
-
-    def write_status(self, block: _Block, status: NDArray[np.uint8], of_row: Places) -> None:
-        self.status[:, block.target] = _by_row(status, of_row)
+        columns = cast("list[NDArray[Any]]", self.columns)
+        for feature, column in zip(np.arange(len(columns))[target], values.T, strict=True):
+            columns[feature] = column
 
     def hide(self, hidden: NDArray[np.bool_], status: ValueStatus) -> None:
         """Make these values null, `[rows, features]`, for this reason."""
         self.status[hidden] = status
-        if not isinstance(self.columns, list):
+        if isinstance(self.columns, np.ndarray):
             self.columns[hidden.T] = np.nan
             return
         for column, rows in zip(self.columns, hidden.T, strict=True):
             column[rows] = None
 
 
-_NO_COLUMN: NDArray[Any] = np.empty(0)
+def _empty_table(rows: int, features: int, *, numbers: bool) -> _Table:
+    """While all values are numbers their columns are one array."""
+    columns: Columns = np.empty((features, rows)) if numbers else [np.empty(0)] * features
+    return _Table(columns, np.empty((rows, features), dtype=np.uint8))
+
+
+def _fill(
+    table: _Table, dtype: str, blocks: Sequence[_Block], stored: Sequence[HashReplies]
+) -> None:
+    """The features of one type, of all hashes, in one go."""
+    values, status = _decoded(dtype, _flat(blocks, stored))
+    start = 0
+    for block in blocks:
+        own, stop = stored[block.hash], start + block.count(stored)
+        table.write(block.target, _by_row(_by_reply(values[start:stop], own), own.of_row))
+        table.status[:, block.target] = _by_row(_by_reply(status[start:stop], own), own.of_row)
+        start = stop
+
+
+def _decoded(dtype: str, flat: Sequence[Stored]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """The values and what is known about each."""
+    values, corrupt = decode_column(dtype, flat)
+    if values.dtype == object:
+        null = np.fromiter((value is None for value in values), dtype=np.uint8, count=len(values))
+    # A sum is NaN when any of them is, and costs a third of asking each.
+    elif math.isnan(np.add.reduce(values)):
+        null = np.isnan(values).view(np.uint8)
+    else:
+        return values, np.zeros(len(values), dtype=np.uint8)
+    null[corrupt] = ValueStatus.UNAVAILABLE  # the others are 1, NULL_VALUE
+    return values, null
 
 
 def _flat(blocks: Sequence[_Block], stored: Sequence[HashReplies]) -> list[Stored]:
@@ -183,17 +191,23 @@ def _flat(blocks: Sequence[_Block], stored: Sequence[HashReplies]) -> list[Store
     return flat
 
 
-def _nulls(values: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Which values are null; None when none is."""
-    if values.dtype == object:
-        null = np.fromiter((value is None for value in values), dtype=bool, count=len(values))
-        return null if null.any() else None
-    # A sum is NaN when any of them is, and costs a third of asking each.
-    return np.isnan(values) if np.isnan(np.add.reduce(values)) else None
+def _by_reply(flat: NDArray[Any], own: HashReplies) -> NDArray[Any]:
+    return flat.reshape(len(own.replies), -1)
 
 
 def _by_row(values: NDArray[Any], of_row: Places) -> NDArray[Any]:
     return values if of_row is None else values[of_row]
+
+
+def _all_in_order(stored: Sequence[HashReplies]) -> bool:
+    return all([own.of_row is None for own in stored])
+
+
+def _is_in_order(hashes: Sequence[EntityHash]) -> bool:
+    """Whether the values and the time stamps of all hashes are in the order of the plan."""
+    features = [feature for read in hashes for block in read.blocks for feature in block.features]
+    views = [view for read in hashes for view in read.views]
+    return features == sorted(features) and views == sorted(views)
 
 
 def _index(places: Sequence[int]) -> _Index:

@@ -95,9 +95,8 @@ class RedisSource:
     def arrived(self, readings: Sequence[Reading]) -> None:
         complete: list[_Fetch] = []
         for reading in cast("Sequence[_SharedReading]", readings):  # we send no others
-            self._forget(reading)
             some_errors = not set(map(type, reading.replies)) <= {list}
-            for fetch in reading.fetches:
+            for fetch in self._forget(reading):
                 fetch.missing -= 1
                 fetch.some_errors |= some_errors
                 if not fetch.missing and not self._is_over(fetch):
@@ -110,9 +109,7 @@ class RedisSource:
                 fetch.fail(exc)
 
     def failed(self, reading: Reading, reason: str) -> None:
-        shared = cast("_SharedReading", reading)
-        self._forget(shared)
-        for fetch in shared.fetches:
+        for fetch in self._forget(cast("_SharedReading", reading)):
             fetch.fail(FeaturesUnavailable(f"Redis: {reason}"))
 
     def _begin(self, entities: EntityColumns, rows: int) -> "_Fetch":
@@ -147,9 +144,13 @@ class RedisSource:
             self._answer([fetch])
         return fetch
 
-    def _forget(self, reading: "_SharedReading") -> None:
+    def _forget(self, reading: "_SharedReading") -> "list[_Fetch]":
+        """Nobody shares it any more; those who did."""
         for number, entity in reading.entities:
             del self._under_way[number][entity]
+        # They refer to it too: a cycle would wait for the garbage collector, replies and all.
+        fetches, reading.fetches = reading.fetches, []
+        return fetches
 
     def _answer(self, fetches: "Sequence[_Fetch]") -> None:
         """Decode the replies of all these fetches at once, and give each its rows."""
@@ -171,10 +172,7 @@ class RedisSource:
             places, entity_of_row = fetch.parts[number]
             first = len(replies)
             replies += [reading.replies[index] for reading, index in places]
-            if first or -1 in entity_of_row:
-                of_row += [first + entity if entity >= 0 else -1 for entity in entity_of_row]
-            else:
-                of_row += entity_of_row
+            of_row += [first + entity if entity >= 0 else -1 for entity in entity_of_row]
         if not _are_rows(replies, len(read.nothing)):
             replies = [_usable(reply, read) for reply in replies]
         if of_row == list(range(len(replies))):

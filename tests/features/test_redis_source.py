@@ -1,7 +1,11 @@
 """What only the reader that speaks to Redis itself has to withstand."""
 
 import asyncio
+import gc
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +92,126 @@ async def test_all_readers_of_a_worker_share_one_connection(
     before = len(client.client_list())
     await asyncio.gather(*(fetch(source, driver % 3) for driver in range(300)))
     assert len(client.client_list()) <= before + 1
+
+
+@contextmanager
+def paused(client: "redis.Redis[Any]") -> Iterator[None]:
+    """Inside, Redis takes commands and answers none."""
+    process_id = int(client.info("server")["process_id"])
+    os.kill(process_id, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process_id, signal.SIGCONT)
+
+
+def hashes_read(client: "redis.Redis[Any]") -> int:
+    """HMGETs that Redis has executed since it started."""
+    statistics: Any = client.info("commandstats")
+    return int(statistics.get("cmdstat_hmget", {"calls": 0})["calls"])
+
+
+async def started(*fetches: "asyncio.Task[FeatureRows]") -> None:
+    """Let them run until they wait for Redis."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not any(fetch.done() for fetch in fetches)
+
+
+async def test_reads_of_one_entity_at_the_same_time_are_one_read(
+    source: RedisSource, client: "redis.Redis[Any]"
+) -> None:
+    before = hashes_read(client)
+    with paused(client):
+        fetches = [asyncio.create_task(fetch(source, 1)) for _ in range(100)]
+        await started(*fetches)
+    answers = await asyncio.gather(*fetches)
+    assert hashes_read(client) - before == 3  # of the driver, of the city, of both
+    assert all(rows.status.tolist() == [[PRESENT] * 6] for rows in answers)
+
+
+async def test_those_who_share_a_read_do_not_share_its_arrays(
+    source: RedisSource, client: "redis.Redis[Any]"
+) -> None:
+    with paused(client):
+        fetches = [asyncio.create_task(fetch(source, 1)) for _ in range(2)]
+        await started(*fetches)
+    first, second = await asyncio.gather(*fetches)
+    for column in first.columns:
+        column[0] = None
+    first.status[:] = UNAVAILABLE
+    assert second.status.tolist() == [[PRESENT] * 6]
+    assert second.columns[0].tolist() == [4.5]
+
+
+async def test_whoever_began_a_shared_read_may_leave(
+    source: RedisSource, client: "redis.Redis[Any]"
+) -> None:
+    with paused(client):
+        first = asyncio.create_task(fetch(source, 1, 2))
+        await started(first)
+        others = [asyncio.create_task(fetch(source, driver, 0)) for driver in (1, 2)]
+        await started(*others)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+    answers = await asyncio.gather(*others)
+    assert [rows.columns[1].tolist() for rows in answers] == [[7.0, 0.0], [3.0, 0.0]]
+
+
+async def test_nothing_is_kept_beyond_the_read(
+    source: RedisSource, fleet: Fleet, client: "redis.Redis[Any]"
+) -> None:
+    key, copy = driver_key(fleet, 1), driver_key(fleet, 557)
+    client.hset(copy, mapping=client.hgetall(key))
+    try:
+        assert (await fetch(source, 557)).status[0, 0] == PRESENT
+        client.delete(copy)
+        assert (await fetch(source, 557)).status[0, 0] == ValueStatus.NOT_FOUND
+    finally:
+        client.delete(copy)
+
+
+async def test_a_redis_that_says_nothing_is_not_waited_for_again(
+    source: RedisSource, client: "redis.Redis[Any]"
+) -> None:
+    with paused(client):
+        entities = {"driver_id": [1], "city": ["kyoto"]}
+        with pytest.raises(FeaturesUnavailable, match="did not answer within"):
+            await source.fetch(entities, 1, Deadline.after(0.15))
+        async with asyncio.timeout(5):
+            while True:  # the breaker opens a moment later
+                with pytest.raises(FeaturesUnavailable) as refused:
+                    await source.fetch(entities, 1, Deadline.after(0.15))
+                if "it says nothing" in str(refused.value):
+                    break
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                assert (await fetch(source, 1)).status.tolist() == [[PRESENT] * 6]
+                break
+            except FeaturesUnavailable:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_caller_in_a_hurry_closes_redis_to_nobody(source: RedisSource) -> None:
+    entities = {"driver_id": [1], "city": ["kyoto"]}
+    for _ in range(20):
+        with suppress(FeaturesUnavailable):
+            await source.fetch(entities, 1, Deadline.after(0))
+        assert (await fetch(source, 1)).status.tolist() == [[PRESENT] * 6]
+
+
+async def test_what_was_read_is_freed_without_the_garbage_collector(source: RedisSource) -> None:
+    """A cycle would hold the replies until the collector comes, and make it come often."""
+    await fetch(source, 1)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            await fetch(source, 1, 2)
+        assert gc.collect() < 20
+    finally:
+        gc.enable()
 
 
 async def test_a_redis_that_comes_back_is_read_again(fleet: Fleet, tmp_path: Path) -> None:
