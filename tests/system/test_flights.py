@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +61,26 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
+# What `hikyaku serve` runs in its loop, and then which libraries it has loaded.
+LOADED_BY_SERVING = """
+import asyncio, json, sys
+import app.server
+from app.config import load_settings
+from app.main import create_application
+
+async def main():
+    async with create_application(load_settings()).lifespan():
+        return [name for name in ("feast", "pandas", "sklearn") if name in sys.modules]
+
+print(json.dumps(asyncio.run(main())))
+"""
+
+
 @dataclass(frozen=True)
 class SecondRun:
     said: str
     answers: dict[str, httpx.Response]
+    loaded: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +89,16 @@ def second_run(first_run: dict[str, Any], workspace: Workspace) -> SecondRun:
     with workspace.up() as running:
         url = f"{running.address}/v1/models/flight_delay:predict"
         answers = {name: httpx.post(url, **request) for name, request in REQUESTS.items()}
-    return SecondRun(running.said, answers)
+        redis_url = (workspace.folder / ".hikyaku" / "feature-redis-url").read_text()
+        loaded = subprocess.run(
+            [sys.executable, "-c", LOADED_BY_SERVING],
+            cwd=workspace.folder,
+            env=workspace.environment() | {"FEATURE_REDIS_URL": redis_url},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    return SecondRun(running.said, answers, json.loads(loaded.stdout))
 
 
 class TestSecondRun:
@@ -80,6 +106,9 @@ class TestSecondRun:
         assert "features are up to date" in second_run.said
         assert "flight_delay: version 1 is up to date" in second_run.said
         assert "train and publish" not in second_run.said
+
+    def test_a_process_that_serves_has_not_imported_feast(self, second_run: SecondRun) -> None:
+        assert second_run.loaded == []
 
     def test_the_same_flight_gets_the_same_answer_in_every_row(self, second_run: SecondRun) -> None:
         predictions = second_run.answers["many"].json()["predictions"]

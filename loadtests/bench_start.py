@@ -1,0 +1,62 @@
+"""From exec to ready, and the memory that a serving process then holds.
+
+    python loadtests/bench_start.py [--runs 5]
+
+Needs a trained flight_delay with its Redis: leave `make run` running beside it, whose Redis it uses.
+"""
+
+import argparse
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+REDIS_URL = Path(".hikyaku/feature-redis-url")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5)
+    runs = [start() for _ in range(parser.parse_args().runs)]
+    for name, values in zip(("s to ready", "MiB resident"), zip(*runs, strict=True), strict=True):
+        print(f"{statistics.median(values):8.2f} {name} (largest {max(values):.2f})")
+
+
+def start() -> tuple[float, float]:
+    """Seconds from exec to ready, and MiB resident after a few requests for readiness."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "FEATURE_REDIS_URL": REDIS_URL.read_text(),
+        "HIKYAKU_REPLAY_CLOCK": "2013-12-31T00:00:00Z",
+        "HIKYAKU_PORT": str(port),
+        "HIKYAKU_LOG_LEVEL": "WARNING",
+    }
+    started_s = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "app.cli", "serve"], env=environment)
+    try:
+        while True:
+            if process.poll() is not None:
+                sys.exit("the server did not start; what it said is above")
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5)
+                break
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.01)
+        ready_s = time.monotonic() - started_s
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        resident_kib = int(status.split("VmRSS:")[1].split()[0])
+        return ready_s, resident_kib / 1024
+    finally:
+        process.terminate()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()
