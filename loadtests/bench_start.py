@@ -2,7 +2,7 @@
 
     python loadtests/bench_start.py [--runs 5]
 
-Needs a trained flight_delay with its Redis: leave `make run` running beside it, whose Redis it uses.
+Needs a trained flight_delay with its Redis: leave `make run` running beside it.
 """
 
 import argparse

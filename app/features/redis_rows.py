@@ -10,22 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.features.plan import FeaturePlan, value_type
-from app.features.redis_hash import EntityHash
+from app.features.redis_hash import EntityHash, Row
 from app.features.source import MAX_AHEAD_S, Columns, FeatureRows, ValueStatus
 from app.features.values import Stored, decode_column, decode_times
 
 Places: TypeAlias = NDArray[np.intp] | None
-"""For each row, the place of its entity among the replies; None: they are in the rows' order."""
+"""For each row asked for, the place of its entity; None: entities are in the order of the rows."""
 
 _Index: TypeAlias = slice | NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
-class HashReplies:
-    """What one hash of each entity holds: `replies`, at least one, and for each row which of them
-    is its own."""
+class HashRows:
+    """What one hash of each entity holds: `rows`, at least one, and for each row of the request
+    which of them is its own."""
 
-    replies: Sequence[Sequence[Stored]]
+    rows: Sequence[Row]
     of_row: Places
 
 
@@ -54,11 +54,11 @@ class RowDecoder:
         self._least_max_age_s = min(self._max_age_s)
         self._view_of_feature = [i for i, view in enumerate(plan.views) for _ in view.features]
 
-    def decode(self, stored: Sequence[HashReplies], rows: int, now_s: float) -> FeatureRows:
+    def decode(self, stored: Sequence[HashRows], rows: int, now_s: float) -> FeatureRows:
         """`stored` has an element for each hash. The arrays are the caller's."""
         seconds, corrupt = decode_times(_flat(self._stamps, stored))
         if self._in_order and (rows == 1 or len(stored) == 1) and _all_in_order(stored):
-            # One after the other the replies are the rows already.
+            # One after the other they are the rows asked for already.
             ((dtype, blocks),) = self._types.items()
             values, status = _decoded(dtype, _flat(blocks, stored))
             columns = values.reshape(rows, -1).T
@@ -82,21 +82,19 @@ class RowDecoder:
         return FeatureRows(self._plan, table.columns, table.status, times)
 
     def _unreadable(
-        self, corrupt: Sequence[int], stored: Sequence[HashReplies], rows: int
+        self, corrupt: Sequence[int], stored: Sequence[HashRows], rows: int
     ) -> NDArray[np.bool_]:
         """`[rows, views]`: whose time stamp cannot be read."""
         flags = np.zeros(len(_flat(self._stamps, stored)), dtype=bool)
         flags[corrupt] = True
         return self._by_view(flags, stored, rows)
 
-    def _by_view(
-        self, flat: NDArray[Any], stored: Sequence[HashReplies], rows: int
-    ) -> NDArray[Any]:
+    def _by_view(self, flat: NDArray[Any], stored: Sequence[HashRows], rows: int) -> NDArray[Any]:
         table = np.empty((rows, len(self._plan.views)), dtype=flat.dtype)
         start = 0
         for block in self._stamps:
             own, stop = stored[block.hash], start + block.count(stored)
-            table[:, block.target] = _by_row(_by_reply(flat[start:stop], own), own.of_row)
+            table[:, block.target] = _by_row(_by_entity(flat[start:stop], own), own.of_row)
             start = stop
         return table
 
@@ -109,16 +107,16 @@ class RowDecoder:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Values of one type in the replies of one hash: where they are, and where in a row they go."""
+    """Values of one type: where in the rows of which hash they are, and where in the plan."""
 
     hash: int
     places: slice
     target: _Index
 
-    def count(self, stored: Sequence[HashReplies]) -> int:
-        """Its values in all replies."""
-        replies = stored[self.hash].replies
-        return len(replies) * len(replies[0][self.places])
+    def count(self, stored: Sequence[HashRows]) -> int:
+        """Its values in all rows of the hash."""
+        rows = stored[self.hash].rows
+        return len(rows) * len(rows[0][self.places])
 
 
 class _Table:
@@ -155,16 +153,14 @@ def _empty_table(rows: int, features: int, *, numbers: bool) -> _Table:
     return _Table(columns, np.empty((rows, features), dtype=np.uint8))
 
 
-def _fill(
-    table: _Table, dtype: str, blocks: Sequence[_Block], stored: Sequence[HashReplies]
-) -> None:
+def _fill(table: _Table, dtype: str, blocks: Sequence[_Block], stored: Sequence[HashRows]) -> None:
     """The features of one type, of all hashes, in one go."""
     values, status = _decoded(dtype, _flat(blocks, stored))
     start = 0
     for block in blocks:
         own, stop = stored[block.hash], start + block.count(stored)
-        table.write(block.target, _by_row(_by_reply(values[start:stop], own), own.of_row))
-        table.status[:, block.target] = _by_row(_by_reply(status[start:stop], own), own.of_row)
+        table.write(block.target, _by_row(_by_entity(values[start:stop], own), own.of_row))
+        table.status[:, block.target] = _by_row(_by_entity(status[start:stop], own), own.of_row)
         start = stop
 
 
@@ -182,24 +178,24 @@ def _decoded(dtype: str, flat: Sequence[Stored]) -> tuple[NDArray[Any], NDArray[
     return values, null
 
 
-def _flat(blocks: Sequence[_Block], stored: Sequence[HashReplies]) -> list[Stored]:
-    """The values of these blocks, reply by reply."""
+def _flat(blocks: Sequence[_Block], stored: Sequence[HashRows]) -> list[Stored]:
+    """The values of these blocks, row by row."""
     flat: list[Stored] = []
     for block in blocks:
         places = block.places
-        flat += chain.from_iterable([reply[places] for reply in stored[block.hash].replies])
+        flat += chain.from_iterable([row[places] for row in stored[block.hash].rows])
     return flat
 
 
-def _by_reply(flat: NDArray[Any], own: HashReplies) -> NDArray[Any]:
-    return flat.reshape(len(own.replies), -1)
+def _by_entity(flat: NDArray[Any], own: HashRows) -> NDArray[Any]:
+    return flat.reshape(len(own.rows), -1)
 
 
 def _by_row(values: NDArray[Any], of_row: Places) -> NDArray[Any]:
     return values if of_row is None else values[of_row]
 
 
-def _all_in_order(stored: Sequence[HashReplies]) -> bool:
+def _all_in_order(stored: Sequence[HashRows]) -> bool:
     return all([own.of_row is None for own in stored])
 
 

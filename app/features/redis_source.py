@@ -13,10 +13,9 @@ from app.deadline import Deadline
 from app.errors import DeadlineExceeded, FeaturesUnavailable
 from app.features.plan import FeaturePlan, JoinKeyType
 from app.features.redis_connection import Reading, Reply
-from app.features.redis_hash import Entity, EntityHash, entity_hashes
-from app.features.redis_rows import HashReplies, RowDecoder
+from app.features.redis_hash import Entity, EntityHash, Row, ToRow, entity_hashes
+from app.features.redis_rows import HashRows, RowDecoder
 from app.features.source import EntityColumns, FeatureRows
-from app.features.values import Stored
 
 # What Redis says of itself rather than of one command.
 _SERVES_NOBODY = (
@@ -52,7 +51,7 @@ class HashReader(Protocol):
 
 
 class RedisSource:
-    """Reads the stored views of one plan: an HMGET for each distinct entity, all in one write.
+    """Reads the stored views of one plan: a command for each distinct entity, all in one write.
 
     Reads of one entity at the same time share one command, and nothing is kept beyond it. What
     arrives together is decoded together. Raises `InvalidModel` for a plan that was not compiled for
@@ -95,10 +94,10 @@ class RedisSource:
     def arrived(self, readings: Sequence[Reading]) -> None:
         complete: list[_Fetch] = []
         for reading in cast("Sequence[_SharedReading]", readings):  # we send no others
-            some_errors = not set(map(type, reading.replies)) <= {list}
+            refusal = self._take(reading)
             for fetch in self._forget(reading):
                 fetch.missing -= 1
-                fetch.some_errors |= some_errors
+                fetch.refusal = fetch.refusal or refusal
                 if not fetch.missing and not self._is_over(fetch):
                     complete.append(fetch)
         try:
@@ -125,7 +124,9 @@ class RedisSource:
                 place = under_way.get(entity)
                 if place is None:
                     place = (own, len(own.commands))
-                    own.commands.append(read.command(entity))
+                    command, to_row = read.command(entity)
+                    own.commands.append(command)
+                    own.to_rows.append(to_row)
                     own.entities.append((number, entity))
                 else:
                     awaited.add(place[0])
@@ -155,7 +156,7 @@ class RedisSource:
     def _answer(self, fetches: "Sequence[_Fetch]") -> None:
         """Decode the replies of all these fetches at once, and give each its rows."""
         rows = sum([fetch.rows for fetch in fetches])
-        stored = [self._replies(number, read, fetches) for number, read in enumerate(self._hashes)]
+        stored = [self._stored(number, read, fetches) for number, read in enumerate(self._hashes)]
         table = self._decoder.decode(stored, rows, self._clock.now_s())
         if len(fetches) == 1:
             fetches[0].answer.set_result(table)
@@ -165,46 +166,55 @@ class RedisSource:
             fetch.answer.set_result(table.part(start, start + fetch.rows))
             start += fetch.rows
 
-    def _replies(self, number: int, read: EntityHash, fetches: "Sequence[_Fetch]") -> HashReplies:
-        replies: list[Sequence[Stored]] = []
+    def _stored(self, number: int, read: EntityHash, fetches: "Sequence[_Fetch]") -> HashRows:
+        rows: list[Row] = []
         of_row: list[int] = []
         for fetch in fetches:
             places, entity_of_row = fetch.parts[number]
-            first = len(replies)
-            replies += [reading.replies[index] for reading, index in places]
+            first = len(rows)
+            rows += [reading.rows[index] for reading, index in places]
             of_row += [first + entity if entity >= 0 else -1 for entity in entity_of_row]
-        if not _are_rows(replies, len(read.nothing)):
-            replies = [_usable(reply, read) for reply in replies]
-        if of_row == list(range(len(replies))):
-            return HashReplies(replies, None)
-        replies.append(read.nothing)  # where -1 points
-        return HashReplies(replies, np.array(of_row, dtype=np.intp))
+        if of_row == list(range(len(rows))):
+            return HashRows(rows, None)
+        rows.append(read.nothing)  # where -1 points
+        return HashRows(rows, np.array(of_row, dtype=np.intp))
+
+    def _take(self, reading: "_SharedReading") -> str:
+        """Make its replies rows; why Redis serves nobody now, if it says so."""
+        replies = reading.replies
+        reading.rows = [
+            to_row(reply) for to_row, reply in zip(reading.to_rows, replies, strict=True)
+        ]
+        if set(map(type, replies)) <= {list}:
+            return ""
+        refusal = next(filter(None, map(_refusal, replies)), "")
+        if refusal:
+            self._features.refused(refusal)
+        return refusal
 
     def _is_over(self, fetch: "_Fetch") -> bool:
         """Whether its caller has left, or Redis answered nothing but that it serves nobody now."""
-        if fetch.some_errors:
-            reasons = [
-                _refusal(reading.replies[index])
-                for places, _ in fetch.parts
-                for reading, index in places
-            ]
-            if any(reasons):
-                reason = next(filter(None, reasons))
-                self._features.refused(reason)
-                if all(reasons):
-                    fetch.fail(FeaturesUnavailable(f"Redis: {reason}"))
+        if fetch.refusal and all(
+            _refusal(reading.replies[index])
+            for places, _ in fetch.parts
+            for reading, index in places
+        ):
+            fetch.fail(FeaturesUnavailable(f"Redis: {fetch.refusal}"))
         return fetch.answer.done()
 
 
 class _SharedReading(Reading):
     """The commands of one fetch; others that ask for the same entities then wait for it too."""
 
-    __slots__ = ("entities", "fetches")
+    __slots__ = ("entities", "fetches", "rows", "to_rows")
 
     def __init__(self, source: RedisSource) -> None:
         super().__init__(source, [])
         self.entities: list[tuple[int, Entity]] = []
         """Of each command: which hash of which entity it reads."""
+        self.to_rows: list[ToRow] = []
+        """Of each command: what makes its reply a row."""
+        self.rows: Sequence[Row] = ()
         self.fetches: list[_Fetch] = []
 
 
@@ -215,7 +225,7 @@ _Place: TypeAlias = tuple[_SharedReading, int]
 class _Fetch:
     """One call of `fetch`: what it waits for."""
 
-    __slots__ = ("answer", "missing", "parts", "rows", "some_errors")
+    __slots__ = ("answer", "missing", "parts", "refusal", "rows")
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -223,24 +233,13 @@ class _Fetch:
         """For each hash: where the replies for its entities will be, and the entity of each row."""
         self.missing = 0
         """Readings that are not complete."""
-        self.some_errors = False
-        """Whether some replies are errors."""
+        self.refusal = ""
+        """Why Redis serves nobody now, if it said so."""
         self.answer: asyncio.Future[FeatureRows] = asyncio.get_running_loop().create_future()
 
     def fail(self, exc: Exception) -> None:
         if not self.answer.done():
             self.answer.set_exception(exc)
-
-
-def _are_rows(replies: Sequence[Reply], width: int) -> bool:
-    return set(map(type, replies)) <= {list} and set(map(len, replies)) <= {width}
-
-
-def _usable(reply: Reply, read: EntityHash) -> Sequence[Stored]:
-    """An error is about one entity here: a key of another type, say."""
-    if type(reply) is list and len(reply) == len(read.nothing):
-        return reply
-    return read.broken
 
 
 def _refusal(reply: Reply) -> str:
