@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -15,13 +16,16 @@ from app.features.plan import FeaturePlan, JoinKeyType
 from app.features.redis_connection import Reading, Reply
 from app.features.redis_hash import Entity, EntityHash, Row, ToRow, entity_hashes
 from app.features.redis_rows import HashRows, RowDecoder
-from app.features.source import EntityColumns, FeatureRows
+from app.features.source import EntityColumns, FeatureRows, joined
 
 # What Redis says of itself rather than of one command.
 _SERVES_NOBODY = (
     *("LOADING", "MASTERDOWN", "READONLY", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN"),
     *("NOAUTH", "NOPERM", "BUSY", "MISCONF", "OOM"),
 )
+_ROWS_AT_ONCE = 256
+# One is read while the other is decoded.
+_PARTS_UNDER_WAY = 2
 _NOBODY: Mapping[JoinKeyType, str | int] = {"string": "", "int": 0}
 
 
@@ -72,13 +76,31 @@ class RedisSource:
         return self._plan
 
     async def fetch(self, entities: EntityColumns, rows: int, deadline: Deadline) -> FeatureRows:
-        started_s = time.monotonic()
-        fetch = self._begin(entities, rows)
+        """Many rows are read a part at a time, so that others get a turn in between."""
+        if rows <= _ROWS_AT_ONCE:
+            return await self._wait(self._begin(entities, rows), deadline)
+        parts: list[FeatureRows] = []
+        under_way: deque[_Fetch] = deque()
+        try:
+            for start in range(0, rows, _ROWS_AT_ONCE):
+                stop = min(start + _ROWS_AT_ONCE, rows)
+                part = {key: values[start:stop] for key, values in entities.items()}
+                under_way.append(self._begin(part, stop - start))
+                if len(under_way) == _PARTS_UNDER_WAY:
+                    parts.append(await self._wait(under_way.popleft(), deadline))
+            while under_way:
+                parts.append(await self._wait(under_way.popleft(), deadline))
+        finally:
+            for fetch in under_way:  # we leave early
+                fetch.answer.cancel()
+        return joined(parts)
+
+    async def _wait(self, fetch: "_Fetch", deadline: Deadline) -> FeatureRows:
         self._features.watch(fetch.answer, deadline)
         try:
             answer = await fetch.answer
         except DeadlineExceeded:
-            waited_s = time.monotonic() - started_s
+            waited_s = time.monotonic() - fetch.begun_s
             self._features.late(waited_s)
             raise FeaturesUnavailable(
                 f"the feature store did not answer within {waited_s * 1000:.0f} ms"
@@ -225,10 +247,11 @@ _Place: TypeAlias = tuple[_SharedReading, int]
 class _Fetch:
     """One call of `fetch`: what it waits for."""
 
-    __slots__ = ("answer", "missing", "parts", "refusal", "rows")
+    __slots__ = ("answer", "begun_s", "missing", "parts", "refusal", "rows")
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
+        self.begun_s = time.monotonic()
         self.parts: list[tuple[list[_Place], list[int]]] = []
         """For each hash: where the replies for its entities will be, and the entity of each row."""
         self.missing = 0

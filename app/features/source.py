@@ -65,6 +65,31 @@ class FeatureRows:
         )
 
 
+def joined(parts: Sequence[FeatureRows]) -> FeatureRows:
+    """The rows of all parts, which are of one plan, one after the other."""
+    return FeatureRows(
+        parts[0].plan,
+        [
+            _end_to_end([part.columns[feature] for part in parts])
+            for feature in range(len(parts[0].plan.references))
+        ],
+        np.concatenate([part.status for part in parts]),
+        np.concatenate([part.event_time_s for part in parts]),
+    )
+
+
+def _end_to_end(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Integers beyond ±2**53 in one of them make the others objects too, with None for null."""
+    if len({column.dtype for column in columns}) > 1:
+        columns = [
+            column
+            if column.dtype == object
+            else np.array([None if v != v else int(v) for v in column.tolist()], dtype=object)
+            for column in columns
+        ]
+    return np.concatenate(columns)
+
+
 class FeatureSource(Protocol):
     """Reads the features of one plan."""
 

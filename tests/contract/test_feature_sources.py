@@ -197,7 +197,7 @@ async def test_an_entity_that_is_asked_for_twice_is_answered_twice(source: Featu
 
 
 async def test_many_rows_are_answered_in_order(source: FeatureSource) -> None:
-    asked: Sequence[tuple[int, str]] = [(number % 5, "kyoto") for number in range(500)]
+    asked: Sequence[tuple[int, str]] = [(number % 5, "kyoto") for number in range(1500)]
     rows = await fetch(source, *asked)
     trips = {0: 0.0, 1: 7.0, 2: 3.0}
     assert values(rows, "driver:trips") == [trips.get(driver) for driver, _ in asked]

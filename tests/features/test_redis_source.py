@@ -236,6 +236,31 @@ async def test_a_redis_that_comes_back_is_read_again(fleet: Fleet, tmp_path: Pat
                         await asyncio.sleep(0.02)
 
 
+async def test_integers_beyond_a_float_are_exact_among_many_rows(
+    source: RedisSource, fleet: Fleet, client: "redis.Redis[Any]"
+) -> None:
+    assert fleet.plan.redis is not None
+    copy = driver_key(fleet, 558)
+    client.hset(copy, mapping=client.hgetall(driver_key(fleet, 1)))
+    huge = b"\x20\xff\xff\xff\xff\xff\xff\xff\xff\x7f"
+    client.hset(copy, bytes.fromhex(fleet.plan.redis.fields["driver:trips"]), huge)
+    drivers = [1] * 600 + [558, 99]
+    try:
+        rows = await fetch(source, *drivers)
+    finally:
+        client.delete(copy)
+    trips = rows.columns[FLEET.references.index("driver:trips")].tolist()
+    assert trips == [7] * 600 + [2**63 - 1, None]
+
+
+async def test_a_small_read_does_not_wait_for_all_of_a_large_one(source: RedisSource) -> None:
+    large = asyncio.create_task(fetch(source, *range(20_000)))
+    await started(large)
+    assert (await fetch(source, 1)).status.tolist() == [[PRESENT] * 6]
+    assert not large.done()
+    assert (await large).status.shape == (20_000, 6)
+
+
 async def test_an_entity_that_its_type_does_not_hold_is_the_callers_fault(
     source: RedisSource,
 ) -> None:
