@@ -131,7 +131,7 @@ class Contest:
 
     def commands(self, ids: dict[str, list[int]]) -> bytes:
         return b"".join(
-            read.command(entity) for read in self._hashes for entity in read.entities(ids, 1)[0]
+            read.command(entity)[0] for read in self._hashes for entity in read.entities(ids, 1)[0]
         )
 
 
