@@ -103,6 +103,12 @@ class Metrics:
             ["model", "feature_view", "status"],
             registry=self.registry,
         )
+        self.substituted_values = Counter(
+            "hikyaku_substituted_values",
+            "Missing values in whose place the model got another, by the policy that gave it.",
+            ["model", "feature_view", "policy"],
+            registry=self.registry,
+        )
         self.feature_age = Histogram(
             "hikyaku_feature_age_seconds",
             "Age of the rows read, by feature time, whatever their status.",
