@@ -16,7 +16,6 @@ from app.instances import Instances
 from app.outputs import Prediction
 from app.served_model import ServedModel
 
-
 # A plain number: numpy takes 20 µs to compare one of its own with a member of an enumeration.
 _NOT_FOUND = int(ValueStatus.NOT_FOUND)
 

@@ -195,6 +195,7 @@ def _server(redis_url: str, clock: pd.Timestamp) -> Iterator[str]:
         "HIKYAKU_PORT": str(port),
         "HIKYAKU_REPLAY_CLOCK": clock.isoformat(),
         "HIKYAKU_LOG_LEVEL": "WARNING",
+        "HIKYAKU_REGISTRY_CHECK_S": "0",
     }
     with child([sys.executable, "-m", "app.cli", "serve"], environment) as process:
         _wait_until_ready(process, f"http://127.0.0.1:{port}")

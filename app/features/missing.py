@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from app.contract import Features, MissingValue
 from app.errors import FeaturesUnavailable
 from app.features.plan import FeaturePlan, PlannedView
-from app.features.source import EntityColumns, FeatureRows, ValueStatus
+from app.features.source import Columns, EntityColumns, FeatureRows, ValueStatus
 
 # Plain numbers: numpy takes 20 µs to compare an array with a member of an enumeration.
 _PRESENT, _NOT_FOUND = int(ValueStatus.PRESENT), int(ValueStatus.NOT_FOUND)
@@ -35,7 +35,7 @@ class FilledRows:
     """Features as the model gets them: `columns` as those of the `FeatureRows` that they were made
     from, which still hold what the store said, but for the substitutes."""
 
-    columns: Sequence[NDArray[Any]]
+    columns: Columns
     substitutes: Sequence[Substitutes]
 
 
@@ -227,8 +227,7 @@ class _SlotTable:
     ) -> None:
         """What is PRESENT in the rows `kept`, which with `whole` is everything, for the entities in
         `slots`."""
-        columns = [rows.columns[position] for position in self._positions]
-        values = np.array(columns, dtype=self._values.dtype).T[kept]
+        values = self._read(rows.columns).T[kept]
         times_s = rows.event_time_s[kept, self._view][:, np.newaxis]
         if not whole:
             present = rows.status[kept][:, self._positions] == _PRESENT
@@ -236,6 +235,11 @@ class _SlotTable:
             times_s = np.where(present, times_s, self._times_s[slots])
         self._values[slots] = values
         self._times_s[slots] = times_s
+
+    def _read(self, columns: Columns) -> NDArray[Any]:
+        if isinstance(columns, np.ndarray):
+            return columns[self._positions]
+        return np.array([columns[p] for p in self._positions], dtype=self._values.dtype)
 
     def fill(
         self, rows: FeatureRows, columns: list[NDArray[Any]], slots: NDArray[Any], now_s: float

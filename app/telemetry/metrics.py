@@ -122,6 +122,12 @@ class Metrics:
             ["model", "version", "sha256", "role"],
             registry=self.registry,
         )
+        self.plan_outdated = Gauge(
+            "hikyaku_plan_outdated",
+            "1 where Feast's registry no longer matches the served plan, 0 where it does.",
+            ["model"],
+            registry=self.registry,
+        )
         self.ready = Gauge(
             "hikyaku_ready",
             "1 while models are warm and the feature store answers, looked at every few seconds.",

@@ -28,7 +28,7 @@ SHOP = FeaturePlan(
         PlannedView("all", (), None, (PlannedFeature("sold", "Float32"),)),
     ),
 )
-MEANS = {"user:spent": 12.5}
+MEANS = {"user:spent": 12.5, "all:sold": 50.0}
 EVENT_TIME_S = 1_000.0
 VALUES: Any = {
     "user": {(1,): {"spent": 10.0, "name": "ada"}, (2,): {"spent": None, "name": "bob"}},
@@ -53,6 +53,12 @@ def policies(max_entities: int = 100, unavailable: str = "answer", **missing: An
 
 def asked(*pairs: tuple[int | None, int | None]) -> dict[str, list[int | None]]:
     return {"user": [user for user, _ in pairs], "item": [item for _, item in pairs]}
+
+
+def in_one_array(rows: FeatureRows) -> FeatureRows:
+    """As a source may answer that has nothing but numbers."""
+    columns = np.array(rows.columns, dtype=np.float64)
+    return FeatureRows(rows.plan, columns, rows.status, rows.event_time_s)
 
 
 async def stored(
@@ -183,6 +189,18 @@ class TestLastGood:
             ("pair:bought", "last_good", [1]),
             ("all:sold", "last_good", [0, 1]),
         ]
+
+    async def test_it_takes_the_columns_of_one_array(self) -> None:
+        missing = policies(spent=LAST_GOOD | {"value": 9}, sold="training_mean")
+        numbers = {"user": {(1,): {"spent": 10.0}}}
+        pairs = [(3, 7), (1, 7)]
+        read = in_one_array(await stored(*pairs, values=numbers))
+        missing.remember(read, asked(*pairs))
+        assert filled(missing, read, *pairs)["user:spent"] == [9.0, 10.0]
+        away = in_one_array(nothing(2))
+        assert filled(missing, away, *pairs)["user:spent"] == [9.0, 10.0]
+        assert filled(missing, away, *pairs)["all:sold"] == [50.0, 50.0]
+        assert np.isnan(away.columns).all()
 
     async def test_a_value_that_is_there_is_not_replaced(self) -> None:
         missing = policies(spent=LAST_GOOD)
