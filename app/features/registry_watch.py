@@ -8,6 +8,7 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -152,13 +153,30 @@ class RegistryWatch:
             "repository": str(self._repo),
             "plans": {model: plan.to_json().decode() for model, plan in plans.items()},
         }
-        # A session of its own: a Ctrl-C in the terminal is for us, who end it.
+        # Feast leaves files behind where it is killed.
+        with TemporaryDirectory(prefix="hikyaku-registry-") as scratch:
+            answer = await self._answer(json.dumps(request).encode(), _environment(scratch))
+        try:
+            found = json.loads(answer)
+        except ValueError:
+            raise _CheckFailed("its answer is not JSON") from None
+        if not isinstance(found, Mapping) or found.keys() != plans.keys():
+            raise _CheckFailed("its answer is not about the plans")
+        return found
+
+    async def _answer(self, request: bytes, environment: Mapping[str, str]) -> bytes:
+        """What the child writes; it ends with this call."""
         child = await asyncio.create_subprocess_exec(
-            *self._command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
+            *self._command,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C in the terminal is for us, who end it
         )
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer, said = await child.communicate(json.dumps(request).encode())
+                answer, said = await child.communicate(request)
         except TimeoutError:
             raise _CheckFailed(f"not done within {self._timeout_s:.0f} s") from None
         finally:
@@ -168,13 +186,7 @@ class RegistryWatch:
         if child.returncode != 0:
             last = said.decode(errors="replace").strip().rpartition("\n")[2]
             raise _CheckFailed(f"{last or 'no word'} (exit status {child.returncode})")
-        try:
-            found = json.loads(answer)
-        except ValueError:
-            raise _CheckFailed("its answer is not JSON") from None
-        if not isinstance(found, Mapping) or found.keys() != plans.keys():
-            raise _CheckFailed("its answer is not about the plans")
-        return found
+        return answer
 
     def _report(self, found: Mapping[str, str | None]) -> None:
         before, self.outdated = self.outdated, {m: text for m, text in found.items() if text}
@@ -189,6 +201,13 @@ class RegistryWatch:
         if state != self.state:
             log.log(level, "plans are not compared with the registry", extra={"reason": state})
         self.state = state
+
+
+def _environment(scratch: str) -> dict[str, str]:
+    """Ours, without what Feast sets for its metrics where we have imported it: the child would
+    write beside them."""
+    ours = {name: v for name, v in os.environ.items() if not name.startswith("PROMETHEUS_MULTI")}
+    return ours | {"TMPDIR": scratch}
 
 
 class _CheckFailed(Exception):
