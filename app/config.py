@@ -38,6 +38,12 @@ class Settings(BaseModel):
         alias="HIKYAKU_FEATURE_REPO",
         description="Folder of feature_store.yaml.",
     )
+    registry_check_s: Annotated[float, Field(ge=0)] = Field(
+        300.0,
+        alias="HIKYAKU_REGISTRY_CHECK_S",
+        description="Seconds between comparisons of the served plans with Feast's registry; "
+        "0: never.",
+    )
     host: str = Field("127.0.0.1", alias="HIKYAKU_HOST", description="Address to listen on.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8000, alias="HIKYAKU_PORT", description="Port to listen on; 0 takes a free one."

@@ -1,12 +1,11 @@
 """The serving contract of a model: what model.yaml may say, with its defaults and its limits."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from app.errors import InvalidModel
 
@@ -74,33 +73,49 @@ class Decision(_Section):
 class MissingValue(_Section):
     """What the model gets where a stored value is missing.
 
-    `null` is what training saw; `constant` replaces it; `refuse` answers `features_unavailable`.
+    `null`: what training saw. `constant`: the `value`, a number or, for a text, a text.
+    `training_mean`: the mean of the training rows, from the manifest. `last_good`: the value that
+    this process last read for the entity, while its own event time is at most `max_age_s` old by
+    feature time, else the `value` where one is given. `refuse`: `features_unavailable`.
+
+    `constant` and `training_mean` stand for a stored null too; `last_good` leaves it a null, and
+    `refuse` refuses it.
     """
 
-    use: Literal["null", "constant", "refuse"]
-    value: float = math.nan
+    use: Literal["null", "constant", "training_mean", "last_good", "refuse"]
+    value: Annotated[float, Field(allow_inf_nan=False)] | str | None = None
+    max_age_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    @field_validator("use", mode="before")
+    @classmethod
+    def _null_unquoted(cls, value: Any) -> Any:
+        return "null" if value is None else value  # `use: null` is a null in YAML
 
     @model_validator(mode="after")
-    def _value_with_constant(self) -> "MissingValue":
-        if (self.use == "constant") == math.isnan(self.value):
-            raise ValueError("`value` belongs to `use: constant`, and to nothing else")
+    def _fits_its_policy(self) -> "MissingValue":
+        if self.use == "constant" and self.value is None:
+            raise ValueError("`use: constant` needs a `value`")
+        if self.use == "last_good" and self.max_age_s is None:
+            raise ValueError("`use: last_good` needs `max_age_s`")
+        if self.value is not None and self.use not in {"constant", "last_good"}:
+            raise ValueError("`value` belongs to `use: constant` and `use: last_good`")
+        if self.max_age_s is not None and self.use != "last_good":
+            raise ValueError("`max_age_s` belongs to `use: last_good`")
         return self
 
 
 class Features(_Section):
-    """How stored features are read. `time_share` of the request's time may go into the read."""
+    """How stored features are read. `time_share` of the request's time may go into the read.
+
+    `when_unavailable: refuse` refuses a request of which any value could not be read. For `missing`
+    with `last_good` each view keeps the values of the `last_good_entities` that were asked for last
+    (docs/features.md says what that takes).
+    """
 
     when_unavailable: Literal["answer", "refuse"] = "answer"
     time_share: Annotated[float, Field(gt=0, lt=1)] = 0.4
     missing: Mapping[str, MissingValue] = {}
-
-    def constants(self) -> dict[str, float]:
-        """For each feature with `use: constant`, the value."""
-        return {n: policy.value for n, policy in self.missing.items() if policy.use == "constant"}
-
-    def refused(self) -> list[str]:
-        """The features with `use: refuse`."""
-        return [name for name, policy in self.missing.items() if policy.use == "refuse"]
+    last_good_entities: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
 
 
 class Batching(_Section):

@@ -1,4 +1,4 @@
-"""The path of a prediction: fetch, encode, submit, read."""
+"""The path of a prediction: fetch, fill, encode, submit, read."""
 
 import time
 from collections.abc import Mapping
@@ -10,10 +10,14 @@ from numpy.typing import NDArray
 from app.clock import FeatureClock
 from app.deadline import Deadline
 from app.errors import ModelNotReady, NotFound
+from app.features.missing import FilledRows
 from app.features.source import FeatureRows, ValueStatus
 from app.instances import Instances
 from app.outputs import Prediction
 from app.served_model import ServedModel
+
+# A plain number: numpy takes 20 µs to compare one of its own with a member of an enumeration.
+_NOT_FOUND = int(ValueStatus.NOT_FOUND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Answer:
     predictions: list[Prediction]
     degraded: tuple[DegradedReason, ...]
     rows: FeatureRows
+    filled: FilledRows
     ages_s: NDArray[np.float64]
     """`[instances, views]`, NaN where the view has no row."""
     encoded_s: float
@@ -68,21 +73,26 @@ class Predictor:
     async def predict(self, model: ServedModel, instances: Instances, deadline: Deadline) -> Answer:
         """Raises whatever refuses the request (app/errors.py); nothing is kept then."""
         rows = await model.fetch(instances, deadline)
-        inputs = model.encode(instances, rows)
+        now_s = self._clock.now_s()
+        filled = model.fill(instances, rows, now_s)
+        inputs = model.encode(instances, filled)
         deadline.check()
         encoded_s = time.monotonic()
         execution = await model.submit(inputs, deadline)
         predictions, distributions = model.outputs.read(execution.outputs)
-        ages_s = self._clock.now_s() - rows.event_time_s
+        ages_s = now_s - rows.event_time_s
         degraded = _degraded(rows)
         model.recorder.record(rows.status, ages_s, distributions)
         for reason in degraded:
             model.recorder.degraded(reason.feature_view, reason.status.name)
+        for substitute in filled.substitutes:
+            model.recorder.substituted(substitute.by, substitute.positions, substitute.mask)
         return Answer(
             model=model,
             predictions=predictions,
             degraded=degraded,
             rows=rows,
+            filled=filled,
             ages_s=ages_s,
             encoded_s=encoded_s,
             started_s=execution.started_s,
@@ -91,7 +101,7 @@ class Predictor:
 
 
 def _degraded(rows: FeatureRows) -> tuple[DegradedReason, ...]:
-    if not rows.status.size or rows.status.max() < ValueStatus.NOT_FOUND:
+    if not rows.status.size or rows.status.max() < _NOT_FOUND:
         return ()
     reasons = []
     for view, columns in zip(rows.plan.views, rows.plan.view_columns, strict=True):

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from types import TracebackType
@@ -13,6 +13,7 @@ from app.config import Settings
 from app.deadline import DeadlineSweep
 from app.errors import ConfigurationError, FeaturesUnavailable
 from app.features.plan import FeaturePlan
+from app.features.registry_watch import RegistryWatch, require_registry
 from app.features.source import FeatureSource
 from app.repository.layout import model_folders
 from app.repository.load import load_current
@@ -50,6 +51,9 @@ class Runtime:
             WallClock() if settings.replay_clock is None else ReplayClock(settings.replay_clock)
         )
         self.models: dict[str, ServedModel | None] = {}
+        self.registry = RegistryWatch(
+            settings.feature_repo, settings.registry_check_s, self._plans, metrics
+        )
         self._open_features = open_features
         self._stack = AsyncExitStack()
 
@@ -66,16 +70,22 @@ class Runtime:
             open_source = await stack.enter_async_context(
                 self._open_features(self.settings, self.clock)
             )
+
+            def open_checked(plan: FeaturePlan) -> FeatureSource:
+                require_registry(self.settings.feature_repo)
+                return open_source(plan)
+
             for name, folder in folders.items():
                 self.models[name] = None
                 self.models[name] = await load_current(
                     folder,
-                    open_source,
+                    open_checked,
                     sweep,
                     self.metrics,
                     self.settings.drain_s,
                     stack,
                 )
+            await stack.enter_async_context(self.registry)
             watch = asyncio.create_task(self._watch_readiness(), name="readiness")
             stack.push_async_callback(_cancelled, watch)
             self._stack = stack.pop_all()
@@ -113,6 +123,11 @@ class Runtime:
         while True:
             await self.unready()
             await asyncio.sleep(_READINESS_EVERY_S)
+
+    def _plans(self) -> Mapping[str, FeaturePlan]:
+        """Of the models that read stored features."""
+        served = {name: model for name, model in self.models.items() if model is not None}
+        return {name: m.source.plan for name, m in served.items() if m.source.plan.views}
 
     def _describe_models(self) -> None:
         for name, model in self.models.items():

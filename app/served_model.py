@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from app.batching.batcher import DynamicBatcher, Execution
 from app.contract import Contract
 from app.deadline import Deadline
 from app.errors import FeaturesUnavailable
 from app.features.encoding import Encoder, ValueColumn
+from app.features.missing import FilledRows, MissingValues
 from app.features.source import FeatureRows, FeatureSource, ValueStatus, all_with_status
 from app.instances import InstanceDecoder, Instances
 from app.outputs import OutputReader
@@ -36,6 +36,7 @@ class ServedModel:
     contract: Contract
     decoder: InstanceDecoder
     source: FeatureSource
+    missing: MissingValues
     encoder: Encoder
     batcher: DynamicBatcher
     outputs: OutputReader
@@ -60,19 +61,20 @@ class ServedModel:
             if self.contract.features.when_unavailable == "refuse":
                 raise
             rows = all_with_status(plan, instances.count, ValueStatus.UNAVAILABLE)
+        else:
+            self.missing.remember(rows, entities)
         _override(rows, instances)
         return rows
 
-    def encode(self, instances: Instances, rows: FeatureRows) -> Tensors:
-        """The model's input tensors. Raises `FeaturesUnavailable` for a value that is missing and
-        that the contract refuses to go without."""
-        for name in self.contract.features.refused():
-            missing = rows.status[:, rows.plan.references.index(name)] != ValueStatus.PRESENT
-            if missing.any():
-                row = int(np.flatnonzero(missing)[0])
-                raise FeaturesUnavailable(f"instances[{row}]: no value of {name} is known")
+    def fill(self, instances: Instances, rows: FeatureRows, now_s: float) -> FilledRows:
+        """The features as the model gets them at this feature time. Raises `FeaturesUnavailable`
+        for a value that is missing and that the contract refuses to go without."""
+        return self.missing.fill(rows, instances.fields, now_s)
+
+    def encode(self, instances: Instances, filled: FilledRows) -> Tensors:
+        """The model's input tensors."""
         columns: dict[str, ValueColumn] = dict(instances.fields)
-        columns.update(zip(rows.plan.references, rows.columns, strict=True))
+        columns.update(zip(self.source.plan.references, filled.columns, strict=True))
         return self.encoder.encode(columns, instances.count)
 
     async def submit(self, inputs: Tensors, deadline: Deadline) -> Execution:

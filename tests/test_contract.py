@@ -14,6 +14,10 @@ VALID = {
 }
 
 
+def missing(**policy: object) -> dict[str, object]:
+    return {"features": {"missing": {"v:f": policy}}}
+
+
 def written(folder: Path, document: object) -> Path:
     path = folder / "model.yaml"
     path.write_text(yaml.safe_dump(document))
@@ -30,6 +34,12 @@ def test_a_column_may_be_written_short(tmp_path: Path) -> None:
     assert (column.source, column.transform) == ("a", "number")
 
 
+def test_a_policy_may_be_written_as_yaml_writes_null(tmp_path: Path) -> None:
+    path = written(tmp_path, VALID)
+    path.write_text(path.read_text() + "features: {missing: {'v:f': {use: null}}}")
+    assert load_contract(path).features.missing["v:f"].use == "null"
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -42,7 +52,15 @@ def test_a_column_may_be_written_short(tmp_path: Path) -> None:
         ({"decision": {"output": "z", "at_least": 1}}, "no output is named 'z'"),
         ({"decision": {"output": "y"}}, "at_least"),
         ({"batching": {"max_batch_rows": 0}}, "batching.max_batch_rows"),
-        ({"features": {"missing": {"v:f": {"use": "constant"}}}}, "features.missing.v:f"),
+        (missing(use="constant"), "features.missing.v:f: Value error, `use: constant` needs"),
+        (missing(use="constant", value=[1]), "features.missing.v:f.value"),
+        (missing(use="constant", value=float("nan")), "features.missing.v:f.value"),
+        (missing(use="last_good"), "features.missing.v:f: Value error, `use: last_good` needs"),
+        (missing(use="last_good", max_age_s=0), "features.missing.v:f.max_age_s"),
+        (missing(use="training_mean", value=1), "features.missing.v:f: Value error, `value`"),
+        (missing(use="refuse", max_age_s=1), "features.missing.v:f: Value error, `max_age_s`"),
+        (missing(use="guess"), "features.missing.v:f.use"),
+        ({"features": {"last_good_entities": 0}}, "features.last_good_entities"),
         ({"batching": {"hold_ms": 1000}}, "batching.hold_ms"),
         ({"batching": {"max_queue_rows": 9}}, "batching.max_queue_rows"),
         ({"features": {"time_share": 1.0}}, "features.time_share"),

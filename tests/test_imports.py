@@ -35,6 +35,7 @@ OWNERS = {
         "features/feast_repo.py",
         "features/feast_plan.py",
         "features/feast_source.py",
+        "features/registry_check.py",
         "evaluation/replay.py",
     },
     "onnxruntime": {"backends/onnx_backend.py"},
@@ -47,7 +48,7 @@ OWNERS = {
     "pandas": {"features/feast_repo.py", "evaluation/replay.py", "cli.py"},
     "sklearn": {"evaluation/scores.py"},
     "httpx": {"evaluation/replay.py"},
-    "yaml": {"contract.py", "features/feast_repo.py"},
+    "yaml": {"contract.py", "features/feast_repo.py", "features/registry_watch.py"},
 }
 
 FILES = sorted(APP.rglob("*.py"))

@@ -176,6 +176,7 @@ def training(kind: Kind, **changes: Any) -> dict[str, Any]:
     """The content of the training.json, golden rows computed without ONNX; `changes` replace its
     top-level sections."""
     golden: dict[str, Any] = {"instances": _GOLDEN_FIELDS}
+    means = {"driver:rating": 4.0, "driver:trips": 5.0, "city:demand": 2.0}
     match kind:
         case "binary":
             golden["predictions"] = [{"probability": binary(**row)} for row in _GOLDEN_FIELDS]
@@ -192,6 +193,7 @@ def training(kind: Kind, **changes: Any) -> dict[str, Any]:
                 "predictions": [{"score": stored(*row)} for row in rows],
             }
     return {
+        "means": means if kind == "stored" else {},
         "golden": golden,
         "metrics": {"auc": 1.0},
         "data_window": {"start": "2013-01-01", "end": "2013-09-01", "rows": 3},
@@ -257,7 +259,8 @@ async def answers(model: ServedModel, *instances: Mapping[str, Any]) -> list[Pre
     decoded = model.decoder.decode(json.dumps({"instances": instances}).encode())
     deadline = Deadline.after(10)
     rows = await model.fetch(decoded, deadline)
-    execution = await model.submit(model.encode(decoded, rows), deadline)
+    filled = model.fill(decoded, rows, 0.0)
+    execution = await model.submit(model.encode(decoded, filled), deadline)
     predictions, _ = model.outputs.read(execution.outputs)
     return predictions
 

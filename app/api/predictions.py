@@ -117,16 +117,24 @@ def _body(answer: Answer, request_id: str, verbose: bool) -> bytes:
 
 
 def _features(answer: Answer) -> list[dict[str, Any]]:
-    """For each instance: `view:feature` → value, status, event time and age by feature time."""
+    """For each instance: `view:feature` → value, status, event time and age by feature time, and
+    what the model got where that was not the value."""
     plan = answer.rows.plan
     views = [index for index, view in enumerate(plan.views) for _ in view.features]
-    return [
+    features = [
         {
             name: _feature(answer, row, position, views[position])
             for position, name in enumerate(plan.references)
         }
         for row in range(len(answer.predictions))
     ]
+    for substitute in answer.filled.substitutes:
+        for feature, row in np.argwhere(substitute.mask).tolist():
+            position = substitute.positions[feature]
+            value = _plain(answer.filled.columns[position][row])
+            name = plan.references[position]
+            features[row][name]["substitute"] = {"by": substitute.by, "value": value}
+    return features
 
 
 def _feature(answer: Answer, row: int, position: int, view: int) -> dict[str, Any]:

@@ -61,10 +61,15 @@ def _add_health(app: FastAPI, runtime: Runtime) -> None:
 
     @app.get("/v2/health/ready", tags=["health"])
     async def ready() -> JSONResponse:
-        """Every model is warm and the feature store answers; 503 with the reasons otherwise."""
+        """Every model is warm and the feature store answers; 503 with the reasons otherwise.
+
+        A plan that the registry no longer matches is told, and serves on.
+        """
         reasons = await runtime.unready()
         body: dict[str, Any] = {"ready": not reasons, "reasons": reasons}
         body["feature_time"] = as_rfc3339(runtime.clock.now_s())
+        body["plan_outdated"] = dict(runtime.registry.outdated)
+        body["registry_check"] = runtime.registry.state
         body["replay_clock"] = isinstance(runtime.clock, ReplayClock)
         return JSONResponse(body, 503 if reasons else 200)
 

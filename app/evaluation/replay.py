@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from app.errors import ConfigurationError, HikyakuError
 from app.evaluation.scores import BinaryScores, score
 from app.features.encoding import Encoder
 from app.features.feast_repo import open_store, point_in_time, pushed_histories, write
+from app.features.missing import MissingValues
 from app.features.plan import FeaturePlan, plan_from_json
+from app.features.source import FeatureRows, ValueStatus, all_with_status
 from app.instances import InstanceDecoder
 from app.local.processes import child
 from app.local.redis_server import own_redis
@@ -192,6 +195,7 @@ def _server(redis_url: str, clock: pd.Timestamp) -> Iterator[str]:
         "HIKYAKU_PORT": str(port),
         "HIKYAKU_REPLAY_CLOCK": clock.isoformat(),
         "HIKYAKU_LOG_LEVEL": "WARNING",
+        "HIKYAKU_REGISTRY_CHECK_S": "0",
     }
     with child([sys.executable, "-m", "app.cli", "serve"], environment) as process:
         _wait_until_ready(process, f"http://127.0.0.1:{port}")
@@ -233,13 +237,26 @@ def _offline(
     decoder = InstanceDecoder(contract, plan)
     body = json.dumps({"instances": _instances(requests, decoder)}).encode()
     fields = decoder.decode(body, max_instances=len(requests)).fields
-    encoder = Encoder(contract.inputs, manifest.training.categories, contract.features.constants())
-    inputs = encoder.encode({**fields, **features}, len(requests))
+    missing = MissingValues(contract.features, plan, manifest.training.means)
+    filled = missing.fill(_as_rows(plan, features, len(requests)), fields, 0.0)
+    encoder = Encoder(contract.inputs, manifest.training.categories)
+    columns = dict(zip(plan.references, filled.columns, strict=True))
+    inputs = encoder.encode({**fields, **columns}, len(requests))
     version_dir = model_dir / str(manifest.version)
     signature = signature_of(manifest)
     backend = open_backend(contract.backend, version_dir / MODEL_FILE, signature)
     outputs = OutputReader(contract.outputs, contract.decision, signature)
     return outputs.read(asyncio.run(_executed(backend, inputs)))[0]
+
+
+def _as_rows(plan: FeaturePlan, features: Mapping[str, NDArray[Any]], rows: int) -> FeatureRows:
+    """A null is a null: a join does not say why, and remembers no last good value."""
+    table = all_with_status(plan, rows, ValueStatus.PRESENT)
+    names = zip(plan.references, table.columns, strict=True)
+    columns = tuple(features.get(name, nothing) for name, nothing in names)
+    for position, column in enumerate(columns):
+        table.status[pd.isna(column), position] = ValueStatus.NULL_VALUE
+    return replace(table, columns=columns)
 
 
 async def _executed(backend: Backend, inputs: Tensors) -> Tensors:

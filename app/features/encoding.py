@@ -3,7 +3,6 @@ serving share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,18 +23,11 @@ class Encoder:
     """Encodes rows by the columns that model.yaml declares.
 
     `categories` is what training learnt; a category that training never saw is NaN, as is a null.
-    `constants` stand for the nulls of a source; without one a null is what training saw.
     """
 
-    def __init__(
-        self,
-        inputs: Sequence[InputTensor],
-        categories: Categories,
-        constants: Mapping[str, float] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, inputs: Sequence[InputTensor], categories: Categories) -> None:
         self._inputs = tuple(inputs)
         self._categories = categories
-        self._constants = constants
 
     def encode(self, columns: Mapping[str, ValueColumn], rows: int) -> Tensors:
         """Input tensors of shape `[rows, columns]`, by name. `columns` holds every source.
@@ -77,16 +69,9 @@ class Encoder:
         return InvalidInput(f"{field}: {text}", field=field)
 
     def _transformed(self, column: Column, values: ValueColumn) -> ValueColumn:
-        if column.source in self._constants:
-            values = _filled(values, self._constants[column.source])
         if column.transform == "category":
             return _categories(values, self._categories[column.source])
         return _TRANSFORMS[column.transform](values)
-
-
-def _filled(values: ValueColumn, constant: float) -> ValueColumn:
-    numbers = np.array(values, dtype=np.float64)  # a None becomes NaN
-    return np.where(np.isnan(numbers), constant, numbers)
 
 
 def _numbers(values: ValueColumn) -> ValueColumn:

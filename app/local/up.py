@@ -19,6 +19,7 @@ import redis
 from app.config import Settings
 from app.errors import ConfigurationError, HikyakuError, InvalidModel
 from app.features.plan import plan_from_json
+from app.features.registry_watch import registry_file
 from app.local.processes import child
 from app.local.redis_server import own_redis
 from app.repository.layout import current_version, model_folders
@@ -87,7 +88,9 @@ def _prepare_features(
         raise ConfigurationError(f"FEATURE_REDIS_URL: {exc}") from exc
     with client:
         try:
-            if client.get(_MARKER) == due.encode():
+            registry = registry_file(feature_repo)
+            applied = registry is None or registry.is_file()
+            if applied and client.get(_MARKER) == due.encode():
                 print("• features are up to date", flush=True)
                 return
             with _told("features: apply the definitions, load the latest values into Redis"):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.backends.backend import Backend
-from app.contract import Contract, FieldType, Transform
+from app.contract import Contract, FieldType, MissingValue, Transform
 from app.errors import BackendError, InvalidModel
 from app.features.plan import FeaturePlan
 from app.outputs import OutputReader
@@ -41,8 +41,27 @@ def check_columns(contract: Contract, plan: FeaturePlan, training: Training) -> 
     for name, policy in contract.features.missing.items():
         if name not in plan.references:
             raise InvalidModel(f"features.missing: {name!r} is not in {plan.feature_service!r}")
-        if policy.use == "constant" and types[name] == "string":
-            raise InvalidModel(f"features.missing: {name!r} is text, its constant a number")
+        _check_policy(name, policy, plan, training)
+
+
+def _check_policy(name: str, policy: MissingValue, plan: FeaturePlan, training: Training) -> None:
+    kind = plan.value_types[name]
+    if policy.value is not None:
+        given = "text" if isinstance(policy.value, str) else "number"
+        if given != kind:
+            of = "of another type" if kind == "other" else f"a {kind}"
+            raise InvalidModel(f"features.missing: {name!r} is {of}, its `value` a {given}")
+    if policy.use == "training_mean" and name not in training.means:
+        raise InvalidModel(f"features.missing: training gave no mean of {name!r}")
+    if policy.use == "last_good" and name in _made_on_demand(plan):
+        raise InvalidModel(
+            f"features.missing: {name!r} is made on demand, not read: it has no last good value"
+        )
+
+
+def _made_on_demand(plan: FeaturePlan) -> set[str]:
+    views = (view for view in plan.views if view.transformation is not None)
+    return {name for view in views for name in view.references()}
 
 
 def _source_types(contract: Contract, plan: FeaturePlan) -> dict[str, FieldType | None]:
@@ -59,12 +78,16 @@ def _check_integer(
     name: str, kind: FieldType | None, contract: Contract, plan: FeaturePlan
 ) -> None:
     policy = contract.features.missing.get(name)
-    replaced = policy is not None and policy.use != "null"
+    replaced = policy is not None and (
+        policy.use == "refuse" or (isinstance(policy.value, float) and policy.use == "constant")
+    )
     if (name in plan.references or name in plan.join_keys) and not replaced:
         raise InvalidModel(
             f"inputs: {name!r} may be missing, which an int64 cannot say: use float32, or "
             "features.missing with constant or refuse"
         )
+    if policy is not None and isinstance(policy.value, float) and not policy.value.is_integer():
+        raise InvalidModel(f"features.missing: {name!r} has a `value` that an int64 would cut")
     if kind == "float" and name in contract.request_fields:
         raise InvalidModel(f"inputs: {name!r} is a float, which an int64 would cut")
 

@@ -11,6 +11,7 @@ from app.contract import Contract, load_contract
 from app.deadline import DeadlineSweep
 from app.errors import InvalidModel
 from app.features.encoding import Encoder
+from app.features.missing import MissingValues
 from app.features.plan import FeaturePlan, plan_from_json
 from app.features.source import FeatureSource, ValueStatus
 from app.features.static_source import StaticSource
@@ -59,11 +60,10 @@ async def load_current(
     if backend.signature != signature_of(manifest):
         raise InvalidModel(f"{version_dir}: the model's signature is not the manifest's")
     decoder = InstanceDecoder(contract, plan)
-    # Golden rows show what the model does with a null, whatever the contract puts in its place.
-    as_trained = Encoder(contract.inputs, manifest.training.categories)
-    encoder = Encoder(contract.inputs, manifest.training.categories, contract.features.constants())
+    encoder = Encoder(contract.inputs, manifest.training.categories)
     outputs = OutputReader(contract.outputs, contract.decision, backend.signature)
-    golden = golden_tensors(manifest.training.golden, decoder, plan, as_trained)
+    # Golden rows show what the model does with a null, whatever the contract puts in its place.
+    golden = golden_tensors(manifest.training.golden, decoder, plan, encoder)
     await backend.warm_up(golden, contract.batching.max_batch_rows)
     await run_golden(backend, outputs, golden, manifest.training.golden, what=str(version_dir))
 
@@ -83,6 +83,7 @@ async def load_current(
         contract,
         decoder,
         open_source(plan) if plan.views else StaticSource(plan),
+        MissingValues(contract.features, plan, manifest.training.means),
         encoder,
         batcher,
         outputs,

@@ -48,6 +48,8 @@ class Training(_Section):
     that cannot be read off the file."""
 
     categories: Mapping[str, Mapping[str, float]] = {}
+    means: Mapping[str, Annotated[float, Field(allow_inf_nan=False)]] = {}
+    """Of each stored number, over the training rows that have one: for `use: training_mean`."""
     golden: Golden
     metrics: Mapping[str, float]
     data_window: DataWindow

@@ -103,6 +103,12 @@ class Metrics:
             ["model", "feature_view", "status"],
             registry=self.registry,
         )
+        self.substituted_values = Counter(
+            "hikyaku_substituted_values",
+            "Missing values in whose place the model got another, by the policy that gave it.",
+            ["model", "feature_view", "policy"],
+            registry=self.registry,
+        )
         self.feature_age = Histogram(
             "hikyaku_feature_age_seconds",
             "Age of the rows read, by feature time, whatever their status.",
@@ -114,6 +120,12 @@ class Metrics:
             "hikyaku_model_info",
             "1 for each loaded version.",
             ["model", "version", "sha256", "role"],
+            registry=self.registry,
+        )
+        self.plan_outdated = Gauge(
+            "hikyaku_plan_outdated",
+            "1 where Feast's registry no longer matches the served plan, 0 where it does.",
+            ["model"],
             registry=self.registry,
         )
         self.ready = Gauge(

@@ -30,8 +30,10 @@ class PredictionRecorder:
         self._model = model
         self._views = views
         self._statuses = statuses
-        self._first_code = np.array(view_of_feature, dtype=np.intp) * len(statuses)
+        self._view_of_feature = np.array(view_of_feature, dtype=np.intp)
+        self._first_code = self._view_of_feature * len(statuses)
         self._values: dict[int, Counter] = {}
+        self._substitutes: dict[tuple[int, str], Counter] = {}
         self._predictions = {
             name: metrics.prediction.labels(model, "champion", name) for name in outputs
         }
@@ -56,6 +58,16 @@ class PredictionRecorder:
     def degraded(self, view: str, status: str) -> None:
         """This request rests on values of the view that are missing or too old."""
         self._metrics.degraded_requests.labels(self._model, view, status).inc()
+
+    def substituted(self, policy: str, features: Sequence[int], mask: NDArray[np.bool_]) -> None:
+        """Where the mask `[features, rows]` says so, the model got what the policy gives."""
+        values = np.bincount(self._view_of_feature[list(features)], mask.sum(axis=1))
+        for view in np.flatnonzero(values).tolist():
+            if (view, policy) not in self._substitutes:
+                self._substitutes[view, policy] = self._metrics.substituted_values.labels(
+                    self._model, self._views[view], policy
+                )
+            self._substitutes[view, policy].inc(float(values[view]))
 
     def _counter(self, code: int) -> Counter:
         if code not in self._values:

@@ -251,6 +251,17 @@ def features() -> list[Json]:
             "percentunit",
             at_most=1,
         ),
+        graph(
+            "Missing values replaced",
+            [
+                (
+                    total("feature_view, policy", "hikyaku_substituted_values_total"),
+                    "{{feature_view}} {{policy}}",
+                )
+            ],
+            "ops",
+            about="What the model got in their place, as model.yaml says; the rest are nulls.",
+        ),
         *(
             graph(
                 f"Age of the rows read, {name}",

@@ -64,7 +64,7 @@ def main() -> None:
 
     categories = _late_shares(train, contract)
     encoder = Encoder(contract.inputs, categories)
-    train_rows, _ = _encoded(train, encoder, contract)
+    train_rows, train_features = _encoded(train, encoder, contract)
     held_out_rows, held_out_features = _encoded(held_out, encoder, contract)
 
     model = _fitted(train_rows, train["late"])
@@ -80,6 +80,7 @@ def main() -> None:
     (arguments.output / "model.onnx").write_bytes(_onnx(model, train_rows.shape[1]))
     document = {
         "categories": categories,
+        "means": _means(train_features),
         "golden": _golden(model, held_out, held_out_rows, held_out_features, contract),
         "metrics": metrics,
         "data_window": {
@@ -135,6 +136,15 @@ def _encoded(
         **{name: flights[name].to_numpy() for name in ("carrier", "origin", "dest", "distance")},
     }
     return encoder.encode({**fields, **features}, len(flights))["features"], features
+
+
+def _means(features: dict[str, NDArray[Any]]) -> dict[str, float]:
+    """Of each stored number that was ever there: model.yaml may put it in a missing one's place."""
+    return {
+        name: float(np.nanmean(values))
+        for name, values in features.items()
+        if values.dtype != object and not np.isnan(values).all()
+    }
 
 
 def _fitted(rows: NDArray[np.float32], late: "pd.Series[bool]") -> HistGradientBoostingClassifier:

@@ -50,7 +50,11 @@ def serve(tmp_path: Path) -> Serve:
         for kind in kinds:
             await write_model(repository, kind, kind, **contract_changes)
         settings = load_settings(
-            {"MODEL_REPOSITORY": str(repository), "HIKYAKU_REPLAY_CLOCK": CLOCK}
+            {
+                "MODEL_REPOSITORY": str(repository),
+                "HIKYAKU_FEATURE_REPO": str(tmp_path / "no_feature_repo"),
+                "HIKYAKU_REPLAY_CLOCK": CLOCK,
+            }
             | (environment or {})
         )
         application = create_application(settings, open_features)

@@ -1,13 +1,17 @@
 """Health, models, the replay clock, documentation and metrics, as an operator sees them."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.api.conftest import Serve
+from app.errors import ConfigurationError
+from app.main import open_features
+from app.runtime import OpenFeatures
+from tests.api.conftest import IN_MEMORY, Serve
 
 PAIR = {"a": 2.0, "b": 1.0}
 
@@ -25,14 +29,41 @@ async def samples(
 
 async def test_ready_says_what_time_it_is_for_features(serve: Serve) -> None:
     async with serve("binary") as client:
+        await client.get("/metrics")  # the first comparison with the registry has its turn
         ready = await client.get("/v2/health/ready")
     assert ready.status_code == 200
     assert ready.json() == {
         "ready": True,
         "reasons": [],
         "feature_time": "2014-01-01T00:30:00Z",
+        "plan_outdated": {},
+        "registry_check": "no model reads stored features",
         "replay_clock": True,
     }
+
+
+@pytest.mark.parametrize("open_features", [IN_MEMORY, open_features])
+async def test_a_registry_that_is_gone_stops_the_start_by_its_name(
+    serve: Serve, tmp_path: Path, open_features: OpenFeatures
+) -> None:
+    """Through the SDK or not, before Feast would make an empty one."""
+    (tmp_path / "feature_store.yaml").write_text("registry: registry.db")
+    with pytest.raises(ConfigurationError, match=r"registry\.db.*hikyaku features apply"):
+        async with serve(
+            "stored",
+            open_features=open_features,
+            environment={"HIKYAKU_FEATURE_REPO": str(tmp_path)},
+        ):
+            pass
+    assert not (tmp_path / "registry.db").exists()
+
+
+async def test_a_model_without_stored_features_needs_no_registry(
+    serve: Serve, tmp_path: Path
+) -> None:
+    (tmp_path / "feature_store.yaml").write_text("registry: registry.db")
+    async with serve("binary", environment={"HIKYAKU_FEATURE_REPO": str(tmp_path)}) as client:
+        assert (await client.get("/v2/health/ready")).status_code == 200
 
 
 async def test_a_model_says_which_version_answers(serve: Serve) -> None:

@@ -5,13 +5,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.errors import HikyakuError, InvalidModel
-from app.features.plan import NO_FEATURES, FeaturePlan
+from app.features.plan import NO_FEATURES, FeaturePlan, PlannedFeature, Transformation
 from app.repository.layout import current_version, versions
 from app.repository.publish import publish
 from tests.tiny_models import (
@@ -264,6 +265,51 @@ def _missing_value_of_an_unknown_feature(attempt: Attempt) -> None:
     attempt.contract["features"] = {"missing": {"city:supply": {"use": "null"}}}
 
 
+def _constant_of_another_type(attempt: Attempt) -> None:
+    policy = {"use": "constant", "value": "none"}
+    attempt.contract["features"] = {"missing": {"driver:rating": policy}}
+
+
+def _text_with_a_number_for_its_constant(attempt: Attempt) -> None:
+    driver = replace(attempt.plan.views[0], features=(PlannedFeature("plate", "String"),))
+    attempt.plan = replace(attempt.plan, views=(driver, attempt.plan.views[1]))
+    attempt.contract["inputs"] = [{"tensor": "x", "columns": ["distance"]}]
+    policy = {"use": "last_good", "max_age_s": 60, "value": 0}
+    attempt.contract["features"] = {"missing": {"driver:plate": policy}}
+
+
+def _mean_that_training_did_not_give(attempt: Attempt) -> None:
+    attempt.training["means"] = {"driver:trips": 5.0}
+    attempt.contract["features"] = {"missing": {"driver:rating": {"use": "training_mean"}}}
+
+
+def _last_good_value_of_a_view_made_on_demand(attempt: Attempt) -> None:
+    made = Transformation("python", ("driver:trips",), (), "", "")
+    city = replace(attempt.plan.views[1], transformation=made)
+    attempt.plan = replace(attempt.plan, views=(attempt.plan.views[0], city))
+    policy = {"use": "last_good", "max_age_s": 60}
+    attempt.contract["features"] = {"missing": {"city:demand": policy}}
+
+
+def _integer_input(attempt: Attempt, policy: Mapping[str, Any]) -> None:
+    columns = ["driver:trips"]
+    attempt.contract["inputs"] = [{"tensor": "x", "dtype": "int64", "columns": columns}]
+    attempt.contract["features"] = {"missing": {"driver:trips": policy}}
+
+
+def _integer_that_may_be_missing_after_all(attempt: Attempt) -> None:
+    _integer_input(attempt, {"use": "last_good", "max_age_s": 60, "value": 1})
+
+
+def _integer_with_a_mean_for_a_null(attempt: Attempt) -> None:
+    attempt.training["means"] = {"driver:trips": 5.5}
+    _integer_input(attempt, {"use": "training_mean"})
+
+
+def _integer_with_a_constant_that_is_none(attempt: Attempt) -> None:
+    _integer_input(attempt, {"use": "constant", "value": 0.5})
+
+
 def _unknown_backend(attempt: Attempt) -> None:
     attempt.contract["backend"] = "abacus"
 
@@ -292,6 +338,13 @@ FAULTS: list[tuple[Kind, Callable[[Attempt], None], str]] = [
     ("stored", _column_outside_the_plan, "inputs: 'driver:rating' is neither"),
     ("binary", _category_without_numbers, "no categories for 'b'"),
     ("stored", _missing_value_of_an_unknown_feature, r"features\.missing: 'city:supply'"),
+    ("stored", _constant_of_another_type, "'driver:rating' is a number, its `value` a text"),
+    ("stored", _text_with_a_number_for_its_constant, "'driver:plate' is a text, its `value` a num"),
+    ("stored", _mean_that_training_did_not_give, "training gave no mean of 'driver:rating'"),
+    ("stored", _last_good_value_of_a_view_made_on_demand, "'city:demand' is made on demand"),
+    ("stored", _integer_that_may_be_missing_after_all, "'driver:trips' may be missing"),
+    ("stored", _integer_with_a_mean_for_a_null, "'driver:trips' may be missing"),
+    ("stored", _integer_with_a_constant_that_is_none, "'driver:trips' .* an int64 would cut"),
     ("binary", _unknown_backend, "abacus"),
     ("binary", _training_without_metrics, r"training\.json: metrics"),
 ]
