@@ -187,6 +187,9 @@ class RedisConnection(asyncio.Protocol):
 
 
 def _hand_over(finished: Sequence[Reading]) -> None:
+    if len(finished) == 1:
+        finished[0].reader.arrived(finished)
+        return
     by_reader: dict[Reader, list[Reading]] = {}
     for reading in finished:
         by_reader.setdefault(reading.reader, []).append(reading)

@@ -1,9 +1,10 @@
 """Turns the replies of Redis into rows: everything that arrived together is decoded together."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -17,7 +18,11 @@ from app.features.values import Stored, decode_column, decode_times
 Places: TypeAlias = NDArray[np.intp] | None
 """For each row asked for, the place of its entity; None: entities are in the order of the rows."""
 
+# Of more values BLAS would start threads to make a dot product.
+_FEW = 4096
+
 _Index: TypeAlias = slice | NDArray[np.intp]
+_Pick: TypeAlias = Callable[[Sequence[Stored]], Sequence[Stored]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,37 +54,56 @@ class RowDecoder:
             for number, read in enumerate(hashes)
         ]
         self._all_numbers = all(value_type(dtype) == "number" for dtype in self._types)
-        self._in_order = len(self._types) == 1 and _is_in_order(hashes)
-        self._max_age_s = np.array([view.ttl_s or np.inf for view in plan.views])
-        self._least_max_age_s = min(self._max_age_s)
+        self._max_ages_s = [view.ttl_s or math.inf for view in plan.views]
         self._view_of_feature = [i for i, view in enumerate(plan.views) for _ in view.features]
+        self._picks = _picks(hashes)
+        self._pick_stamps = _pick_stamps(hashes)
 
     def decode(self, stored: Sequence[HashRows], rows: int, now_s: float) -> FeatureRows:
         """`stored` has an element for each hash. The arrays are the caller's."""
+        table = _empty_table(rows, len(self._plan.references), numbers=self._all_numbers)
+        for dtype, blocks in self._types.items():
+            _fill(table, dtype, blocks, stored)
         seconds, corrupt = decode_times(_flat(self._stamps, stored))
-        if self._in_order and (rows == 1 or len(stored) == 1) and _all_in_order(stored):
-            # One after the other they are the rows asked for already.
-            ((dtype, blocks),) = self._types.items()
-            values, status = _decoded(dtype, _flat(blocks, stored))
-            columns = values.reshape(rows, -1).T
-            table = _Table(
-                columns if values.dtype != object else list(columns), status.reshape(rows, -1)
-            )
-            times = seconds.reshape(rows, -1)
-        else:
-            table = _empty_table(rows, len(self._plan.references), numbers=self._all_numbers)
-            for dtype, blocks in self._types.items():
-                _fill(table, dtype, blocks, stored)
-            times = self._by_view(seconds, stored, rows)
+        times = self._by_view(seconds, stored, rows)
         # The oldest and the newest of all: usually they say that nothing need be hidden.
         youngest_s = now_s - np.maximum.reduce(times, axis=None)  # NaN with any NaN
         oldest_s = now_s - np.minimum.reduce(times, axis=None)
-        if not (youngest_s >= -MAX_AHEAD_S and oldest_s <= self._least_max_age_s):
+        if not (youngest_s >= -MAX_AHEAD_S and oldest_s <= min(self._max_ages_s)):
             self._hide_unusable(table, now_s - times)
             if corrupt:
                 unreadable = self._unreadable(corrupt, stored, rows)
                 table.hide(unreadable[:, self._view_of_feature], ValueStatus.UNAVAILABLE)
         return FeatureRows(self._plan, table.columns, table.status, times)
+
+    def decode_row(self, stored: Sequence[Row], now_s: float) -> FeatureRows:
+        """One row, as `decode` would, at half the cost: `stored` is what each hash has of it."""
+        values = list(chain.from_iterable(stored))
+        table = self._row_table(values)
+        times, corrupt = decode_times(self._pick_stamps(values))
+        for seconds, max_age_s in zip(times.tolist(), self._max_ages_s, strict=True):
+            if not -MAX_AHEAD_S <= now_s - seconds <= max_age_s:  # NaN is neither
+                self._hide_unusable(table, now_s - times[np.newaxis])
+                unreadable = np.zeros((1, len(times)), dtype=bool)
+                unreadable[0, corrupt] = True
+                table.hide(unreadable[:, self._view_of_feature], ValueStatus.UNAVAILABLE)
+                break
+        return FeatureRows(self._plan, table.columns, table.status, times[np.newaxis])
+
+    def _row_table(self, values: Sequence[Stored]) -> "_Table":
+        if len(self._picks) == 1:
+            ((dtype, pick, _),) = self._picks
+            column, status = _decoded(dtype, pick(values))
+            columns = column.reshape(-1, 1)
+            return _Table(
+                list(columns) if columns.dtype.hasobject else columns, status.reshape(1, -1)
+            )
+        table = _empty_table(1, len(self._plan.references), numbers=self._all_numbers)
+        for dtype, pick, target in self._picks:
+            column, status = _decoded(dtype, pick(values))
+            table.write(target, column.reshape(1, -1))
+            table.status[0, target] = status
+        return table
 
     def _unreadable(
         self, corrupt: Sequence[int], stored: Sequence[HashRows], rows: int
@@ -99,7 +123,7 @@ class RowDecoder:
         return table
 
     def _hide_unusable(self, table: "_Table", ages_s: NDArray[np.float64]) -> None:
-        too_old = ages_s > self._max_age_s
+        too_old = ages_s > np.array(self._max_ages_s)
         absent = np.isnan(ages_s) | (ages_s < -MAX_AHEAD_S)
         table.hide(too_old[:, self._view_of_feature], ValueStatus.OUTSIDE_MAX_AGE)
         table.hide(absent[:, self._view_of_feature], ValueStatus.NOT_FOUND)
@@ -129,7 +153,7 @@ class _Table:
     def write(self, target: _Index, values: NDArray[Any]) -> None:
         """`values` `[rows, features of the target]`."""
         if isinstance(self.columns, np.ndarray):
-            if values.dtype != object:
+            if not values.dtype.hasobject:
                 self.columns[target] = values.T
                 return
             self.columns = list(self.columns)
@@ -139,7 +163,7 @@ class _Table:
 
     def hide(self, hidden: NDArray[np.bool_], status: ValueStatus) -> None:
         """Make these values null, `[rows, features]`, for this reason."""
-        self.status[hidden] = status
+        self.status[hidden] = int(status)  # numpy is slow with an IntEnum
         if isinstance(self.columns, np.ndarray):
             self.columns[hidden.T] = np.nan
             return
@@ -167,15 +191,20 @@ def _fill(table: _Table, dtype: str, blocks: Sequence[_Block], stored: Sequence[
 def _decoded(dtype: str, flat: Sequence[Stored]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """The values and what is known about each."""
     values, corrupt = decode_column(dtype, flat)
-    if values.dtype == object:
+    if values.dtype.hasobject:
         null = np.fromiter((value is None for value in values), dtype=np.uint8, count=len(values))
-    # A sum is NaN when any of them is, and costs a third of asking each.
-    elif math.isnan(np.add.reduce(values)):
+    elif _some_nan(values):
         null = np.isnan(values).view(np.uint8)
     else:
         return values, np.zeros(len(values), dtype=np.uint8)
-    null[corrupt] = ValueStatus.UNAVAILABLE  # the others are 1, NULL_VALUE
+    null[corrupt] = int(ValueStatus.UNAVAILABLE)  # the others are 1, NULL_VALUE
     return values, null
+
+
+def _some_nan(values: NDArray[np.float64]) -> bool:
+    """Asked of every column, so at the price of one call: what is made of a NaN is NaN."""
+    mixed = values.dot(values) if len(values) < _FEW else np.add.reduce(values)
+    return bool(mixed != mixed)
 
 
 def _flat(blocks: Sequence[_Block], stored: Sequence[HashRows]) -> list[Stored]:
@@ -195,15 +224,38 @@ def _by_row(values: NDArray[Any], of_row: Places) -> NDArray[Any]:
     return values if of_row is None else values[of_row]
 
 
-def _all_in_order(stored: Sequence[HashRows]) -> bool:
-    return all([own.of_row is None for own in stored])
+def _picks(hashes: Sequence[EntityHash]) -> list[tuple[str, _Pick, _Index]]:
+    """For each type, what takes its values out of the rows of all hashes, one after the other, in
+    the order of the plan, and where they go."""
+    places: dict[str, dict[int, int]] = {}
+    first = 0
+    for read in hashes:
+        for block in read.blocks:
+            of_type = places.setdefault(block.dtype, {})
+            of_type |= {
+                feature: first + block.start + n for n, feature in enumerate(block.features)
+            }
+        first += len(read.nothing)
+    return [
+        (dtype, _pick([of_type[feature] for feature in sorted(of_type)]), _index(sorted(of_type)))
+        for dtype, of_type in places.items()
+    ]
 
 
-def _is_in_order(hashes: Sequence[EntityHash]) -> bool:
-    """Whether the values and the time stamps of all hashes are in the order of the plan."""
-    features = [feature for read in hashes for block in read.blocks for feature in block.features]
-    views = [view for read in hashes for view in read.views]
-    return features == sorted(features) and views == sorted(views)
+def _pick_stamps(hashes: Sequence[EntityHash]) -> _Pick:
+    """Takes the time stamps out of the rows of all hashes, in the order of the plan's views."""
+    places: dict[int, int] = {}
+    first = 0
+    for read in hashes:
+        places |= {view: first + read.stamps + number for number, view in enumerate(read.views)}
+        first += len(read.nothing)
+    return _pick([places[view] for view in sorted(places)])
+
+
+def _pick(places: Sequence[int]) -> _Pick:
+    if len(places) == 1:
+        return lambda values: (values[places[0]],)
+    return itemgetter(*places)
 
 
 def _index(places: Sequence[int]) -> _Index:

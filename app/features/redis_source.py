@@ -68,8 +68,7 @@ class RedisSource:
         self._clock = clock
         self._hashes = entity_hashes(plan)
         self._decoder = RowDecoder(plan, self._hashes)
-        self._under_way: list[dict[Entity, _Place]] = [{} for _ in self._hashes]
-        """For each hash, where the reply for an entity will be."""
+        self._reads: list[tuple[EntityHash, _UnderWay]] = [(read, {}) for read in self._hashes]
 
     @property
     def plan(self) -> FeaturePlan:
@@ -137,10 +136,9 @@ class RedisSource:
         """Send what is not under way already. Raises `InvalidInput`, `FeaturesUnavailable`."""
         own = _SharedReading(self)
         fetch = _Fetch(rows)
-        awaited = {own}
-        for number, read in enumerate(self._hashes):
+        shared: set[_SharedReading] = set()
+        for read, under_way in self._reads:
             distinct, of_row = read.entities(entities, rows)
-            under_way = self._under_way[number]
             places = []
             for entity in distinct:
                 place = under_way.get(entity)
@@ -148,45 +146,50 @@ class RedisSource:
                     place = (own, len(own.commands))
                     command, to_row = read.command(entity)
                     own.commands.append(command)
-                    own.to_rows.append(to_row)
-                    own.entities.append((number, entity))
+                    own.takes.append((under_way, entity, to_row))
                 else:
-                    awaited.add(place[0])
+                    shared.add(place[0])
                 places.append(place)
             fetch.parts.append((places, of_row))
         if own.commands:
             self._features.read(own)
-            for index, (number, entity) in enumerate(own.entities):
-                self._under_way[number][entity] = (own, index)
-        else:
-            awaited.remove(own)
-        for reading in awaited:
+            for index, (under_way, entity, _) in enumerate(own.takes):
+                under_way[entity] = (own, index)
+            shared.add(own)
+        for reading in shared:
             reading.fetches.append(fetch)
-        fetch.missing = len(awaited)
-        if not awaited:
+        fetch.missing = len(shared)
+        if not shared:
             self._answer([fetch])
         return fetch
 
     def _forget(self, reading: "_SharedReading") -> "list[_Fetch]":
         """Nobody shares it any more; those who did."""
-        for number, entity in reading.entities:
-            del self._under_way[number][entity]
+        for under_way, entity, _ in reading.takes:
+            del under_way[entity]
         # They refer to it too: a cycle would wait for the garbage collector, replies and all.
         fetches, reading.fetches = reading.fetches, []
         return fetches
 
     def _answer(self, fetches: "Sequence[_Fetch]") -> None:
         """Decode the replies of all these fetches at once, and give each its rows."""
+        if len(fetches) == 1 and fetches[0].rows == 1:
+            self._answer_one(fetches[0])
+            return
         rows = sum([fetch.rows for fetch in fetches])
         stored = [self._stored(number, read, fetches) for number, read in enumerate(self._hashes)]
         table = self._decoder.decode(stored, rows, self._clock.now_s())
-        if len(fetches) == 1:
-            fetches[0].answer.set_result(table)
-            return
         start = 0
         for fetch in fetches:
             fetch.answer.set_result(table.part(start, start + fetch.rows))
             start += fetch.rows
+
+    def _answer_one(self, fetch: "_Fetch") -> None:
+        stored = [
+            places[0][0].rows[places[0][1]] if places else read.nothing
+            for (places, _), read in zip(fetch.parts, self._hashes, strict=True)
+        ]
+        fetch.answer.set_result(self._decoder.decode_row(stored, self._clock.now_s()))
 
     def _stored(self, number: int, read: EntityHash, fetches: "Sequence[_Fetch]") -> HashRows:
         rows: list[Row] = []
@@ -205,9 +208,9 @@ class RedisSource:
         """Make its replies rows; why Redis serves nobody now, if it says so."""
         replies = reading.replies
         reading.rows = [
-            to_row(reply) for to_row, reply in zip(reading.to_rows, replies, strict=True)
+            to_row(reply) for (_, _, to_row), reply in zip(reading.takes, replies, strict=True)
         ]
-        if set(map(type, replies)) <= {list}:
+        if all([type(reply) is list for reply in replies]):
             return ""
         refusal = next(filter(None, map(_refusal, replies)), "")
         if refusal:
@@ -228,20 +231,21 @@ class RedisSource:
 class _SharedReading(Reading):
     """The commands of one fetch; others that ask for the same entities then wait for it too."""
 
-    __slots__ = ("entities", "fetches", "rows", "to_rows")
+    __slots__ = ("fetches", "rows", "takes")
 
     def __init__(self, source: RedisSource) -> None:
         super().__init__(source, [])
-        self.entities: list[tuple[int, Entity]] = []
-        """Of each command: which hash of which entity it reads."""
-        self.to_rows: list[ToRow] = []
-        """Of each command: what makes its reply a row."""
+        self.takes: list[tuple[_UnderWay, Entity, ToRow]] = []
+        """Of each command: where others find it, whom it reads, what makes its reply a row."""
         self.rows: Sequence[Row] = ()
         self.fetches: list[_Fetch] = []
 
 
 _Place: TypeAlias = tuple[_SharedReading, int]
 """A reading and which of its replies."""
+
+_UnderWay: TypeAlias = dict[Entity, _Place]
+"""Where the reply for an entity will be."""
 
 
 class _Fetch:
