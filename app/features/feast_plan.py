@@ -62,6 +62,23 @@ def compile_plan(store: FeatureStore, service: str) -> FeaturePlan:
     )
 
 
+def find_view(store: FeatureStore, service: str, name: str) -> FeatureView | OnDemandFeatureView:
+    """The view of the registry that a plan of the service calls `name`.
+
+    Raises `FeastObjectNotFoundException` without the service, `InvalidModel` without the view.
+    """
+    draft = _Draft(store, service)
+    for projection in store.get_feature_service(service).feature_view_projections:
+        if projection.name_to_use() == name:
+            return draft.look_up(projection)
+        view = draft.look_up(projection)
+        if isinstance(view, OnDemandFeatureView):
+            for source in view.source_feature_view_projections.values():
+                if source.name_to_use() == name:
+                    return draft.look_up(source)
+    raise InvalidModel(f"{service}: the registry no longer has {name}; publish again")
+
+
 def why_not_from_redis(store: FeatureStore, plan: FeaturePlan) -> str:
     """Why a plan without a layout for Redis is read through the Feast SDK; empty with one."""
     if plan.redis is not None:
@@ -84,7 +101,7 @@ class _Draft:
 
     def declare(self, projection: FeatureViewProjection) -> FeatureView | OnDemandFeatureView:
         """Add a view of the service."""
-        view = self._look_up(projection)
+        view = self.look_up(projection)
         name = projection.name_to_use()
         if _is_made(view):
             if name in self.views:
@@ -102,7 +119,7 @@ class _Draft:
         for source in view.source_feature_view_projections.values():
             if source.name_alias:
                 raise InvalidModel(f"{name}: reads {source.name} under another name")
-            stored = self._look_up(source)
+            stored = self.look_up(source)
             if _is_made(stored):
                 raise InvalidModel(f"{name}: reads {source.name}, which is made on demand too")
             self._add_stored(stored, source, only_missing=True)
@@ -113,8 +130,8 @@ class _Draft:
             transformation=_transformation(view, tuple(inputs), tuple(fields)),
         )
 
-    def _look_up(self, projection: FeatureViewProjection) -> FeatureView | OnDemandFeatureView:
-        """Raises `InvalidModel` for a view that cannot be read online."""
+    def look_up(self, projection: FeatureViewProjection) -> FeatureView | OnDemandFeatureView:
+        """The view behind it. Raises `InvalidModel` for one that cannot be read online."""
         where, name = self.service, projection.name_to_use()
         registry, project = self.store.registry, self.store.project
         versioned = self.store.config.registry.enable_online_feature_view_versioning
