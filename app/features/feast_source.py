@@ -14,13 +14,12 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import python_values_to_proto_values
 from feast.utils import make_tzaware
-from numpy.typing import NDArray
 
 from app.clock import FeatureClock
 from app.deadline import Deadline
 from app.errors import FeaturesUnavailable, InvalidModel
 from app.features.feast_plan import find_view
-from app.features.feast_values import column_of
+from app.features.feast_values import column_of, nulls
 from app.features.plan import NO_ENTITY, FeaturePlan, PlannedView
 from app.features.source import (
     MAX_AHEAD_S,
@@ -123,7 +122,7 @@ class FeastSource:
                 values = [(row or {}).get(feature.name, _NULL) for _, row in rows_of_view]
                 column, corrupt = column_of(feature.dtype, values)
                 status = table.status[:, position]
-                status[found] = np.where(_is_null(column), *_NULL_OR_PRESENT)[found]
+                status[found] = np.where(nulls(column), *_NULL_OR_PRESENT)[found]
                 status[[row for row in corrupt if found[row]]] = ValueStatus.UNAVAILABLE
                 status[too_old] = ValueStatus.OUTSIDE_MAX_AGE
                 column[~found | too_old] = None
@@ -190,10 +189,3 @@ def _seconds(at: datetime | None) -> float:
     """Seconds since 1970, NaN where nothing is stored: Redis' reader gives that the epoch."""
     seconds = 0.0 if at is None else make_tzaware(at).timestamp()
     return seconds if seconds > 0 else np.nan
-
-
-def _is_null(column: NDArray[Any]) -> NDArray[np.bool_]:
-    if column.dtype == object:
-        return np.array([value is None for value in column], dtype=bool)
-    null: NDArray[np.bool_] = np.isnan(column)
-    return null

@@ -1,5 +1,6 @@
 """Feast's values in Python: to the columns of a table and back, as its SDK would show them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -27,15 +28,24 @@ def column_of(dtype: str, values: Sequence[Any]) -> tuple[NDArray[Any], list[int
 
 
 def python_values(dtype: str, column: Sequence[Any] | NDArray[Any]) -> list[Any]:
-    """A column as the values that Feast gives to a function: null is None, and an integer that a
-    table holds as a float is an integer."""
+    """A column as the values that Feast gives to a function: null is None, an integer that a table
+    holds as a float is an integer, an array is a list."""
     plain = column.tolist() if isinstance(column, np.ndarray) else column
-    convert = _CONVERSIONS.get(dtype, _as_it_is)
-    return [None if value is None or value != value else convert(value) for value in plain]
+    convert = _CONVERSIONS.get(dtype, _plain)
+    return [None if _is_null(value) else convert(value) for value in plain]
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
+def nulls(column: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values of a column are null."""
+    return np.array([_is_null(value) for value in column.tolist()], dtype=bool)
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _instant(value: datetime) -> datetime:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from app.deadline import Deadline
 from app.errors import InvalidModel
-from app.features.feast_values import column_of, python_values
+from app.features.feast_values import column_of, nulls, python_values
 from app.features.plan import FeaturePlan, PlannedView, Transformation, value_type
 from app.features.source import (
     EntityColumns,
@@ -130,12 +130,12 @@ class OnDemandSource:
         ):
             if view.transformation is None:
                 source, source_place = next(of_stored)
-                columns += stored.columns[source_place]
+                columns.extend(stored.columns[source_place])  # += would add the arrays up
                 status[:, place] = stored.status[:, source_place]
                 times[:, index] = stored.event_time_s[:, source]
             else:
                 function, result = next(results)
-                columns += _columns(view, result, rows)
+                columns.extend(_columns(view, result, rows))
                 status[:, place] = function.status(stored, result, rows)
                 times[:, index] = function.event_time_s(stored, rows)
         return FeatureRows(self._plan, tuple(columns), status, times)
@@ -189,7 +189,7 @@ class _Function:
             return np.full(shape, ValueStatus.UNAVAILABLE, dtype=np.uint8)
         status = np.zeros(shape, dtype=np.uint8)
         for feature, (column, wrong) in enumerate(made):
-            status[[value is None or value != value for value in column.tolist()], feature] = 1
+            status[nulls(column), feature] = ValueStatus.NULL_VALUE
             status[wrong, feature] = ValueStatus.UNAVAILABLE
         if self._positions:
             worst = stored.status[:, self._positions].max(axis=1, keepdims=True)
