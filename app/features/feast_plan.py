@@ -116,7 +116,8 @@ class _Draft:
         """Complete an on-demand view, and add what it reads that is not there yet."""
         name = projection.name_to_use()
         inputs = []
-        for source in view.source_feature_view_projections.values():
+        # The registry keeps the sources in no order.
+        for _, source in sorted(view.source_feature_view_projections.items()):
             if source.name_alias:
                 raise InvalidModel(f"{name}: reads {source.name} under another name")
             stored = self.look_up(source)
@@ -211,7 +212,7 @@ class _Draft:
 
     def _request_fields_of(self, view: OnDemandFeatureView) -> list[str]:
         names = []
-        for source in view.source_request_sources.values():
+        for _, source in sorted(view.source_request_sources.items()):
             for column in source.schema:
                 name, dtype = column.name, str(column.dtype)
                 if dtype not in REQUEST_TYPES:

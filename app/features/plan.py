@@ -215,10 +215,10 @@ def _facts(plan: FeaturePlan) -> dict[str, Any]:
 def _view_facts(view: PlannedView) -> dict[str, Any]:
     made = view.transformation
     return {
-        "join keys": view.join_keys,
+        "join keys": tuple(sorted(view.join_keys)),
         "ttl_s": view.ttl_s,
         "stored as": view.stored_as or view.name,
-        "stored under": view.stored_keys or view.join_keys,
+        "stored under": tuple(sorted(view.stored_keys or view.join_keys)),
         **{f"feature {feature.name}": feature.dtype for feature in view.features},
         **(
             {}

@@ -160,7 +160,7 @@ async def test_an_on_demand_view_that_was_written_is_read(
     assert rows.status.tolist() == [[ValueStatus.PRESENT], [ValueStatus.NOT_FOUND]]
 
 
-# Where we differ: docs/features.md has the list.
+# Where we differ: docs/feast.md has the list.
 
 
 async def test_an_entity_that_is_not_stored_is_not_found_and_feast_says_present(

@@ -273,7 +273,7 @@ def test_an_on_demand_view_keeps_its_place_and_what_it_reads_comes_last(
     assert rated is not None
     assert (rated.mode, rated.inputs, rated.request_fields) == (
         "python",
-        ("driver:rating", "city:demand"),
+        ("city:demand", "driver:rating"),
         ("distance",),
     )
     assert "2.0 for _ in one" in rated.source
