@@ -132,7 +132,7 @@ def _features(answer: Answer) -> list[dict[str, Any]]:
     for substitute in answer.filled.substitutes:
         for feature, row in np.argwhere(substitute.mask).tolist():
             position = substitute.positions[feature]
-            value = _plain(answer.filled.columns[position][row])
+            value = _shown(answer.filled.columns[position][row])
             name = plan.references[position]
             features[row][name]["substitute"] = {"by": substitute.by, "value": value}
     return features
