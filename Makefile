@@ -7,7 +7,7 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-ha
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock"
 export PYTHONUNBUFFERED := 1
 
-.PHONY: run test lint format lock prove-no-skew clean
+.PHONY: run test lint format lock prove-no-skew prove-feast-parity clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -29,6 +29,9 @@ format: .venv/dev.installed
 prove-no-skew: .venv/train.installed  ## replay 20,000 flights of September to December through HTTP
 	@$(BIN)/python -m feature_repo.history
 	@$(BIN)/hikyaku evaluate flight_delay --start 2013-09-01T00:00:00-04:00 --every-days 5 --min-auc 0.745
+
+prove-feast-parity: .venv/dev.installed  ## read 320 random feature repositories as Feast's SDK does
+	@$(BIN)/python -m loadtests.prove_feast_parity
 
 lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.toml allows
 	@for group in dev train service; do \

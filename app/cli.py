@@ -108,10 +108,14 @@ def _publish(arguments: argparse.Namespace, settings: Settings) -> int:
     plan = NO_FEATURES
     service = load_contract(folder / CONTRACT_FILE).feature_service
     if service is not None:
-        from app.features.feast_plan import compile_plan
+        from app.features.feast_plan import compile_plan, why_not_from_redis
         from app.features.feast_repo import open_store
 
-        plan = compile_plan(open_store(settings.feature_repo, None), service)
+        store = open_store(settings.feature_repo, None)
+        plan = compile_plan(store, service)
+        reason = why_not_from_redis(store, plan)
+        if reason:
+            print(f"  {service} will be read through the Feast SDK: {reason}")
     digest = fingerprint(folder, settings.feature_repo)
     manifest = asyncio.run(publish(folder, arguments.artifact, plan, digest))
     print(f"  published {manifest.model} version {manifest.version}")

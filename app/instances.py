@@ -19,10 +19,26 @@ _FIELD_TYPES: Mapping[FieldType, Any] = {
     "bool": bool,
     "timestamp": Annotated[datetime, msgspec.Meta(tz=True)],
 }
+_INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_BYTES = Annotated[bytes, msgspec.Meta(max_length=256)]  # base64 in JSON
 _KEY_TYPES: Mapping[JoinKeyType, Any] = {
-    "string": Annotated[str, msgspec.Meta(max_length=256)] | None,
-    "int": Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None,
+    "string": _FIELD_TYPES["string"] | None,
+    "int": _INT64 | None,
+    "bytes": _BYTES | None,
+    "timestamp": _FIELD_TYPES["timestamp"] | None,
 }
+_FEAST_TYPES: Mapping[str, Any] = {
+    "String": _FIELD_TYPES["string"],
+    "Float32": float,
+    "Float64": float,
+    "Int32": Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)],
+    "Int64": _INT64,
+    "Bool": bool,
+    "Bytes": _BYTES,
+    "UnixTimestamp": _FIELD_TYPES["timestamp"],
+}
+"""Of the fields that on-demand views read, where model.yaml does not declare them."""
+
 _SHOWN = 128
 _STORED_TYPES: Mapping[str, Any] = {
     "number": float | bool | None | msgspec.UnsetType,
@@ -47,17 +63,19 @@ class Instances:
 class InstanceDecoder:
     """Decodes `{"instances": [{…}, …], "verbose": false}` for one model.
 
-    An instance holds every join key of the plan (null: the row has no such entity) and every
-    request field, and may give a stored feature itself, as `view:feature`.
+    An instance holds every join key of the plan (null: the row has no such entity), every request
+    field of the contract and of the plan, and may give a feature itself, as `view:feature`: but
+    none from which others are made, because those would not follow.
     """
 
     def __init__(self, contract: Contract, plan: FeaturePlan) -> None:
         required: dict[str, Any] = {key: _KEY_TYPES[kind] for key, kind in plan.join_keys.items()}
+        required |= {name: _FEAST_TYPES[dtype] for name, dtype in plan.request_fields.items()}
         required |= {name: _FIELD_TYPES[kind] for name, kind in contract.request_fields.items()}
         stored = {
             name: _STORED_TYPES[plan.value_types[name]]
             for name in plan.references
-            if plan.value_types[name] in _STORED_TYPES
+            if plan.value_types[name] in _STORED_TYPES and name not in plan.inputs
         }
         # JSON names need not be Python's, so the attributes are numbered and renamed.
         attributes = {name: f"f{index}" for index, name in enumerate([*required, *stored])}

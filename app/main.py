@@ -15,6 +15,7 @@ from app.features.redis_connection import parse_address
 from app.features.redis_features import RedisFeatures
 from app.features.redis_source import RedisSource
 from app.features.source import FeatureSource
+from app.features.static_source import StaticSource
 from app.predictor import Predictor
 from app.runtime import OpenFeatures, OpenSource, Runtime
 from app.telemetry.metrics import Metrics
@@ -25,17 +26,29 @@ log = logging.getLogger(__name__)
 @asynccontextmanager
 async def open_features(settings: Settings, clock: FeatureClock) -> AsyncIterator[OpenSource]:
     """Straight from Redis where the plan was compiled for it and FEATURE_REDIS_URL is set, else
-    through the Feast SDK, which takes seconds to import: only when it is needed."""
+    through the Feast SDK. It takes seconds to import: that, and what is made on demand, only when
+    it is needed."""
     async with AsyncExitStack() as stack:
         redis: RedisFeatures | None = None
         if settings.feature_redis_url is not None:
             address = parse_address(settings.feature_redis_url)
             redis = await stack.enter_async_context(RedisFeatures(address))
 
-        def open_source(plan: FeaturePlan) -> FeatureSource:
+        def open_stored(plan: FeaturePlan) -> FeatureSource:
+            if not plan.views:
+                return StaticSource(plan)
             if redis is not None and plan.redis is not None:
                 return RedisSource(redis, plan, clock)
             return _open_feast(settings, plan, clock)
+
+        def open_source(plan: FeaturePlan) -> FeatureSource:
+            stored = open_stored(plan.stored())
+            if all(view.transformation is None for view in plan.views):
+                return stored
+            from app.features.on_demand import OnDemandSource
+
+            log.info("features are made on demand", extra={"service": plan.feature_service})
+            return OnDemandSource(stored, plan)
 
         yield open_source
 

@@ -53,7 +53,7 @@ class ServedModel:
         plan = self.source.plan
         if not plan.views:
             return all_with_status(plan, instances.count, ValueStatus.NOT_FOUND)
-        entities = {key: instances.fields[key] for key in plan.join_keys}
+        entities = {key: instances.fields[key] for key in (*plan.join_keys, *plan.request_fields)}
         share = deadline.share(self.contract.features.time_share)
         try:
             rows = await self.source.fetch(entities, instances.count, share)

@@ -35,6 +35,8 @@ OWNERS = {
         "features/feast_repo.py",
         "features/feast_plan.py",
         "features/feast_source.py",
+        "features/feast_values.py",
+        "features/on_demand.py",
         "features/registry_check.py",
         "evaluation/replay.py",
     },
@@ -48,6 +50,7 @@ OWNERS = {
     "pandas": {"features/feast_repo.py", "evaluation/replay.py", "cli.py"},
     "sklearn": {"evaluation/scores.py"},
     "httpx": {"evaluation/replay.py"},
+    "pyarrow": {"features/on_demand.py"},
     "yaml": {"contract.py", "features/feast_repo.py", "features/registry_watch.py"},
 }
 

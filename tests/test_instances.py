@@ -1,4 +1,6 @@
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -6,7 +8,7 @@ import pytest
 
 from app.contract import Contract
 from app.errors import InvalidInput, PayloadTooLarge
-from app.features.plan import FeaturePlan, PlannedFeature, PlannedView
+from app.features.plan import FeaturePlan, PlannedFeature, PlannedView, Transformation
 from app.instances import InstanceDecoder
 
 PLAN = FeaturePlan(
@@ -159,3 +161,54 @@ def test_instances_over_the_limit_are_refused_with_both_numbers() -> None:
     with pytest.raises(PayloadTooLarge, match=r"4 given, at most 3"):
         DECODER.decode(body(*[INSTANCE] * 4))
     assert DECODER.decode(body(*[INSTANCE] * 3)).count == 3
+
+
+def test_keys_of_bytes_are_base64_and_those_of_instants_rfc_3339() -> None:
+    plan = replace(PLAN, join_keys={"token": "bytes", "since": "timestamp"})
+    given = {"token": "AP8=", "since": "2020-01-01T09:00:00.5+09:00"}
+    without = {name: value for name, value in INSTANCE.items() if name not in PLAN.join_keys}
+    fields = InstanceDecoder(CONTRACT, plan).decode(body(without | given)).fields
+    assert fields["token"] == [b"\x00\xff"]
+    assert fields["since"] == [datetime(2020, 1, 1, 0, 0, 0, 500_000, tzinfo=UTC)]
+    for name, faulty in (("token", "no base64!"), ("since", "2020-01-01")):
+        with pytest.raises(InvalidInput) as refused:
+            InstanceDecoder(CONTRACT, plan).decode(body(without | given | {name: faulty}))
+        assert refused.value.field == f"instances[0].{name}"
+
+
+MADE = PlannedView(
+    "made",
+    (),
+    None,
+    (PlannedFeature("score", "Float64"),),
+    transformation=Transformation("python", ("driver:rating",), ("weight", "seats"), "", ""),
+)
+WITH_MADE = replace(
+    PLAN, views=(*PLAN.views, MADE), request_fields={"weight": "Int32", "seats": "Int64"}
+)
+
+
+@pytest.mark.parametrize("faulty", [None, "1", 1.5, 2**31])
+def test_an_instance_holds_what_on_demand_views_read(faulty: Any) -> None:
+    decoder = InstanceDecoder(CONTRACT, WITH_MADE)
+    assert decoder.decode(body(INSTANCE | {"weight": 3})).fields["weight"] == [3]
+    for given in (INSTANCE, INSTANCE | {"weight": faulty}):
+        with pytest.raises(InvalidInput) as refused:
+            decoder.decode(body(given))
+        assert refused.value.field == "instances[0].weight"
+
+
+def test_what_model_yaml_declares_of_such_a_field_holds() -> None:
+    decoder = InstanceDecoder(CONTRACT, WITH_MADE)
+    with pytest.raises(InvalidInput) as refused:
+        decoder.decode(body(INSTANCE | {"weight": 3, "seats": 2**60}))
+    assert refused.value.field == "instances[0].seats"
+
+
+def test_a_feature_that_others_are_made_of_cannot_be_given() -> None:
+    decoder = InstanceDecoder(CONTRACT, WITH_MADE)
+    given = INSTANCE | {"weight": 3, "made:score": 0.5}
+    assert decoder.decode(body(given)).overrides == {"made:score": [0.5]}
+    with pytest.raises(InvalidInput) as refused:
+        decoder.decode(body(given | {"driver:rating": 4.5}))
+    assert refused.value.field == "instances[0].driver:rating"

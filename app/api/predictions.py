@@ -1,5 +1,6 @@
 """The predict operation: bytes in, bytes out, without a framework."""
 
+import base64
 import os
 import re
 import time
@@ -131,7 +132,7 @@ def _features(answer: Answer) -> list[dict[str, Any]]:
     for substitute in answer.filled.substitutes:
         for feature, row in np.argwhere(substitute.mask).tolist():
             position = substitute.positions[feature]
-            value = _plain(answer.filled.columns[position][row])
+            value = _shown(answer.filled.columns[position][row])
             name = plan.references[position]
             features[row][name]["substitute"] = {"by": substitute.by, "value": value}
     return features
@@ -143,12 +144,24 @@ def _feature(answer: Answer, row: int, position: int, view: int) -> dict[str, An
     age_s = answer.ages_s[row, view]
     known = not np.isnan(age_s)
     return {
-        "value": None if value is None or value != value else _plain(value),  # NaN is not itself
+        "value": _shown(value),
         "status": ValueStatus(rows.status[row, position]).name,
         "event_time": as_rfc3339(float(rows.event_time_s[row, view])) if known else None,
         "age_s": float(age_s) if known else None,
     }
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def _shown(value: Any) -> Any:
+    """A value in what JSON has: NaN is null, bytes are base64, a set is a sorted list."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | set):
+        shown = [_shown(each) for each in value]
+        return sorted(shown, key=_null_last) if isinstance(value, set) else shown
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return None if value != value else value  # NaN is not itself
+
+
+def _null_last(value: Any) -> tuple[bool, Any]:
+    return (True, 0) if value is None else (False, value)

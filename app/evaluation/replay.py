@@ -53,10 +53,9 @@ class Pushes:
         self._store = store
         self._views: list[tuple[str, str, list[str], pd.DataFrame]] = []
         self._known_until: pd.Timestamp | None = None
-        keys = {view.name: list(view.join_keys) for view in plan.views}
-        for view, known_at, path in pushed_histories(store, plan.feature_service):
+        for view, keys, known_at, path in pushed_histories(store, plan.feature_service):
             history = pd.read_parquet(path).sort_values(known_at, ignore_index=True)
-            self._views.append((view, known_at, keys[view], history))
+            self._views.append((view, known_at, keys, history))
 
     def push_until(self, until: pd.Timestamp) -> None:
         """Write what became known since the last call; of each entity the newest value only, as an
@@ -232,7 +231,7 @@ def _offline(
 ) -> Sequence[Mapping[str, Any]]:
     """What the model says of the same requests on features joined as they were known then."""
     print("  the same requests offline, on point-in-time features", flush=True)
-    entities = requests[[asked_at, *plan.join_keys]]
+    entities = requests[[asked_at, *plan.join_keys, *plan.request_fields]]
     features = point_in_time(store, plan.feature_service, entities, asked_at)
     decoder = InstanceDecoder(contract, plan)
     body = json.dumps({"instances": _instances(requests, decoder)}).encode()

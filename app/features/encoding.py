@@ -28,6 +28,8 @@ class Encoder:
     def __init__(self, inputs: Sequence[InputTensor], categories: Categories) -> None:
         self._inputs = tuple(inputs)
         self._categories = categories
+        self.sources = frozenset(column.source for spec in inputs for column in spec.columns)
+        """The features and fields that the columns are made of."""
 
     def encode(self, columns: Mapping[str, ValueColumn], rows: int) -> Tensors:
         """Input tensors of shape `[rows, columns]`, by name. `columns` holds every source.

@@ -5,27 +5,35 @@ Layout: `feast.infra.key_encoding_utils.serialize_entity_key`, then the project'
 
 import struct
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Literal, TypeAlias
 
-KeyType: TypeAlias = Literal["String", "Int32", "Int64"]
+KeyType: TypeAlias = Literal["String", "Int32", "Int64", "Bytes", "UnixTimestamp"]
 """Feast's type of a join key: it comes from the registry, not from the value."""
 
-EntityValue: TypeAlias = str | int
+EntityValue: TypeAlias = str | int | bytes | datetime
+"""bytes for Bytes; an aware datetime for UnixTimestamp, of which Feast keeps whole seconds."""
 
-_STRING, _INT32, _INT64 = 2, 3, 4
+_BYTES, _STRING, _INT32, _INT64, _UNIX_TIMESTAMP = 1, 2, 3, 4, 8
+
+# Feast materializes a view without entities under this key and this value, and reads it there.
+_NO_ENTITY = "__dummy_id"
 
 
 class EntityKeyEncoder:
     """Encodes the values of some join keys of one project.
 
-    `version` is Feast's entity_key_serialization_version, 2 or 3.
+    `types` names the join keys as they are stored; without any it is the key of a view without
+    entities. `version` is Feast's entity_key_serialization_version, 2 or 3.
     """
 
     def __init__(self, types: Mapping[str, KeyType], project: str, version: int) -> None:
         self.join_keys: tuple[str, ...] = tuple(sorted(types))
         """The order in which `encode` takes the values."""
         self._types = [types[key] for key in self.join_keys]
-        self._head = _head(self.join_keys, version)
+        self._head = _head(self.join_keys or (_NO_ENTITY,), version)
+        if not types:
+            self._head += _value("String", "")
         self._project = project.encode()
 
     def encode(self, values: Sequence[EntityValue]) -> bytes:
@@ -54,4 +62,10 @@ def _value(kind: KeyType, value: EntityValue) -> bytes:
         return struct.pack("<II", _STRING, len(text)) + text
     if kind == "Int32":
         return struct.pack("<IIi", _INT32, 4, value)
-    return struct.pack("<IIq", _INT64, 8, value)
+    if kind == "Int64":
+        return struct.pack("<IIq", _INT64, 8, value)
+    if isinstance(value, datetime):
+        return struct.pack("<IIq", _UNIX_TIMESTAMP, 8, int(value.timestamp()))
+    if isinstance(value, bytes):
+        return struct.pack("<II", _BYTES, len(value)) + value
+    raise TypeError(f"{type(value).__name__} is no value of a {kind} key")

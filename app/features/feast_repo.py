@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pandas as pd
 import yaml
-from feast import FeatureStore, FileSource
+from feast import FeatureStore, FileSource, OnDemandFeatureView
 from feast.data_source import PushMode
 from feast.errors import FeastError
+from feast.feature_view_projection import FeatureViewProjection
 from feast.repo_config import RepoConfig
 from feast.repo_operations import apply_total
 from numpy.typing import NDArray
@@ -75,14 +76,33 @@ def write(store: FeatureStore, view: str, rows: pd.DataFrame) -> None:
     store.write_to_online_store(view, rows)
 
 
-def pushed_histories(store: FeatureStore, service: str) -> Iterator[tuple[str, str, Path]]:
-    """For each view of a service that is pushed to: its name, the column of the instant at which a
-    row became known, and the parquet file of everything that was ever pushed."""
-    for projection in store.get_feature_service(service).feature_view_projections:
-        view = store.get_feature_view(projection.name)
+def pushed_histories(
+    store: FeatureStore, service: str
+) -> Iterator[tuple[str, list[str], str, Path]]:
+    """For each view that a service reads and that is pushed to: its name, its join keys, the column
+    of the instant at which a row became known, and the parquet file of everything that was ever
+    pushed."""
+    read = dict.fromkeys(
+        source.name
+        for projection in store.get_feature_service(service).feature_view_projections
+        for source in _stored(store, projection)
+    )
+    for name in read:
+        view = store.get_feature_view(name)
         history = view.batch_source
         if view.stream_source is not None and isinstance(history, FileSource):
-            yield view.name, history.timestamp_field, store.repo_path / history.path
+            path = store.repo_path / history.path
+            yield view.name, view.join_keys, history.timestamp_field, path
+
+
+def _stored(
+    store: FeatureStore, projection: FeatureViewProjection
+) -> Iterable[FeatureViewProjection]:
+    """The stored views behind a view of a service: what an on-demand view reads, else itself."""
+    view = store.registry.get_any_feature_view(projection.name, store.project)
+    if isinstance(view, OnDemandFeatureView):
+        return list(view.source_feature_view_projections.values())
+    return [projection]
 
 
 def point_in_time(
@@ -94,10 +114,10 @@ def point_in_time(
 ) -> dict[str, NDArray[Any]]:
     """Features of a service as they were known at each row's instant in column `at`.
 
-    `entities` holds the join keys. Returns a column per `view:feature` reference, in the order of
-    the rows: float64 with NaN for null, or objects. Joined a month at a time, because the join's
-    memory grows with its rows; `say` is told of each. Raises `RuntimeError` when the join loses or
-    invents rows (feast #6787).
+    `entities` holds the join keys, and the fields that on-demand views take. Returns a column per
+    `view:feature` reference, in the order of the rows: float64 with NaN for null, or objects.
+    Joined a month at a time, because the join's memory grows with its rows; `say` is told of each.
+    Raises `RuntimeError` when the join loses or invents rows (feast #6787).
     """
     definition = store.get_feature_service(service)
     asked = entities.reset_index(drop=True).rename(columns={at: "event_timestamp"})
@@ -113,8 +133,8 @@ def point_in_time(
     if not np.array_equal(table[_ROW].to_numpy(), asked[_ROW].to_numpy()):
         raise RuntimeError(f"the join returned {len(table)} rows for {len(asked)}")
     return {
-        f"{projection.name}:{feature.name}": _column(
-            table[f"{projection.name}__{feature.name}"], value_type(str(feature.dtype))
+        f"{projection.name_to_use()}:{feature.name}": _column(
+            table[f"{projection.name_to_use()}__{feature.name}"], value_type(str(feature.dtype))
         )
         for projection in definition.feature_view_projections
         for feature in projection.features

@@ -2,14 +2,23 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-from app.features.entity_key import KeyType
+from app.features.entity_key import EntityValue, KeyType
 
-JoinKeyType: TypeAlias = Literal["string", "int"]
+JoinKeyType: TypeAlias = Literal["string", "int", "bytes", "timestamp"]
 ValueType: TypeAlias = Literal["number", "text", "other"]
+
+NO_ENTITY: Mapping[JoinKeyType, EntityValue] = {
+    "string": "",
+    "int": 0,
+    "bytes": b"0",  # Feast takes empty bytes for a null
+    "timestamp": datetime.fromtimestamp(0, UTC),
+}
+"""For each type of a join key a value to ask with where the answer does not matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +84,10 @@ class RedisLayout:
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """A feature service with its views in the declared order; those that its on-demand views read
-    without being declared come last.
+    """A feature service with its views in the declared order.
+
+    What its on-demand views read without being declared comes last: such features after those of
+    their own view, such views after all others.
 
     `join_keys` maps each field of an instance that names an entity to its type, `request_fields`
     each field that on-demand views take from the instance to Feast's name of its type. `redis` is
@@ -116,6 +127,12 @@ class FeaturePlan:
             for view in self.views
             for feature in view.features
         }
+
+    @cached_property
+    def inputs(self) -> frozenset[str]:
+        """The stored features from which on-demand views are made."""
+        made = (view.transformation for view in self.views)
+        return frozenset(name for each in made if each is not None for name in each.inputs)
 
     def to_json(self) -> bytes:
         """Canonical: the same plan gives the same bytes."""
@@ -159,6 +176,71 @@ def _transformation(content: Any) -> Transformation | None:
         return None
     lists = {name: tuple(content[name]) for name in ("inputs", "request_fields")}
     return Transformation(**{**content, **lists})
+
+
+def differences(published: FeaturePlan, registry: FeaturePlan) -> list[str]:
+    """In words, what the registry says now that a published plan does not; empty when they agree.
+
+    The pickled form of a function differs from one Python to the next: its text is compared.
+    """
+    found = _changes("", _facts(published), _facts(registry))
+    ours, theirs = (_views_by_name(plan) for plan in (published, registry))
+    found += [f"view {name} is gone" for name in ours.keys() - theirs.keys()]
+    found += [f"view {name} is new" for name in theirs.keys() - ours.keys()]
+    shared = [name for name in ours if name in theirs]
+    for name in shared:
+        found += _changes(f"view {name}: ", _view_facts(ours[name]), _view_facts(theirs[name]))
+    if not found and published.references != registry.references:
+        found.append("the order of the features has changed")
+    return sorted(found)
+
+
+def _facts(plan: FeaturePlan) -> dict[str, Any]:
+    """What a plan says, its views apart."""
+    layout = {} if plan.redis is None else {"key_version": plan.redis.key_version}
+    return {
+        "project": plan.project,
+        "feature service": plan.feature_service,
+        "read straight from Redis": plan.redis is not None,
+        **layout,
+        **{f"join key {key}": kind for key, kind in plan.join_keys.items()},
+        **{
+            f"Feast type of {key}": kind
+            for key, kind in (plan.redis.key_types if plan.redis else {}).items()
+        },
+        **{f"request field {name}": dtype for name, dtype in plan.request_fields.items()},
+    }
+
+
+def _view_facts(view: PlannedView) -> dict[str, Any]:
+    made = view.transformation
+    return {
+        "join keys": tuple(sorted(view.join_keys)),
+        "ttl_s": view.ttl_s,
+        "stored as": view.stored_as or view.name,
+        "stored under": tuple(sorted(view.stored_keys or view.join_keys)),
+        **{f"feature {feature.name}": feature.dtype for feature in view.features},
+        **(
+            {}
+            if made is None
+            else {f.name: getattr(made, f.name) for f in fields(made) if f.name != "definition"}
+        ),
+    }
+
+
+def _views_by_name(plan: FeaturePlan) -> dict[str, PlannedView]:
+    return {view.name: view for view in plan.views}
+
+
+def _changes(where: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    changes = [f"{where}{name} is gone" for name in ours.keys() - theirs.keys()]
+    changes += [f"{where}{name} is new" for name in theirs.keys() - ours.keys()]
+    changes += [
+        f"{where}{name} was {ours[name]!r}, is {theirs[name]!r}"
+        for name in ours.keys() & theirs.keys()
+        if ours[name] != theirs[name]
+    ]
+    return changes
 
 
 def value_type(dtype: str) -> ValueType:

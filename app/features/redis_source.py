@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import hiredis
@@ -12,7 +12,7 @@ import numpy as np
 from app.clock import FeatureClock
 from app.deadline import Deadline
 from app.errors import DeadlineExceeded, FeaturesUnavailable
-from app.features.plan import FeaturePlan, JoinKeyType
+from app.features.plan import NO_ENTITY, FeaturePlan
 from app.features.redis_connection import Reading, Reply
 from app.features.redis_hash import Entity, EntityHash, Row, ToRow, entity_hashes
 from app.features.redis_rows import HashRows, RowDecoder
@@ -26,7 +26,6 @@ _SERVES_NOBODY = (
 _ROWS_AT_ONCE = 256
 # One is read while the other is decoded.
 _PARTS_UNDER_WAY = 2
-_NOBODY: Mapping[JoinKeyType, str | int] = {"string": "", "int": 0}
 
 
 class HashReader(Protocol):
@@ -109,7 +108,7 @@ class RedisSource:
 
     async def check(self) -> None:
         """Read entities that do not exist."""
-        nobody = {key: [_NOBODY[kind]] for key, kind in self._plan.join_keys.items()}
+        nobody = {key: [NO_ENTITY[kind]] for key, kind in self._plan.join_keys.items()}
         await self.fetch(nobody, 1, Deadline.after(1.0))
 
     def arrived(self, readings: Sequence[Reading]) -> None:

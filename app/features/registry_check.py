@@ -12,10 +12,10 @@ import signal
 import sys
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app.errors import ConfigurationError, InvalidModel
-from app.features.plan import FeaturePlan, PlannedView, plan_from_json
+from app.features.plan import FeaturePlan, differences, plan_from_json
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -62,40 +62,7 @@ def _difference(store: "FeatureStore", published: FeaturePlan) -> str | None:
         registry = compile_plan(store, published.feature_service)
     except InvalidModel as exc:
         return str(exc)
-    return "; ".join(_differences(published, registry)) or None
-
-
-def _differences(published: FeaturePlan, registry: FeaturePlan) -> list[str]:
-    found = _changes("", _facts(published), _facts(registry))
-    ours, theirs = ({view.name: view for view in plan.views} for plan in (published, registry))
-    found += [f"view {name} is gone" for name in ours.keys() - theirs.keys()]
-    found += [f"view {name} is new" for name in theirs.keys() - ours.keys()]
-    for name in ours.keys() & theirs.keys():
-        found += _changes(f"view {name}: ", _view_facts(ours[name]), _view_facts(theirs[name]))
-    if not found and published.references != registry.references:
-        found.append("the order of the features has changed")
-    return sorted(found)
-
-
-def _facts(plan: FeaturePlan) -> dict[str, Any]:
-    return {"project": plan.project, "read straight from Redis": plan.redis is not None}
-
-
-def _view_facts(view: PlannedView) -> dict[str, Any]:
-    features = {f"feature {feature.name}": feature.dtype for feature in view.features}
-    return {"join keys": view.join_keys, "ttl_s": view.ttl_s, **features}
-
-
-def _changes(where: str, ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    return [
-        *(f"{where}{name} is gone" for name in ours.keys() - theirs.keys()),
-        *(f"{where}{name} is new" for name in theirs.keys() - ours.keys()),
-        *(
-            f"{where}{name} was {ours[name]!r}, is {theirs[name]!r}"
-            for name in ours.keys() & theirs.keys()
-            if ours[name] != theirs[name]
-        ),
-    ]
+    return "; ".join(differences(published, registry)) or None
 
 
 if __name__ == "__main__":

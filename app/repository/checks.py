@@ -6,10 +6,21 @@ from typing import Any
 from app.backends.backend import Backend
 from app.contract import Contract, FieldType, MissingValue, Transform
 from app.errors import BackendError, InvalidModel
-from app.features.plan import FeaturePlan
+from app.features.plan import FeaturePlan, JoinKeyType
 from app.outputs import OutputReader
 from app.repository.manifest import Golden, Training
 from app.tensors import Signature, Tensors, TensorSpec
+
+_FIELD_TYPES: Mapping[str, FieldType | None] = {
+    "String": "string",
+    "Float32": "float",
+    "Float64": "float",
+    "Int32": "int",
+    "Int64": "int",
+    "Bool": "bool",
+    "UnixTimestamp": "timestamp",
+}
+"""What model.yaml calls a Feast type, where it has a name for it."""
 
 # What each transform can read; a stored text or number is a string or float here.
 _READABLE: Mapping[Transform, set[FieldType]] = {
@@ -26,6 +37,7 @@ def check_columns(contract: Contract, plan: FeaturePlan, training: Training) -> 
     shared = plan.join_keys.keys() & contract.request_fields.keys()
     if shared:
         raise InvalidModel(f"request_fields: {', '.join(sorted(shared))} are join keys already")
+    _check_request_fields(contract, plan)
     types = _source_types(contract, plan)
     for tensor in contract.inputs:
         for column in tensor.columns:
@@ -67,11 +79,29 @@ def _made_on_demand(plan: FeaturePlan) -> set[str]:
 def _source_types(contract: Contract, plan: FeaturePlan) -> dict[str, FieldType | None]:
     """None for a stored value that no column can take."""
     stored: Mapping[str, FieldType | None] = {"number": "float", "text": "string", "other": None}
+    keys: Mapping[JoinKeyType, FieldType | None] = {
+        "string": "string",
+        "int": "int",
+        "bytes": None,
+        "timestamp": "timestamp",
+    }
     return {
         **{name: stored[kind] for name, kind in plan.value_types.items()},
-        **plan.join_keys,
+        **{key: keys[kind] for key, kind in plan.join_keys.items()},
+        **{name: _FIELD_TYPES.get(dtype) for name, dtype in plan.request_fields.items()},
         **contract.request_fields,
     }
+
+
+def _check_request_fields(contract: Contract, plan: FeaturePlan) -> None:
+    """A field that an on-demand view reads has one type, here as there."""
+    for name in plan.request_fields.keys() & contract.request_fields.keys():
+        dtype, declared = plan.request_fields[name], contract.request_fields[name]
+        if _FIELD_TYPES.get(dtype) != declared:
+            raise InvalidModel(
+                f"request_fields: {name!r} is {declared}, but {plan.feature_service!r} makes "
+                f"features from it as {dtype}"
+            )
 
 
 def _check_integer(
@@ -88,7 +118,7 @@ def _check_integer(
         )
     if policy is not None and isinstance(policy.value, float) and not policy.value.is_integer():
         raise InvalidModel(f"features.missing: {name!r} has a `value` that an int64 would cut")
-    if kind == "float" and name in contract.request_fields:
+    if kind == "float" and name in contract.request_fields.keys() | plan.request_fields.keys():
         raise InvalidModel(f"inputs: {name!r} is a float, which an int64 would cut")
 
 

@@ -3,18 +3,21 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from app.deadline import Deadline
 from app.errors import FeaturesUnavailable
-from app.features.plan import FeaturePlan
+from app.features.plan import FeaturePlan, PlannedFeature, PlannedView
 from app.features.source import EntityColumns, FeatureRows
 from app.features.static_source import StaticSource
 from tests.api.conftest import Serve, reading_from
-from tests.tiny_models import DRIVERS, binary, multiclass, regression, stored
+from tests.tiny_models import DRIVER_VALUES, DRIVERS, binary, multiclass, regression, stored
 
 PAIRS = [{"a": 2.0, "b": 1.0}, {"a": 0.0, "b": 3.5}]
 KYOTO = {"driver_id": 1, "city": "kyoto", "distance": 5.0}
@@ -160,6 +163,30 @@ class TestStoredFeatures:
             "status": "NOT_FOUND",
             "event_time": None,
             "age_s": None,
+        }
+
+    async def test_verbose_shows_values_that_json_has_no_type_for(self, serve: Serve) -> None:
+        odd = {
+            "Bytes": b"\x00\xff",
+            "UnixTimestamp": datetime(2014, 1, 1, tzinfo=UTC),
+            "Array(Float32)": np.array([0.5, np.nan], dtype=np.float32),
+            "Array(String)": ["b", "a"],
+            "Set(Int64)": {3, 1, 2},
+        }
+        view = PlannedView(
+            "odd", ("city",), None, tuple(PlannedFeature(dtype, dtype) for dtype in odd)
+        )
+        plan = replace(DRIVERS, views=(*DRIVERS.views, view))
+        source = StaticSource(plan, {**DRIVER_VALUES, "odd": {("kyoto",): odd}})
+        async with serve("stored", open_features=reading_from(source), plan=plan) as client:
+            answer = await predict(client, "stored", KYOTO, verbose=True)
+        shown = {name: feature["value"] for name, feature in answer["features"][0].items()}
+        assert {name: value for name, value in shown.items() if name.startswith("odd")} == {
+            "odd:Bytes": "AP8=",
+            "odd:UnixTimestamp": "2014-01-01T00:00:00+00:00",
+            "odd:Array(Float32)": [0.5, None],
+            "odd:Array(String)": ["b", "a"],
+            "odd:Set(Int64)": [1, 2, 3],
         }
 
     async def test_a_constant_may_stand_for_a_missing_value(self, serve: Serve) -> None:

@@ -1,6 +1,7 @@
 """The keys of entities: Feast's own golden bytes, and Feast itself as the oracle."""
 
 import struct
+from datetime import UTC
 from typing import Any
 
 import pytest
@@ -26,6 +27,12 @@ from tests.tiny_feast import Fleet
             "my_project",
             "01000000 02000000 09000000 6472697665725f6964 04000000 08000000 e903000000000000"
             " 6d795f70726f6a656374",
+        ),
+        (
+            {},
+            (),
+            "p1",
+            "01000000 02000000 0a000000 5f5f64756d6d795f6964 02000000 00000000 7031",
         ),
     ],
 )
@@ -53,6 +60,15 @@ VALUES: dict[KeyType, st.SearchStrategy[Any]] = {
     "String": st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
     "Int32": st.integers(-(2**31), 2**31 - 1),
     "Int64": st.integers(-(2**63), 2**63 - 1),
+    "Bytes": st.binary(min_size=1, max_size=20),  # Feast takes none for a null
+    "UnixTimestamp": st.datetimes(timezones=st.just(UTC)),
+}
+FEAST_TYPES: dict[KeyType, str] = {
+    "String": "STRING",
+    "Int32": "INT32",
+    "Int64": "INT64",
+    "Bytes": "BYTES",
+    "UnixTimestamp": "UNIX_TIMESTAMP",
 }
 ENTITIES = st.dictionaries(
     NAMES,
@@ -70,13 +86,16 @@ def test_keys_are_those_that_feast_writes(
 
     from feast.infra.online_stores.helpers import _redis_key
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from feast.protos.feast.types.Value_pb2 import Value
+    from feast.type_map import python_values_to_proto_values
+    from feast.value_type import ValueType
 
-    fields = {"String": "string_val", "Int32": "int32_val", "Int64": "int64_val"}
     ours = EntityKeyEncoder({k: kind for k, (kind, _) in entity.items()}, project, version)
     theirs = EntityKey(
         join_keys=list(entity),
-        entity_values=[Value(**{fields[kind]: value}) for kind, value in entity.values()],
+        entity_values=[
+            python_values_to_proto_values([value], ValueType[FEAST_TYPES[kind]])[0]
+            for kind, value in entity.values()
+        ],
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # version 2 is deprecated

@@ -13,7 +13,9 @@ from app.features.plan import (
     FeaturePlan,
     PlannedFeature,
     PlannedView,
+    RedisLayout,
     Transformation,
+    differences,
     plan_from_json,
     value_type,
 )
@@ -45,7 +47,9 @@ PLANS = st.builds(
     FeaturePlan,
     project=NAMES,
     feature_service=NAMES,
-    join_keys=st.dictionaries(NAMES, st.sampled_from(["string", "int"]), max_size=3),
+    join_keys=st.dictionaries(
+        NAMES, st.sampled_from(["string", "int", "bytes", "timestamp"]), max_size=3
+    ),
     views=st.lists(VIEWS, max_size=3).map(tuple),
     request_fields=st.dictionaries(NAMES, st.sampled_from(["Float32", "String"]), max_size=2),
 )
@@ -101,6 +105,73 @@ def test_the_document_does_not_depend_on_the_order_in_which_join_keys_were_met()
 )
 def test_another_plan_is_another_document(other: FeaturePlan) -> None:
     assert other.to_json() != FLEET.to_json()
+
+
+@given(PLANS)
+def test_a_plan_does_not_differ_from_itself(plan: FeaturePlan) -> None:
+    assert differences(plan, plan_from_json(plan.to_json())) == []
+
+
+MADE = PlannedView(
+    "made",
+    (),
+    None,
+    (PlannedFeature("score", "Float64"),),
+    transformation=Transformation("python", ("city:demand",), ("hour",), "return 1", "AAAA"),
+)
+PUBLISHED = replace(
+    FLEET,
+    views=(*FLEET.views, MADE),
+    redis=RedisLayout(3, {"driver_id": "Int64", "city": "String"}, {}),
+    request_fields={"hour": "Int64"},
+)
+
+
+def _with(index: int, **changes: Any) -> FeaturePlan:
+    views = list(PUBLISHED.views)
+    views[index] = replace(views[index], **changes)
+    return replace(PUBLISHED, views=tuple(views))
+
+
+@pytest.mark.parametrize(
+    ("registry", "said"),
+    [
+        (_with(0, ttl_s=60.0), ["view driver: ttl_s was 3600.0, is 60.0"]),
+        (_with(0, features=FLEET.views[0].features[1:]), ["view driver: feature rating is gone"]),
+        (
+            _with(1, features=(PlannedFeature("demand", "Float64"),)),
+            ["view city: feature demand was 'Float32', is 'Float64'"],
+        ),
+        (_with(1, stored_as="city_v1"), ["view city: stored as was 'city', is 'city_v1'"]),
+        (_with(1, name="town"), ["view city is gone", "view town is new"]),
+        (
+            _with(1, join_keys=("place",), stored_keys=("city",)),
+            ["view city: join keys was ('city',), is ('place',)"],
+        ),
+        (
+            _with(3, transformation=replace(MADE.transformation, source="return 2")),  # type: ignore[type-var]  # it is not None
+            ["view made: source was 'return 1', is 'return 2'"],
+        ),
+        (
+            replace(PUBLISHED, redis=RedisLayout(2, {"driver_id": "Int32", "city": "String"}, {})),
+            ["Feast type of driver_id was 'Int64', is 'Int32'", "key_version was 3, is 2"],
+        ),
+        (replace(PUBLISHED, request_fields={}), ["request field hour is gone"]),
+        (
+            replace(PUBLISHED, views=PUBLISHED.views[::-1]),
+            ["the order of the features has changed"],
+        ),
+    ],
+)
+def test_what_the_registry_says_otherwise_is_told_in_words(
+    registry: FeaturePlan, said: list[str]
+) -> None:
+    assert differences(PUBLISHED, registry) == said
+
+
+def test_another_pickle_of_the_same_function_is_no_difference() -> None:
+    repickled = replace(MADE.transformation, definition="BBBB")  # type: ignore[type-var]  # not None
+    assert differences(PUBLISHED, _with(3, transformation=repickled)) == []
 
 
 def test_a_model_without_stored_features_has_an_empty_plan() -> None:
