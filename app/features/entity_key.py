@@ -4,9 +4,10 @@ Layout: `feast.infra.key_encoding_utils.serialize_entity_key`, then the project'
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 KeyType: TypeAlias = Literal["String", "Int32", "Int64", "Bytes", "UnixTimestamp"]
 """Feast's type of a join key: it comes from the registry, not from the value."""
@@ -30,17 +31,16 @@ class EntityKeyEncoder:
     def __init__(self, types: Mapping[str, KeyType], project: str, version: int) -> None:
         self.join_keys: tuple[str, ...] = tuple(sorted(types))
         """The order in which `encode` takes the values."""
-        self._types = [types[key] for key in self.join_keys]
+        self._packers = [_PACKERS[types[key]] for key in self.join_keys]
         self._head = _head(self.join_keys or (_NO_ENTITY,), version)
         if not types:
-            self._head += _value("String", "")
+            self._head += _string("")
         self._project = project.encode()
 
     def encode(self, values: Sequence[EntityValue]) -> bytes:
         """Raises `struct.error` for an integer that its type does not hold."""
-        return b"".join(
-            [self._head, *map(_value, self._types, values), self._project],
-        )
+        packed = [pack(value) for pack, value in zip(self._packers, values, strict=True)]
+        return b"".join([self._head, *packed, self._project])
 
 
 def _head(join_keys: Sequence[str], version: int) -> bytes:
@@ -56,16 +56,23 @@ def _head(join_keys: Sequence[str], version: int) -> bytes:
     return b"".join(parts)
 
 
-def _value(kind: KeyType, value: EntityValue) -> bytes:
-    if kind == "String":
-        text = str(value).encode()
-        return struct.pack("<II", _STRING, len(text)) + text
-    if kind == "Int32":
-        return struct.pack("<IIi", _INT32, 4, value)
-    if kind == "Int64":
-        return struct.pack("<IIq", _INT64, 8, value)
-    if isinstance(value, datetime):
-        return struct.pack("<IIq", _UNIX_TIMESTAMP, 8, int(value.timestamp()))
-    if isinstance(value, bytes):
-        return struct.pack("<II", _BYTES, len(value)) + value
-    raise TypeError(f"{type(value).__name__} is no value of a {kind} key")
+def _string(value: str) -> bytes:
+    text = value.encode()
+    return struct.pack("<II", _STRING, len(text)) + text
+
+
+def _bytes(value: bytes) -> bytes:
+    return struct.pack("<II", _BYTES, len(value)) + value
+
+
+def _unix_timestamp(value: datetime) -> bytes:
+    return struct.pack("<IIq", _UNIX_TIMESTAMP, 8, int(value.timestamp()))
+
+
+_PACKERS: Mapping[KeyType, Callable[[Any], bytes]] = {
+    "String": _string,
+    "Int32": partial(struct.Struct("<IIi").pack, _INT32, 4),
+    "Int64": partial(struct.Struct("<IIq").pack, _INT64, 8),
+    "Bytes": _bytes,
+    "UnixTimestamp": _unix_timestamp,
+}

@@ -26,8 +26,6 @@ _MANY = 16
 _MAX_ORDERS = 64
 _MOST_UNWANTED_BYTES = 4096
 
-# The join key of a view without entities, whose value is "".
-_NO_ENTITY = "__dummy_id"
 # No value and no time stamp begins so: each is corrupt.
 _BROKEN = b"\xff"
 
@@ -70,18 +68,17 @@ class EntityHash:
         first = plan.views[views[0]]
         names = dict(zip(first.stored_keys or first.join_keys, first.join_keys, strict=True))
         self._keys = EntityKeyEncoder(
-            {stored: layout.key_types[name] for stored, name in names.items()}
-            or {_NO_ENTITY: "String"},
+            {stored: layout.key_types[name] for stored, name in names.items()},
             plan.project,
             layout.key_version,
         )
-        self._columns = [names[key] for key in self._keys.join_keys] if names else []
+        self._columns = [names[key] for key in self._keys.join_keys]
 
     def entities(self, columns_of: EntityColumns, rows: int) -> tuple[list[Entity], list[int]]:
         """The distinct entities, and for each row which of them it has, -1 where it has none."""
         columns = [columns_of[name] for name in self._columns]
         if not columns:
-            return [("",)], [0] * rows
+            return [()], [0] * rows
         if rows == 1:
             entity = tuple([column[0] for column in columns])
             return ([], [-1]) if None in entity else ([entity], [0])
