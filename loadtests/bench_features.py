@@ -2,8 +2,8 @@
 
     python loadtests/bench_features.py [--rounds 5] [--entities 10000] [--json FILE]
 
-Two views of 32 Float32 features, each of one entity; every read asks for other entities. The
-contenders take turns within each round, in an order that is reversed from round to round. Figures
+Two views of 32 Float32 features, each of one entity; every read asks for other entities, and each of
+them has an event time of its own. The contenders take turns within each round, in an order that is reversed from round to round. Figures
 are medians of the rounds, and only their ratios are worth comparing between machines.
 """
 
@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,9 @@ def fill(repo: Path, url: str, entities: int) -> Any:
     for name in ("driver", "customer"):
         columns = {f"f{i}": numbers.normal(size=entities).astype(np.float32) for i in range(32)}
         frame = pd.DataFrame({f"{name}_id": np.arange(entities), **columns})
-        frame["at"] = datetime.now(UTC) - timedelta(minutes=1)
+        frame["at"] = datetime.now(UTC) - pd.to_timedelta(
+            numbers.integers(40_000, size=entities), "s"
+        )
         write(store, f"{name}_stats", frame)
     return store
 
