@@ -2,9 +2,10 @@
 
     python loadtests/bench_features.py [--rounds 5] [--entities 10000] [--json FILE]
 
-Two views of 32 Float32 features, each of one entity; every read asks for other entities, and each of
-them has an event time of its own. The contenders take turns within each round, in an order that is reversed from round to round. Figures
-are medians of the rounds, and only their ratios are worth comparing between machines.
+Two views of 32 Float32 features, each of one entity; every read asks for other entities, and each
+of them has an event time of its own. The contenders take turns within each round, in an order that
+is reversed from round to round. Figures are medians of the rounds, and only their ratios are worth
+comparing between machines.
 """
 
 import argparse
