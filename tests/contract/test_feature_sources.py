@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from app.clock import FeatureClock, ReplayClock
 from app.deadline import Deadline
 from app.errors import FeaturesUnavailable
-from app.features.redis_connection import parse_address
+from app.features.redis_address import parse_address
 from app.features.redis_features import RedisFeatures
 from app.features.redis_source import RedisSource
 from app.features.source import EntityColumns, FeatureRows, FeatureSource, ValueStatus

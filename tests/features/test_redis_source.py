@@ -16,7 +16,7 @@ from app.clock import ReplayClock
 from app.deadline import Deadline
 from app.errors import ConfigurationError, FeaturesUnavailable, InvalidInput, InvalidModel
 from app.features.entity_key import EntityKeyEncoder
-from app.features.redis_connection import parse_address
+from app.features.redis_address import parse_address
 from app.features.redis_features import RedisFeatures
 from app.features.redis_source import RedisSource
 from app.features.source import FeatureRows, ValueStatus
