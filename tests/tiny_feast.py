@@ -149,14 +149,22 @@ def write_repository(folder: Path, definitions: str, module: str) -> Path:
 def running_fleet(folder: Path) -> Iterator[Fleet]:
     """Start a Redis, apply the fleet's definitions and materialize its values."""
     from app.features.feast_plan import compile_plan
-    from app.features.feast_repo import apply, materialize, open_store
+    from app.features.feast_repo import apply, open_store
 
     repo = write_repository(folder / "repo", DEFINITIONS, "fleet_definitions")
     with own_redis(folder / "redis") as redis_url:
         apply(repo, redis_url)
-        for _ in materialize(open_store(repo, redis_url), KNOWN_AT):
-            pass
-        yield Fleet(repo, redis_url, compile_plan(open_store(repo, redis_url), "fleet"))
+        plan = compile_plan(open_store(repo, redis_url), "fleet")
+        yield materialize_fleet(Fleet(repo, redis_url, plan))
+
+
+def materialize_fleet(fleet: Fleet) -> Fleet:
+    """Let Feast write the fleet's values where its URL points."""
+    from app.features.feast_repo import materialize
+
+    for _ in materialize(fleet.open_store(), KNOWN_AT):
+        pass
+    return fleet
 
 
 def _values(view: PlannedView) -> pd.DataFrame:

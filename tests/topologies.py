@@ -1,4 +1,4 @@
-"""Real topologies of Redis, small and quick: a cluster of masters, a master that sentinels watch."""
+"""Real topologies of Redis, small and quick: a cluster, and a master that sentinels watch."""
 
 import socket
 import subprocess
@@ -81,6 +81,11 @@ def cluster(folder: Path, masters: int, replicas: int = 0) -> Iterator[list[Serv
             until(lambda client=client: client.info()["master_link_status"] == "up")
         until(lambda: all(_cluster_state(client) == "ok" for client in clients))
         yield nodes
+
+
+def cluster_url(nodes: Sequence[Server]) -> str:
+    hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+    return f"redis+cluster://:{PASSWORD}@{hosts}"
 
 
 @dataclass(frozen=True)
