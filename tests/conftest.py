@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 
 from tests.tiny_feast import Fleet, materialize_fleet, running_fleet
-from tests.topologies import Server, Watched, cluster, cluster_url, watched
+from tests.topologies import Server, Watched, cluster, cluster_url, sentinel_url, watched
 
 # A busy machine must not fail a property, nor a run leave files behind.
 hypothesis.settings.register_profile("tests", deadline=None, database=None)
@@ -53,4 +53,4 @@ def fleet_in_cluster(fleet: Fleet, cluster_nodes: list[Server]) -> Fleet:
 @pytest.fixture(scope="session")
 def fleet_behind_sentinels(fleet: Fleet, sentinels: Watched) -> Fleet:
     """The fleet's values, written by Feast to the master that sentinels name."""
-    return materialize_fleet(replace(fleet, redis_url=sentinels.url))
+    return materialize_fleet(replace(fleet, redis_url=sentinel_url(sentinels.sentinels)))

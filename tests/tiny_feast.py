@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from app.features.entity_key import EntityKeyEncoder
 from app.features.plan import FeaturePlan, PlannedFeature, PlannedView
 from app.local.redis_server import own_redis
 
@@ -130,6 +131,11 @@ class Fleet:
         from app.features.feast_repo import open_store
 
         return open_store(self.repo, self.redis_url)
+
+
+def driver_key(driver: int) -> bytes:
+    """Where Redis keeps what is known of a driver."""
+    return EntityKeyEncoder({"driver_id": "Int64"}, FLEET.project, 3).encode((driver,))
 
 
 def write_repository(folder: Path, definitions: str, module: str) -> Path:

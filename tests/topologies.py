@@ -96,11 +96,6 @@ class Watched:
     replica: Server
     sentinels: Sequence[Server]
 
-    @property
-    def url(self) -> str:
-        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
-        return f"redis+sentinel://:{PASSWORD}@{hosts}/fleet?sentinel_password={PASSWORD}"
-
 
 @contextmanager
 def watched(folder: Path, sentinels: int) -> Iterator[Watched]:
@@ -113,27 +108,43 @@ def watched(folder: Path, sentinels: int) -> Iterator[Watched]:
         with replica.client() as client:
             until(lambda: client.info()["master_link_status"] == "up")
         watching = [
-            stack.enter_context(
-                server(
-                    folder / f"sentinel{number}",
-                    f"sentinel monitor fleet 127.0.0.1 {master.port} {sentinels // 2 + 1}",
-                    f"sentinel auth-pass fleet {PASSWORD}",
-                    f"sentinel sentinel-pass {PASSWORD}",
-                    f"sentinel down-after-milliseconds fleet {NODE_TIMEOUT_MS}",
-                    "sentinel failover-timeout fleet 2000",
-                    arguments=["--sentinel"],
-                )
-            )
+            stack.enter_context(sentinel(folder / str(number), master, sentinels // 2 + 1))
             for number in range(sentinels)
         ]
-        for sentinel in watching:
-            with sentinel.client() as client:
+        for each in watching:
+            with each.client() as client:
                 until(lambda client=client: _knows(client, sentinels))
         yield Watched(master, replica, watching)
 
 
+@contextmanager
+def sentinel(folder: Path, master: Server, quorum: int = 1) -> Iterator[Server]:
+    """Watches a master under the name `fleet`."""
+    settings = [
+        f"sentinel monitor fleet 127.0.0.1 {master.port} {quorum}",
+        f"sentinel auth-pass fleet {PASSWORD}",
+        f"sentinel sentinel-pass {PASSWORD}",
+        f"sentinel down-after-milliseconds fleet {NODE_TIMEOUT_MS}",
+        "sentinel failover-timeout fleet 2000",
+    ]
+    with server(folder, *settings, arguments=["--sentinel"]) as started:
+        yield started
+
+
+def sentinel_url(sentinels: Sequence[Server]) -> str:
+    hosts = ",".join(f"127.0.0.1:{each.port}" for each in sentinels)
+    return f"redis+sentinel://:{PASSWORD}@{hosts}/fleet?sentinel_password={PASSWORD}"
+
+
 def node_id(client: "redis.Redis[Any]") -> str:
     return str(client.execute_command("CLUSTER MYID").decode())
+
+
+def copy_keys(redis_url: str, target: "redis.Redis[Any] | redis.RedisCluster[Any]") -> None:
+    """Every key of one Redis into another, or a cluster."""
+    with redis.Redis.from_url(redis_url) as source:
+        for key in source.scan_iter():
+            target.restore(key, 0, source.dump(key), replace=True)
 
 
 def until(holds: Callable[[], object], limit_s: float = 15) -> None:

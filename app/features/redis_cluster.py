@@ -1,6 +1,7 @@
 """Reads features from a Redis Cluster: each command goes to the node that holds its key."""
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from app.features.redis_address import ClusterAddress, RedisAddress
 from app.features.redis_connection import Reading, Reply, command, hand_over
 from app.features.redis_features import PATIENCE_S, RedisFeatures
 from app.features.redis_py import options
+
+log = logging.getLogger(__name__)
 
 _LEARN_EVERY_S = 0.25
 _MAX_REDIRECTIONS = 4
@@ -41,6 +44,7 @@ class ClusterFeatures:
         self._sweep = DeadlineSweep()
         self._in_doubt = asyncio.Event()
         self._learning: asyncio.Task[None] | None = None
+        self._closed = False
 
     def read(self, reading: Reading) -> None:
         """Send its commands; its reader is told how it ends. Raises `FeaturesUnavailable` when no
@@ -156,10 +160,15 @@ class ClusterFeatures:
         return node
 
     async def _keep_learning(self) -> None:
-        while True:
+        # redis-py may swallow a cancellation: asyncio.timeout(0), with which it looks whether a
+        # connection still stands, takes one that comes just before for its own (Python 3.11).
+        while not self._closed:
             await self._in_doubt.wait()
             self._in_doubt.clear()
-            await self._learn()
+            try:
+                await self._learn()
+            except Exception:  # who learns must survive
+                log.exception("the cluster's answer was not understood")
             await asyncio.sleep(_LEARN_EVERY_S)
 
     async def _learn(self) -> None:
@@ -205,6 +214,7 @@ class ClusterFeatures:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._closed = True
         if self._learning is not None:
             self._learning.cancel()
             await asyncio.wait({self._learning})
