@@ -101,6 +101,8 @@ class RedisFeatures:
 
     def refused(self, reason: str) -> None:
         """Redis answered that it serves nobody now: it is loading, or no longer who it was."""
+        if reason.startswith("NOPERM"):
+            return  # it serves others, and us with other keys
         if self._connection is not None:
             self._connection.close(reason)
         self._open(reason)

@@ -57,7 +57,7 @@ async def read(source: FeatureSource, within_s: float = 5) -> FeatureRows:
     return await source.fetch(ROWS, 2, Deadline.after(within_s))
 
 
-async def read_until_present(source: FeatureSource, limit_s: float = 10) -> None:
+async def read_until_present(source: FeatureSource, limit_s: float = 15) -> None:
     """Read until every value is there; meanwhile what is missing is flagged, the rest is right."""
     async with asyncio.timeout(limit_s):
         while True:
@@ -227,7 +227,7 @@ def started_failover(client: "redis.Redis[Any]") -> bool:
 
 async def read_until_not_found(source: FeatureSource) -> None:
     """Read driver 1 until it is not there any more."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while True:
             with contextlib.suppress(FeaturesUnavailable):
                 if (await read(source, 0.3)).status[0, 0] == NOT_FOUND:
