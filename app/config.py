@@ -25,8 +25,8 @@ class Settings(BaseModel):
     feature_redis_url: str | None = Field(
         None,
         alias="FEATURE_REDIS_URL",
-        description="Redis of the online features, read directly; unset: the Feast SDK reads "
-        "the store of feature_store.yaml, several times slower.",
+        description="Redis, its Sentinels or Redis Cluster of the online features, read directly; "
+        "unset: the Feast SDK reads the store of feature_store.yaml, several times slower.",
     )
     state_redis_url: str | None = Field(
         None,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from app.api.admit import Doorkeeper
 from app.api.gateway import Gateway
@@ -11,9 +11,11 @@ from app.api.service import create_service
 from app.clock import FeatureClock
 from app.config import Settings
 from app.features.plan import FeaturePlan
-from app.features.redis_connection import parse_address
+from app.features.redis_address import ClusterAddress, SentinelAddress, parse_address
+from app.features.redis_cluster import ClusterFeatures
 from app.features.redis_features import RedisFeatures
-from app.features.redis_source import RedisSource
+from app.features.redis_sentinel import master_features
+from app.features.redis_source import HashReader, RedisSource
 from app.features.source import FeatureSource
 from app.features.static_source import StaticSource
 from app.predictor import Predictor
@@ -29,10 +31,9 @@ async def open_features(settings: Settings, clock: FeatureClock) -> AsyncIterato
     through the Feast SDK. It takes seconds to import: that, and what is made on demand, only when
     it is needed."""
     async with AsyncExitStack() as stack:
-        redis: RedisFeatures | None = None
+        redis: HashReader | None = None
         if settings.feature_redis_url is not None:
-            address = parse_address(settings.feature_redis_url)
-            redis = await stack.enter_async_context(RedisFeatures(address))
+            redis = await stack.enter_async_context(_open_redis(settings.feature_redis_url))
 
         def open_stored(plan: FeaturePlan) -> FeatureSource:
             if not plan.views:
@@ -51,6 +52,15 @@ async def open_features(settings: Settings, clock: FeatureClock) -> AsyncIterato
             return OnDemandSource(stored, plan)
 
         yield open_source
+
+
+def _open_redis(url: str) -> AbstractAsyncContextManager[HashReader]:
+    address = parse_address(url)
+    if isinstance(address, SentinelAddress):
+        return master_features(address)
+    if isinstance(address, ClusterAddress):
+        return ClusterFeatures(address)
+    return RedisFeatures(address)
 
 
 def _open_feast(settings: Settings, plan: FeaturePlan, clock: FeatureClock) -> FeatureSource:

@@ -31,7 +31,7 @@ import uvloop
 
 from app.clock import WallClock
 from app.deadline import Deadline
-from app.features.redis_connection import parse_address
+from app.features.redis_address import parse_address
 from app.features.redis_features import RedisFeatures
 from app.features.redis_hash import entity_hashes
 from app.features.redis_source import RedisSource

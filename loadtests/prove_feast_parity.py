@@ -66,7 +66,7 @@ from app.features.feast_repo import connection_string
 from app.features.feast_source import FeastSource
 from app.features.on_demand import OnDemandSource
 from app.features.plan import FeaturePlan
-from app.features.redis_connection import parse_address
+from app.features.redis_address import parse_address
 from app.features.redis_features import RedisFeatures
 from app.features.redis_source import RedisSource
 from app.features.source import FeatureRows, FeatureSource

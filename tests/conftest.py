@@ -3,11 +3,13 @@
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import hypothesis
 import pytest
 
-from tests.tiny_feast import Fleet, running_fleet
+from tests.tiny_feast import Fleet, materialize_fleet, running_fleet
+from tests.topologies import Server, Watched, cluster, cluster_url, sentinel_url, watched
 
 # A busy machine must not fail a property, nor a run leave files behind.
 hypothesis.settings.register_profile("tests", deadline=None, database=None)
@@ -26,3 +28,29 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     os.environ.update(environment)
     with running_fleet(tmp_path_factory.mktemp("fleet")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def cluster_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    """Three masters. A test that moves slots leaves all of them held by one."""
+    with cluster(tmp_path_factory.mktemp("cluster"), masters=3) as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="session")
+def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """Two Redis and three sentinels. A test may make them fail over, but leaves all of them up."""
+    with watched(tmp_path_factory.mktemp("sentinels"), sentinels=3) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def fleet_in_cluster(fleet: Fleet, cluster_nodes: list[Server]) -> Fleet:
+    """The fleet's values, written to a cluster by Feast."""
+    return materialize_fleet(replace(fleet, redis_url=cluster_url(cluster_nodes)))
+
+
+@pytest.fixture(scope="session")
+def fleet_behind_sentinels(fleet: Fleet, sentinels: Watched) -> Fleet:
+    """The fleet's values, written by Feast to the master that sentinels name."""
+    return materialize_fleet(replace(fleet, redis_url=sentinel_url(sentinels.sentinels)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from app.features.entity_key import EntityKeyEncoder
 from app.features.plan import FeaturePlan, PlannedFeature, PlannedView
 from app.local.redis_server import own_redis
 
@@ -132,6 +133,11 @@ class Fleet:
         return open_store(self.repo, self.redis_url)
 
 
+def driver_key(driver: int) -> bytes:
+    """Where Redis keeps what is known of a driver."""
+    return EntityKeyEncoder({"driver_id": "Int64"}, FLEET.project, 3).encode((driver,))
+
+
 def write_repository(folder: Path, definitions: str, module: str) -> Path:
     """A repository with these definitions and the files of FLEET_VALUES; returns its folder.
 
@@ -149,14 +155,22 @@ def write_repository(folder: Path, definitions: str, module: str) -> Path:
 def running_fleet(folder: Path) -> Iterator[Fleet]:
     """Start a Redis, apply the fleet's definitions and materialize its values."""
     from app.features.feast_plan import compile_plan
-    from app.features.feast_repo import apply, materialize, open_store
+    from app.features.feast_repo import apply, open_store
 
     repo = write_repository(folder / "repo", DEFINITIONS, "fleet_definitions")
     with own_redis(folder / "redis") as redis_url:
         apply(repo, redis_url)
-        for _ in materialize(open_store(repo, redis_url), KNOWN_AT):
-            pass
-        yield Fleet(repo, redis_url, compile_plan(open_store(repo, redis_url), "fleet"))
+        plan = compile_plan(open_store(repo, redis_url), "fleet")
+        yield materialize_fleet(Fleet(repo, redis_url, plan))
+
+
+def materialize_fleet(fleet: Fleet) -> Fleet:
+    """Let Feast write the fleet's values where its URL points."""
+    from app.features.feast_repo import materialize
+
+    for _ in materialize(fleet.open_store(), KNOWN_AT):
+        pass
+    return fleet
 
 
 def _values(view: PlannedView) -> pd.DataFrame:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -26,6 +25,12 @@ from redis.exceptions import RedisError
 
 from app.errors import ConfigurationError
 from app.features.plan import ValueType, value_type
+from app.features.redis_address import (
+    ClusterAddress,
+    RedisAddress,
+    SentinelAddress,
+    parse_address,
+)
 
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _ROW = "hikyaku_row"
@@ -166,40 +171,53 @@ def _config(repo: Path, redis_url: str | None, *, online_only: bool = False) -> 
         raise ConfigurationError(
             f"FEATURE_REDIS_URL is set, but {path} has an online store of type {store.type!r}"
         )
+    address = parse_address(redis_url)
     store.connection_string = connection_string(redis_url)
+    store.redis_type = "redis"
+    if isinstance(address, ClusterAddress):
+        store.redis_type = "redis_cluster"
+    if isinstance(address, SentinelAddress):
+        store.redis_type, store.sentinel_master = "redis_sentinel", address.name
     return config
 
 
 def connection_string(redis_url: str) -> str:
     """Feast's form of a Redis address: `redis://:secret@host:6379/2` →
     `host:6379,password="secret",db=2`. Raises `ConfigurationError` for what it cannot say."""
-    refused = ConfigurationError(
-        "FEATURE_REDIS_URL: must be redis[s]://[user:password@]host[:port][/db]; Feast takes no "
-        "IPv6 address and no other options"
-    )
-    url = urlsplit(redis_url)
-    try:
-        port, db = url.port or 6379, int(url.path.strip("/") or 0)
-    except ValueError:
-        raise refused from None
-    if url.scheme not in {"redis", "rediss"} or not url.hostname or ":" in url.hostname:
-        raise refused
-    if url.query or url.fragment:
-        raise refused
-    options: dict[str, str | int | bool] = {}
-    if url.username:
-        options["username"] = unquote(url.username)
-    if url.password:
-        options["password"] = unquote(url.password)
-    if any("," in str(value) for value in options.values()):
-        raise ConfigurationError("FEATURE_REDIS_URL: Feast cannot take a comma in user or password")
-    if db:
-        options["db"] = db
-    if url.scheme == "rediss":
-        options["ssl"] = True
+    address = parse_address(redis_url)
+    hosts: tuple[RedisAddress, ...]
+    options: dict[str, Any] = {}
+    match address:
+        case RedisAddress():
+            hosts, spoken_to = (address,), address
+        case ClusterAddress():
+            hosts, spoken_to = address.nodes, address.nodes[0]
+        case SentinelAddress():
+            hosts, spoken_to = address.sentinels, address.master
+            options["sentinel_kwargs"] = _options(hosts[0])
+    if any(":" in host.host for host in hosts):
+        raise ConfigurationError("FEATURE_REDIS_URL: Feast takes no IPv6 address")
+    options |= _options(spoken_to)
     # Feast decodes each value as JSON where it can: an unquoted password of digits is a number.
-    pairs = [f"{name}={json.dumps(value)}" for name, value in options.items()]
-    return ",".join([f"{url.hostname}:{port}", *pairs])
+    pairs = [f"{name}={json.dumps(value)}" for name, value in options.items() if value]
+    if any("," in pair for pair in pairs):
+        raise ConfigurationError(
+            "FEATURE_REDIS_URL: Feast can take no comma in a path, user or password, and no "
+            "password of sentinels together with TLS"
+        )
+    return ",".join([*(f"{host.host}:{host.port}" for host in hosts), *pairs])
+
+
+def _options(address: RedisAddress) -> dict[str, str | int | bool]:
+    """What redis-py is told besides the host and port; empty or false: what it assumes."""
+    given = {
+        "unix_socket_path": address.unix_path,
+        "username": address.username,
+        "password": address.password,
+        "db": address.db,
+        "ssl": address.tls is not None,
+    }
+    return {name: value for name, value in given.items() if value}
 
 
 @contextlib.contextmanager

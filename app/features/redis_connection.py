@@ -2,17 +2,14 @@
 replies come back in order."""
 
 import asyncio
-import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
-from urllib.parse import unquote, urlsplit
 
 import hiredis
 
-from app.errors import ConfigurationError
+from app.features.redis_address import RedisAddress
 
 Reply: TypeAlias = Any
 """bytes, int, None, a list of replies, or a `hiredis.ReplyError`: a value, which is not raised."""
@@ -22,50 +19,6 @@ _CONNECT_TIMEOUT_S = 2.0
 
 class ConnectionLost(Exception):
     """The connection ended before the reply came."""
-
-
-@dataclass(frozen=True)
-class RedisAddress:
-    """Where a Redis is and who asks it. `unix_path` set: a unix socket, else host and port."""
-
-    host: str
-    port: int
-    unix_path: str | None
-    tls: bool
-    username: str | None
-    password: str | None = field(repr=False)
-    db: int
-
-
-def parse_address(url: str) -> RedisAddress:
-    """`redis[s]://[user:password@]host[:port][/db]` or `unix://[user:password@]/path[?db=N]`.
-
-    Raises `ConfigurationError`, without the password, for anything else.
-    """
-    parts = urlsplit(url)
-    try:
-        if parts.scheme == "unix":
-            db = int(parts.query.removeprefix("db=") or 0)
-            path, host, port = parts.path, "", 0
-        elif parts.scheme in {"redis", "rediss"} and parts.hostname and not parts.query:
-            db = int(parts.path.strip("/") or 0)
-            path, host, port = "", parts.hostname, parts.port or 6379
-        else:
-            raise ValueError
-    except ValueError:
-        raise ConfigurationError(
-            "FEATURE_REDIS_URL: must be redis[s]://[user:password@]host[:port][/db] or "
-            "unix://[user:password@]/path[?db=N]"
-        ) from None
-    return RedisAddress(
-        host,
-        port,
-        path or None,
-        parts.scheme == "rediss",
-        unquote(parts.username) if parts.username else None,
-        unquote(parts.password) if parts.password else None,
-        db,
-    )
 
 
 def command(*words: bytes) -> bytes:
@@ -176,7 +129,7 @@ class RedisConnection(asyncio.Protocol):
                     finished.append(waiting.popleft())
         except hiredis.ProtocolError as exc:
             fault = str(exc)
-        _hand_over(finished)
+        hand_over(finished)
         if fault:
             self.close(fault)  # what follows cannot be told apart any more
 
@@ -186,7 +139,8 @@ class RedisConnection(asyncio.Protocol):
             self._outgoing.clear()
 
 
-def _hand_over(finished: Sequence[Reading]) -> None:
+def hand_over(finished: Sequence[Reading]) -> None:
+    """Tell each reader once of all its readings that are complete."""
     if len(finished) == 1:
         finished[0].reader.arrived(finished)
         return
@@ -200,7 +154,8 @@ def _hand_over(finished: Sequence[Reading]) -> None:
 async def connect(
     address: RedisAddress, lost: Callable[[list[Reading], str], None]
 ) -> RedisConnection:
-    """A connection that is authenticated, on its database, and to a Redis that answers.
+    """A connection that is authenticated, on its database, and to a Redis that answers (and is a
+    master, where the address asks for one).
 
     Raises `ConnectionLost` with the reason when that does not succeed within two seconds.
     """
@@ -223,7 +178,7 @@ async def connect(
                     lambda: connection,
                     address.host,
                     address.port,
-                    ssl=ssl.create_default_context() if address.tls else None,
+                    ssl=address.tls,
                 )
             await _introduce(connection, address)
     except (OSError, TimeoutError) as exc:
@@ -279,6 +234,10 @@ async def _introduce(connection: RedisConnection, address: RedisAddress) -> None
         words.append((b"SELECT", b"%d" % address.db))
     words.append((b"PING",))
     _accepted(await ask(connection, *(command(*line) for line in words)))
+    if address.is_master:
+        [role] = await ask(connection, command(b"ROLE"))
+        if isinstance(role, list) and role[0] != b"master":
+            raise ConnectionLost(f"{address} is no master")
 
 
 def _accepted(replies: Sequence[Reply]) -> None:

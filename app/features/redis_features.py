@@ -5,26 +5,36 @@ import asyncio
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from app.breaker import CircuitBreaker, StillDown
 from app.deadline import Deadline, DeadlineSweep
 from app.errors import FeaturesUnavailable
+from app.features.redis_address import RedisAddress
 from app.features.redis_connection import (
     ConnectionLost,
     Reading,
-    RedisAddress,
     RedisConnection,
     connect,
     give_up,
     ping,
 )
 
+PATIENCE_S = 0.1
+"""What a Redis may take before it counts as slow."""
+
 _MAX_UNANSWERED = 1024
-_PATIENCE_S = 0.1
 _LATE_TO_OPEN = 3
 _STALLED_AFTER_S = 2.0
 _LET_THE_SOCKET_BE_READ_S = 0.001
+
+
+class Whereabouts(Protocol):
+    """Where a Redis is: a `RedisAddress`, or who knows where it has moved."""
+
+    async def find(self) -> RedisAddress:
+        """Where to connect now. Raises `ConnectionLost` when nobody knows."""
+        ...
 
 
 class RedisFeatures:
@@ -33,11 +43,13 @@ class RedisFeatures:
     A reading whose connection ends is sent once more on the next one. A circuit breaker opens when
     no connection can be made, when Redis refuses to serve, when it has said nothing for 100 ms past
     a deadline, or when three reads in a row were too late: then a read fails at once, and the
-    breaker's probes find out when Redis is back. Use it as an async context manager.
+    breaker's probes find out when Redis is back. As an async context manager it connects at once,
+    else at the first read; then `aclose` ends it.
     """
 
-    def __init__(self, address: RedisAddress) -> None:
-        self._address = address
+    def __init__(self, whereabouts: Whereabouts) -> None:
+        self._whereabouts = whereabouts
+        self._connected_to: RedisAddress | None = None
         self._breaker = CircuitBreaker(self._probe)
         self._sweep = DeadlineSweep()
         self._connection: RedisConnection | None = None
@@ -47,17 +59,27 @@ class RedisFeatures:
         self._late = 0
         self._closed = False
 
+    @property
+    def unanswered(self) -> int:
+        """Readings whose replies have not come, whoever still waits for them."""
+        sent = self._connection.unanswered if self._connection is not None else 0
+        return len(self._queued) + sent
+
+    @property
+    def is_down(self) -> bool:
+        """Whether nobody may ask it until a probe succeeds."""
+        return self._breaker.is_open
+
     def read(self, reading: Reading) -> None:
         """Send its commands; its reader is told how it ends. Raises `FeaturesUnavailable` when it
         is not worth trying."""
         if self._breaker.is_open:
             raise FeaturesUnavailable(f"Redis: {self._breaker.reason}")
-        connection = self._connection
-        unanswered = len(self._queued) + (connection.unanswered if connection is not None else 0)
+        unanswered = self.unanswered
         if unanswered >= _MAX_UNANSWERED:
             raise FeaturesUnavailable(f"Redis owes {unanswered} answers")
-        if connection is not None:
-            connection.send(reading)
+        if self._connection is not None:
+            self._connection.send(reading)
         else:
             self._queued.append(reading)
             self._reconnect()
@@ -73,18 +95,26 @@ class RedisFeatures:
     def late(self, waited_s: float) -> None:
         """A read ran out of time after so long."""
         # A caller in a hurry is no fault of Redis'.
-        self._late += waited_s >= _PATIENCE_S
+        self._late += waited_s >= PATIENCE_S
         # Our own loop may have been too busy to read what is already here: it gets a turn first.
         asyncio.get_running_loop().call_later(_LET_THE_SOCKET_BE_READ_S, self._judge)
 
     def refused(self, reason: str) -> None:
         """Redis answered that it serves nobody now: it is loading, or no longer who it was."""
+        if reason.startswith("NOPERM"):
+            return  # it serves others, and us with other keys
         if self._connection is not None:
             self._connection.close(reason)
         self._open(reason)
 
+    def follow(self, address: RedisAddress) -> None:
+        """This is where it is now: connect anew unless that is where we are connected."""
+        if self._connection is not None and self._connected_to != address:
+            self._connection.close(f"{address} has taken over")
+            self._reconnect()
+
     def _judge(self) -> None:
-        if self._silent_s() >= _PATIENCE_S:
+        if self._silent_s() >= PATIENCE_S:
             self._open("it says nothing")
         elif self._late >= _LATE_TO_OPEN:
             self._open("it answers too late")
@@ -127,7 +157,9 @@ class RedisFeatures:
             self._connecting = None
 
     async def _connect(self) -> None:
-        self._connection = await connect(self._address, self._lost)
+        address = await self._whereabouts.find()
+        self._connection = await connect(address, self._lost)
+        self._connected_to = address
         queued, self._queued = self._queued, []
         for reading in queued:
             self._connection.send(reading)
@@ -165,6 +197,10 @@ class RedisFeatures:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection; whoever still waits for an answer is told so."""
         self._closed = True
         await self._breaker.close()
         if self._connecting is not None:

@@ -23,14 +23,13 @@ import redis
 from numpy.typing import NDArray
 
 from app.clock import FeatureClock, ReplayClock
+from app.config import Settings
 from app.deadline import Deadline
 from app.errors import FeaturesUnavailable
-from app.features.redis_connection import parse_address
-from app.features.redis_features import RedisFeatures
-from app.features.redis_source import RedisSource
 from app.features.source import EntityColumns, FeatureRows, FeatureSource, ValueStatus
 from app.features.static_source import StaticSource
 from app.local.redis_server import own_redis
+from app.main import open_features
 from tests.tiny_feast import FLEET, FLEET_VALUES, KNOWN_AT, TTL_S, Fleet, close_store
 
 PRESENT = ValueStatus.PRESENT
@@ -55,8 +54,9 @@ async def feast_source(fleet: Fleet, clock: FeatureClock) -> AsyncIterator[Featu
 
 @asynccontextmanager
 async def redis_source(fleet: Fleet, clock: FeatureClock) -> AsyncIterator[FeatureSource]:
-    async with RedisFeatures(parse_address(fleet.redis_url)) as features:
-        yield RedisSource(features, fleet.plan, clock)
+    settings = Settings(feature_redis_url=fleet.redis_url)
+    async with open_features(settings, clock) as open_source:
+        yield open_source(fleet.plan)
 
 
 @pytest.fixture(params=[feast_source, redis_source], ids=["feast", "redis"])
@@ -66,13 +66,23 @@ def open_stored(request: pytest.FixtureRequest) -> OpenStored:
     return opener
 
 
-@pytest.fixture(params=[None, feast_source, redis_source], ids=["static", "feast", "redis"])
+@pytest.fixture(
+    params=[
+        None,
+        (feast_source, "fleet"),
+        (redis_source, "fleet"),
+        (redis_source, "fleet_in_cluster"),
+        (redis_source, "fleet_behind_sentinels"),
+    ],
+    ids=["static", "feast", "redis", "cluster", "sentinels"],
+)
 async def source(request: pytest.FixtureRequest) -> AsyncIterator[FeatureSource]:
     """Holds FLEET_VALUES, read at the instant at which they became known."""
     if request.param is None:
         yield StaticSource(FLEET, FLEET_VALUES, KNOWN_AT.timestamp())
         return
-    async with request.param(request.getfixturevalue("fleet"), ReplayClock(KNOWN_AT)) as opened:
+    opener, fleet = request.param
+    async with opener(request.getfixturevalue(fleet), ReplayClock(KNOWN_AT)) as opened:
         yield opened
 
 

@@ -11,7 +11,7 @@ import pytest
 from app.clock import ReplayClock
 from app.deadline import Deadline
 from app.features.plan import FeaturePlan
-from app.features.redis_connection import parse_address
+from app.features.redis_address import parse_address
 from app.features.redis_features import RedisFeatures
 from app.features.redis_source import RedisSource
 from app.features.source import FeatureRows, ValueStatus

@@ -32,6 +32,20 @@ def _feast(fleet: Fleet) -> None:
         ("redis://:a%3Db%40c%2Fd@store", 'store:6379,password="a=b@c/d"'),
         ("rediss://store", "store:6379,ssl=true"),
         ("rediss://:secret@store/1", 'store:6379,password="secret",db=1,ssl=true'),
+        (
+            "unix://:secret@/tmp/r.sock?db=3",
+            ':0,unix_socket_path="/tmp/r.sock",password="secret",db=3',
+        ),
+        (
+            "redis+cluster://reader:secret@a,b:7001",
+            'a:6379,b:7001,username="reader",password="secret"',
+        ),
+        ("redis+sentinel://a,b:27000/flights/2", "a:26379,b:27000,db=2"),
+        (
+            "redis+sentinel://:secret@a/flights?sentinel_password=its%3Down",
+            'a:26379,sentinel_kwargs={"password": "its=own"},password="secret"',
+        ),
+        ("rediss+sentinel://a/flights", 'a:26379,sentinel_kwargs={"ssl": true},ssl=true'),
     ],
 )
 def test_an_address_is_said_in_feasts_form(url: str, expected: str) -> None:
@@ -45,7 +59,7 @@ def test_an_address_is_said_in_feasts_form(url: str, expected: str) -> None:
     [
         "store:6379",
         "http://store:6379",
-        "unix:///tmp/redis.sock",
+        "unix:///tmp/a,b.sock",
         "redis://",
         "redis://:6379",
         "redis://:a,b@store",
@@ -57,6 +71,8 @@ def test_an_address_is_said_in_feasts_form(url: str, expected: str) -> None:
         "redis://store/1/2",
         "redis://[::1]:6379",
         "redis://store?db=3",
+        "redis+cluster://a,[::1]",
+        "rediss+sentinel://a/flights?sentinel_password=secret",
     ],
 )
 def test_an_address_that_feast_cannot_take_is_refused_by_the_name_of_its_setting(url: str) -> None:
@@ -64,6 +80,23 @@ def test_an_address_that_feast_cannot_take_is_refused_by_the_name_of_its_setting
 
     with pytest.raises(ConfigurationError, match="FEATURE_REDIS_URL"):
         connection_string(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "redis_type"),
+    [
+        ("redis://store", "redis"),
+        ("redis+cluster://store", "redis_cluster"),
+        ("redis+sentinel://store/flights", "redis_sentinel"),
+    ],
+)
+def test_feast_is_told_what_kind_of_redis_it_is(fleet: Fleet, url: str, redis_type: str) -> None:
+    from app.features.feast_repo import open_store
+
+    online_store = open_store(fleet.repo, url).config.online_store
+    assert online_store.redis_type == redis_type
+    if redis_type == "redis_sentinel":
+        assert online_store.sentinel_master == "flights"
 
 
 def test_a_password_is_never_part_of_a_refusal() -> None:

@@ -18,7 +18,7 @@ from app.config import Settings
 from app.deadline import Deadline
 from app.errors import FeaturesUnavailable, InvalidModel
 from app.features.plan import FeaturePlan, PlannedFeature, PlannedView, Transformation
-from app.features.redis_connection import parse_address
+from app.features.redis_address import parse_address
 from app.features.redis_features import RedisFeatures
 from app.features.redis_source import RedisSource
 from app.features.source import FeatureRows, FeatureSource, ValueStatus

@@ -14,9 +14,9 @@ import redis
 
 from app.clock import ReplayClock
 from app.deadline import Deadline
-from app.errors import ConfigurationError, FeaturesUnavailable, InvalidInput, InvalidModel
+from app.errors import FeaturesUnavailable, InvalidInput, InvalidModel
 from app.features.entity_key import EntityKeyEncoder
-from app.features.redis_connection import parse_address
+from app.features.redis_address import parse_address
 from app.features.redis_features import RedisFeatures
 from app.features.redis_source import RedisSource
 from app.features.source import FeatureRows, ValueStatus
@@ -272,24 +272,3 @@ def test_a_plan_of_another_store_is_refused() -> None:
     features = RedisFeatures(parse_address("redis://nowhere"))
     with pytest.raises(InvalidModel, match="not for Redis"):
         RedisSource(features, FLEET, ReplayClock(KNOWN_AT))
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://h",
-        "redis://",
-        "redis://h:port",
-        "redis://h/one",
-        "redis://h?db=1",
-        "unix://?db=x",
-        "",
-    ],
-)
-def test_an_address_that_is_none_is_refused_without_its_password(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="FEATURE_REDIS_URL"):
-        parse_address(url)
-
-
-def test_an_address_does_not_show_its_password() -> None:
-    assert "secret" not in repr(parse_address("redis://user:secret@host:1/2"))
