@@ -10,6 +10,7 @@ comparing between machines.
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import random
@@ -217,6 +218,8 @@ async def contest(store: Any, url: str, options: argparse.Namespace) -> dict[str
         )
         await bare.ask(f"AUTH {address.password}\r\n".encode(), 1)
         contestants = Contest(store, source, bare, options.entities)
+        gc.collect()
+        gc.freeze()  # as `hikyaku serve` does: what start-up made is not walked again
         rounds = []
         for number in range(options.rounds + 1):
             figures = await round_of(contestants, number, options.reads)
