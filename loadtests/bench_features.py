@@ -133,7 +133,9 @@ class Contest:
 
     def commands(self, ids: dict[str, list[int]]) -> bytes:
         return b"".join(
-            read.command(entity)[0] for read in self._hashes for entity in read.entities(ids, 1)[0]
+            read.command(entity, read.form())
+            for read in self._hashes
+            for entity in read.entities(ids, 1)[0]
         )
 
 

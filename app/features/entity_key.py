@@ -39,6 +39,8 @@ class EntityKeyEncoder:
 
     def encode(self, values: Sequence[EntityValue]) -> bytes:
         """Raises `struct.error` for an integer that its type does not hold."""
+        if len(self._packers) == 1:
+            return self._head + self._packers[0](values[0]) + self._project
         packed = [pack(value) for pack, value in zip(self._packers, values, strict=True)]
         return b"".join([self._head, *packed, self._project])
 

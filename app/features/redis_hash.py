@@ -4,7 +4,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from app.errors import InvalidInput, InvalidModel
 from app.features.entity_key import EntityKeyEncoder
@@ -18,9 +18,6 @@ Entity: TypeAlias = tuple[Any, ...]
 
 Row: TypeAlias = Sequence[Stored]
 """What is stored of one entity, in an order of ours; None where there is nothing."""
-
-ToRow: TypeAlias = Callable[[Reply], Row]
-"""Makes a reply a row, whatever it is: an error or anything odd is a row of corrupt values."""
 
 _MANY = 16
 _MAX_ORDERS = 64
@@ -64,7 +61,7 @@ class EntityHash:
         self.nothing: Row = [None] * len(fields)
         """The row of an entity that is not stored."""
         self._by_fields = _Fields(fields)
-        self._form: _Fields | _Whole = _Whole(fields) if len(fields) >= _MANY else self._by_fields
+        self._form: Form = _Whole(fields) if len(fields) >= _MANY else self._by_fields
         first = plan.views[views[0]]
         names = dict(zip(first.stored_keys or first.join_keys, first.join_keys, strict=True))
         self._keys = EntityKeyEncoder(
@@ -89,8 +86,14 @@ class EntityHash:
         ]
         return list(index_of), of_row
 
-    def command(self, entity: Entity) -> tuple[bytes, ToRow]:
-        """What to send, and what makes the reply a row.
+    def form(self) -> "Form":
+        """How it is read now."""
+        if self._form.wasteful:
+            self._form = self._by_fields
+        return self._form
+
+    def command(self, entity: Entity, form: "Form") -> bytes:
+        """What to send, whose reply `form.row` makes a row.
 
         Raises `InvalidInput` for an entity that its type does not hold.
         """
@@ -99,10 +102,21 @@ class EntityHash:
         except struct.error as exc:
             names = ", ".join(self._columns)
             raise InvalidInput(f"{names}: {entity} is out of range: {exc}", field=names) from None
-        if self._form.wasteful:
-            self._form = self._by_fields
-        form = self._form
-        return b"%b%d\r\n%b%b" % (form.head, len(key), key, form.tail), form.row
+        return b"%b%d\r\n%b%b" % (form.head, len(key), key, form.tail)
+
+
+class Form(Protocol):
+    """A command that reads a hash. `wasteful` says that another would be better from now on."""
+
+    head: bytes
+    """What comes before the key's length."""
+    tail: bytes
+    """What comes after the key."""
+    wasteful: bool
+
+    def row(self, reply: Reply) -> Row:
+        """Any reply as a row: an error, or anything odd, is a row of corrupt values."""
+        ...
 
 
 class _Fields:

@@ -14,7 +14,7 @@ from app.deadline import Deadline
 from app.errors import DeadlineExceeded, FeaturesUnavailable
 from app.features.plan import NO_ENTITY, FeaturePlan
 from app.features.redis_connection import Reading, Reply
-from app.features.redis_hash import Entity, EntityHash, Row, ToRow, entity_hashes
+from app.features.redis_hash import Entity, EntityHash, Form, Row, entity_hashes
 from app.features.redis_rows import HashRows, RowDecoder
 from app.features.source import EntityColumns, FeatureRows, joined
 
@@ -115,7 +115,7 @@ class RedisSource:
         complete: list[_Fetch] = []
         for reading in cast("Sequence[_SharedReading]", readings):  # we send no others
             refusal = self._take(reading)
-            for fetch in self._forget(reading):
+            for fetch in reading.withdraw():
                 fetch.missing -= 1
                 fetch.refusal = fetch.refusal or refusal
                 if not fetch.missing and not self._is_over(fetch):
@@ -128,7 +128,7 @@ class RedisSource:
                 fetch.fail(exc)
 
     def failed(self, reading: Reading, reason: str) -> None:
-        for fetch in self._forget(cast("_SharedReading", reading)):
+        for fetch in cast("_SharedReading", reading).withdraw():
             fetch.fail(FeaturesUnavailable(f"Redis: {reason}"))
 
     def _begin(self, entities: EntityColumns, rows: int) -> "_Fetch":
@@ -138,22 +138,23 @@ class RedisSource:
         shared: set[_SharedReading] = set()
         for read, under_way in self._reads:
             distinct, of_row = read.entities(entities, rows)
-            places = []
+            form = read.form()
+            new: list[Entity] = []
+            places: list[_Place] = []
             for entity in distinct:
                 place = under_way.get(entity)
                 if place is None:
                     place = (own, len(own.commands))
-                    command, to_row = read.command(entity)
-                    own.commands.append(command)
-                    own.takes.append((under_way, entity, to_row))
+                    own.commands.append(read.command(entity, form))
+                    new.append(entity)
                 else:
                     shared.add(place[0])
                 places.append(place)
+            own.runs.append((form, under_way, new))
             fetch.parts.append((places, of_row))
         if own.commands:
             self._features.read(own)
-            for index, (under_way, entity, _) in enumerate(own.takes):
-                under_way[entity] = (own, index)
+            own.offer()
             shared.add(own)
         for reading in shared:
             reading.fetches.append(fetch)
@@ -161,14 +162,6 @@ class RedisSource:
         if not shared:
             self._answer([fetch])
         return fetch
-
-    def _forget(self, reading: "_SharedReading") -> "list[_Fetch]":
-        """Nobody shares it any more; those who did."""
-        for under_way, entity, _ in reading.takes:
-            del under_way[entity]
-        # They refer to it too: a cycle would wait for the garbage collector, replies and all.
-        fetches, reading.fetches = reading.fetches, []
-        return fetches
 
     def _answer(self, fetches: "Sequence[_Fetch]") -> None:
         """Decode the replies of all these fetches at once, and give each its rows."""
@@ -200,15 +193,16 @@ class RedisSource:
             of_row += [first + entity if entity >= 0 else -1 for entity in entity_of_row]
         if of_row == list(range(len(rows))):
             return HashRows(rows, None)
-        rows.append(read.nothing)  # where -1 points
+        if -1 in of_row:
+            rows.append(read.nothing)  # where it points
         return HashRows(rows, np.array(of_row, dtype=np.intp))
 
     def _take(self, reading: "_SharedReading") -> str:
         """Make its replies rows; why Redis serves nobody now, if it says so."""
         replies = reading.replies
-        reading.rows = [
-            to_row(reply) for (_, _, to_row), reply in zip(reading.takes, replies, strict=True)
-        ]
+        for form, _, entities in reading.runs:
+            start = len(reading.rows)
+            reading.rows += map(form.row, replies[start : start + len(entities)])
         if all([type(reply) is list for reply in replies]):
             return ""
         refusal = next(filter(None, map(_refusal, replies)), "")
@@ -230,14 +224,32 @@ class RedisSource:
 class _SharedReading(Reading):
     """The commands of one fetch; others that ask for the same entities then wait for it too."""
 
-    __slots__ = ("fetches", "rows", "takes")
+    __slots__ = ("fetches", "rows", "runs")
 
     def __init__(self, source: RedisSource) -> None:
         super().__init__(source, [])
-        self.takes: list[tuple[_UnderWay, Entity, ToRow]] = []
-        """Of each command: where others find it, whom it reads, what makes its reply a row."""
-        self.rows: Sequence[Row] = ()
+        self.runs: list[tuple[Form, _UnderWay, list[Entity]]] = []
+        """Hash by hash: how it is read, where others find that, the entities of its commands."""
+        self.rows: list[Row] = []
+        """What was stored, in the order of the commands, once they are answered."""
         self.fetches: list[_Fetch] = []
+
+    def offer(self) -> None:
+        """Let others find its entities."""
+        index = 0
+        for _, under_way, entities in self.runs:
+            for entity in entities:
+                under_way[entity] = (self, index)
+                index += 1
+
+    def withdraw(self) -> "list[_Fetch]":
+        """Nobody finds it any more; those who did."""
+        for _, under_way, entities in self.runs:
+            for entity in entities:
+                del under_way[entity]
+        # They refer to it too: a cycle would wait for the garbage collector, replies and all.
+        fetches, self.fetches = self.fetches, []
+        return fetches
 
 
 _Place: TypeAlias = tuple[_SharedReading, int]

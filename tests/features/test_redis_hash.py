@@ -1,6 +1,7 @@
 """How the hash of an entity is read, and what makes its reply a row."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import hiredis
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.features.plan import FeaturePlan, PlannedFeature, PlannedView, RedisLayout
-from app.features.redis_hash import EntityHash, entity_hashes
+from app.features.redis_hash import EntityHash, Row, entity_hashes
 
 SMALL, LARGE = 3, 40
 
@@ -35,6 +36,12 @@ def hash_of(features: int) -> EntityHash:
     return read
 
 
+def asked(read: EntityHash) -> tuple[bytes, Callable[[object], Row]]:
+    """The command for an entity, and what makes its reply a row."""
+    form = read.form()
+    return read.command((1,), form), form.row
+
+
 def words(command: bytes) -> list[bytes]:
     reader = hiredis.Reader()
     reader.feed(command)
@@ -56,14 +63,14 @@ def whole(content: dict[bytes, bytes]) -> list[bytes]:
 
 
 def test_few_fields_are_asked_for_by_name() -> None:
-    command, _ = hash_of(SMALL).command((1,))
+    command, _ = asked(hash_of(SMALL))
     assert words(command)[0] == b"HMGET"
     assert words(command)[2:] == fields(SMALL)
 
 
 def test_many_fields_are_read_as_the_whole_hash() -> None:
-    few, _ = hash_of(SMALL).command((1,))
-    many, _ = hash_of(LARGE).command((1,))
+    few, _ = asked(hash_of(SMALL))
+    many, _ = asked(hash_of(LARGE))
     assert words(many) == [b"HGETALL", words(few)[1]]
 
 
@@ -71,7 +78,7 @@ def test_many_fields_are_read_as_the_whole_hash() -> None:
 def test_a_whole_hash_is_the_same_row_in_whatever_order_it_comes(
     order: list[bytes], missing: set[bytes], others: bool
 ) -> None:
-    _, to_row = hash_of(LARGE).command((1,))
+    _, to_row = asked(hash_of(LARGE))
     content = stored(LARGE)
     kept = {field: content[field] for field in order if field not in missing}
     if others:
@@ -81,7 +88,7 @@ def test_a_whole_hash_is_the_same_row_in_whatever_order_it_comes(
 
 
 def test_the_order_may_change_from_reply_to_reply() -> None:
-    _, to_row = hash_of(LARGE).command((1,))
+    _, to_row = asked(hash_of(LARGE))
     forward = stored(LARGE)
     backward = dict(reversed(forward.items()))
     for content in (forward, backward, {}, forward, backward):
@@ -90,7 +97,7 @@ def test_the_order_may_change_from_reply_to_reply() -> None:
 
 
 def test_many_orders_are_read_and_not_all_remembered() -> None:
-    _, to_row = hash_of(LARGE).command((1,))
+    _, to_row = asked(hash_of(LARGE))
     content = stored(LARGE)
     for number in range(200):
         order = random.Random(number).sample(fields(LARGE), len(content))
@@ -110,17 +117,17 @@ def test_two_names_of_one_view_are_filled_from_the_same_fields() -> None:
         | {f"twin:f{n}": n.to_bytes(4, "little").hex() for n in range(LARGE)},
     )
     (read,) = entity_hashes(replace(plan, views=(view, twin), redis=layout))
-    _, to_row = read.command((1,))
+    _, to_row = asked(read)
     values = list(stored(LARGE).values())
     assert list(to_row(whole(stored(LARGE)))) == values[:-1] * 2 + values[-1:] * 2
 
 
 def test_a_hash_with_much_that_is_not_wanted_is_read_by_fields_from_then_on() -> None:
     read = hash_of(LARGE)
-    _, to_row = read.command((1,))
+    _, to_row = asked(read)
     content = stored(LARGE)
     assert list(to_row(whole(content | {b"blob": b"x" * 10_000}))) == list(content.values())
-    command, to_row = read.command((1,))
+    command, to_row = asked(read)
     assert words(command)[0] == b"HMGET"
     assert list(to_row(list(content.values()))) == list(content.values())
 
@@ -132,20 +139,20 @@ def test_a_hash_with_much_that_is_not_wanted_is_read_by_fields_from_then_on() ->
     ids=["error", "text", "number", "nil"],
 )
 def test_a_reply_that_is_no_hash_is_a_row_of_corrupt_values(features: int, reply: object) -> None:
-    _, to_row = hash_of(features).command((1,))
+    _, to_row = asked(hash_of(features))
     row = to_row(reply)
     assert len(row) == features + 1
     assert None not in row
 
 
 def test_a_reply_with_another_number_of_values_is_a_row_of_corrupt_values() -> None:
-    _, to_row = hash_of(SMALL).command((1,))
+    _, to_row = asked(hash_of(SMALL))
     assert None not in to_row([None])
 
 
 @pytest.mark.parametrize("features", [SMALL, LARGE])
 def test_an_entity_that_is_not_stored_is_a_row_of_nothing(features: int) -> None:
     read = hash_of(features)
-    command, to_row = read.command((1,))
+    command, to_row = asked(read)
     reply: list[bytes | None] = [] if words(command)[0] == b"HGETALL" else [None] * (features + 1)
     assert list(to_row(reply)) == read.nothing
