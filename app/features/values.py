@@ -150,7 +150,8 @@ def _floats(tag: int, layout: np.dtype[Any], stored: Sequence[Stored]) -> _Colum
             corrupt = _corrupt(stored, np.array(fits))
             fitting = [v if fit else null for v, fit in zip(filled, fits, strict=True)]
             values = np.frombuffer(b"".join(v[1:] for v in fitting), layout)
-    return values.astype(np.float64), corrupt
+    with np.errstate(invalid="ignore"):  # a stored NaN may be of the signalling kind
+        return values.astype(np.float64), corrupt
 
 
 def _bools(stored: Sequence[Stored]) -> _Column:

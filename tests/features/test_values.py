@@ -149,8 +149,6 @@ def test_nulls_are_null_and_not_corrupt(dtype: str) -> None:
     assert decoded(dtype, NULLS) == ([None, None, None], [])
 
 
-# numpy warns once of a NaN of the signalling kind; to keep it quiet costs every column 2 µs.
-@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 @pytest.mark.parametrize(
     ("dtype", "stored"),
     [
