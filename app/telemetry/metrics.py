@@ -116,6 +116,12 @@ class Metrics:
             buckets=_AGE_BUCKETS_S,
             registry=self.registry,
         )
+        self.feature_newest_age = Gauge(
+            "hikyaku_feature_newest_age_seconds",
+            "Age of the newest row read so far, by feature time; NaN before there was one.",
+            ["model", "feature_view"],
+            registry=self.registry,
+        )
         self.model_info = Gauge(
             "hikyaku_model_info",
             "1 for each loaded version.",

@@ -271,6 +271,17 @@ def features() -> list[Json]:
             )
             for q, name in ((0.1, "p10"), (0.5, "p50"), (0.9, "p90"))
         ),
+        graph(
+            "Age of the newest row read",
+            [
+                (
+                    f"min by (feature_view) (hikyaku_feature_newest_age_seconds{{{MODEL}}})",
+                    "{{feature_view}}",
+                )
+            ],
+            "s",
+            about="By feature time. It grows while nobody writes the view, or nobody asks for it.",
+        ),
     ]
 
 
