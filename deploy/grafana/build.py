@@ -285,6 +285,52 @@ def features() -> list[Json]:
     ]
 
 
+def pushing() -> list[Json]:
+    """Of jobs that run `hikyaku features push --stream`, whatever models read what they write."""
+    window = "[$__rate_interval]"
+    rows, duration = "hikyaku_push_rows_total", "hikyaku_push_batch_duration_seconds"
+    newest = "max by (feature_view) (hikyaku_push_newest_event_timestamp_seconds)"
+    return [
+        graph(
+            "Rows pushed",
+            [
+                (
+                    f"sum by (feature_view, result) (rate({rows}{window}))",
+                    "{{feature_view}} {{result}}",
+                )
+            ],
+            "ops",
+            width=6,
+            about="not_newer: what was stored is as new. Much of it is a push that was repeated.",
+        ),
+        graph(
+            "Entries refused",
+            [(f"sum (rate(hikyaku_push_refused_entries_total{window}))", "refused")],
+            "ops",
+            width=6,
+            about="Kept in the stream KEY:refused, each with its reason.",
+        ),
+        graph(
+            "Mean time of a batch",
+            [
+                (
+                    f"sum (rate({duration}_sum{window})) / sum (rate({duration}_count{window}))",
+                    "mean",
+                )
+            ],
+            "s",
+            width=6,
+        ),
+        graph(
+            "Since the newest event written",
+            [(f"time() - {newest}", "{{feature_view}}")],
+            "s",
+            width=6,
+            about="By wall time.",
+        ),
+    ]
+
+
 def process() -> list[Json]:
     ready = {"0": {"text": "not ready", "color": "red"}, "1": {"text": "ready", "color": "green"}}
     versions = panel(
@@ -346,6 +392,7 @@ ROWS = {
     "Batching": batching,
     "Predictions": predictions,
     "Features": features,
+    "Features pushed from streams": pushing,
     "Process": process,
 }
 
