@@ -2,11 +2,15 @@
 
 import argparse
 import asyncio
+import os
 import signal
+import socket
 import sys
-import time
-from datetime import datetime
+import threading
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from app.config import Settings, load_settings
 from app.contract import load_contract
@@ -14,6 +18,11 @@ from app.errors import ConfigurationError, HikyakuError
 from app.features.plan import NO_FEATURES
 from app.repository.layout import CONTRACT_FILE, model_folders
 from app.telemetry.logs import configure_logging
+
+if TYPE_CHECKING:
+    from app.features.push import PushTarget
+    from app.features.push_progress import Progress
+    from app.telemetry.metrics import PushMetrics
 
 # Feast takes seconds to import and training libraries need not be installed where a service runs:
 # each command imports what it alone needs.
@@ -70,12 +79,42 @@ def _parser() -> argparse.ArgumentParser:
     action = actions.add_parser("apply", help="write the definitions into Feast's registry")
     action.set_defaults(run=_apply)
     action = actions.add_parser("materialize", help="load the latest values into the online store")
-    action.add_argument("--until", type=_instant, required=True, help="RFC 3339 instant")
+    action.add_argument("--until", type=_instant, help="RFC 3339 instant (default: now)")
+    action.add_argument(
+        "--since",
+        type=_instant_or_last,
+        help="load rows from this instant on; `last`: from where each view's last load ended "
+        "(default: all)",
+    )
+    action.add_argument("--views", nargs="+", metavar="VIEW", help="only these (default: all)")
     action.add_argument("--apply", action="store_true", help="apply the definitions first")
     action.set_defaults(run=_materialize)
     action = actions.add_parser("push", help="push new values of a push source")
     action.add_argument("source", help="name of the push source")
-    action.add_argument("file", type=Path, help="parquet or CSV file of rows")
+    rows = action.add_mutually_exclusive_group(required=True)
+    rows.add_argument("file", type=Path, nargs="?", help="parquet or CSV file of rows")
+    rows.add_argument("--stream", metavar="KEY", help="Redis stream of rows, read until stopped")
+    action.add_argument(
+        "--batch-rows",
+        type=_positive,
+        default=10_000,
+        metavar="N",
+        help="most rows that are written at once (default 10,000)",
+    )
+    stream = action.add_argument_group("with --stream")
+    stream.add_argument("--stream-url", help="the stream's Redis (default: FEATURE_REDIS_URL)")
+    stream.add_argument("--group", default="hikyaku", help="consumer group (default hikyaku)")
+    stream.add_argument(
+        "--claim-after-s",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="take over what another consumer has not acknowledged for so long (default 60)",
+    )
+    stream.add_argument("--once", action="store_true", help="end when nothing is left")
+    stream.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on HIKYAKU_HOST"
+    )
     action.set_defaults(run=_push)
     return parser
 
@@ -85,6 +124,17 @@ def _instant(text: str) -> datetime:
     if instant.tzinfo is None:
         raise argparse.ArgumentTypeError("give the time zone, as in 2013-12-31T18:00:00Z")
     return instant
+
+
+def _instant_or_last(text: str) -> datetime | Literal["last"]:
+    return "last" if text == "last" else _instant(text)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
 
 
 def _up(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -145,30 +195,91 @@ def _apply(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _materialize(arguments: argparse.Namespace, settings: Settings) -> int:
-    from app.features.feast_repo import apply, materialize, open_store
+    from app.features.feast_repo import apply, materialize, open_writer
 
     if arguments.apply:
         apply(settings.feature_repo, _redis_url(settings))
-    store = open_store(settings.feature_repo, _redis_url(settings))
-    started_s = time.monotonic()
-    for view in materialize(store, arguments.until):
-        print(f"  {time.monotonic() - started_s:5.1f} s  {view}", flush=True)
+    loads = materialize(
+        open_writer(settings.feature_repo, _redis_url(settings)),
+        arguments.until or datetime.now(UTC),
+        since=arguments.since,
+        views=arguments.views,
+        say=lambda view: print(f"  {view} …", flush=True),
+    )
+    for load in loads:
+        rows = "" if load.stored_rows is None else f"{load.stored_rows:,} rows stored, "
+        print(f"  {load.view}: {rows}{load.took_s:.1f} s", flush=True)
     return 0
 
 
 def _push(arguments: argparse.Namespace, settings: Settings) -> int:
-    import pandas as pd
+    # Before Feast, which turns prometheus_client's multiprocess mode on.
+    from app.telemetry.metrics import PushMetrics  # isort: split
+    from app.features.feast_repo import open_writer
+    from app.features.push import PushTarget
+    from app.features.push_progress import Progress
+    from app.features.row_file import push_file
 
-    from app.features.feast_repo import open_store, push
-
-    read = pd.read_csv if arguments.file.suffix == ".csv" else pd.read_parquet
-    try:
-        rows = read(arguments.file)
-    except ValueError as exc:
-        raise ConfigurationError(f"{arguments.file}: cannot be read: {exc}") from exc
-    push(open_store(settings.feature_repo, _redis_url(settings)), arguments.source, rows)
-    print(f"pushed {len(rows)} rows to {arguments.source}")
+    target = PushTarget(open_writer(settings.feature_repo, _redis_url(settings)), arguments.source)
+    progress = Progress(_say)
+    if arguments.stream is None:
+        push_file(target, arguments.file, batch_rows=arguments.batch_rows, progress=progress)
+    else:
+        _push_stream(arguments, settings, target, progress, PushMetrics())
+    print("\n".join(progress.totals(arguments.source)), flush=True)
     return 0
+
+
+def _push_stream(
+    arguments: argparse.Namespace,
+    settings: Settings,
+    target: "PushTarget",
+    progress: "Progress",
+    metrics: "PushMetrics",
+) -> None:
+    """Until Ctrl-C or SIGTERM, which let the batch under way finish; the second one does not."""
+    from app.features.row_stream import StreamPosition, StreamPush, stream_client
+
+    setting = "FEATURE_REDIS_URL" if arguments.stream_url is None else "--stream-url"
+    url = arguments.stream_url or _redis_url(settings)
+    if url is None:
+        raise ConfigurationError("--stream needs FEATURE_REDIS_URL or --stream-url")
+    position = StreamPosition(
+        arguments.stream,
+        arguments.group,
+        f"{socket.gethostname()}-{os.getpid()}",
+        arguments.claim_after_s,
+    )
+    stop = threading.Event()
+
+    def stop_after_the_batch(number: int, frame: object) -> None:
+        stop.set()
+        for told_to_stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(told_to_stop, signal.default_int_handler)
+
+    with ExitStack() as stack:
+        client = stack.enter_context(stream_client(url, setting))
+        if arguments.metrics_port is not None:
+            port = stack.enter_context(metrics.served(settings.host, arguments.metrics_port))
+            _say(f"metrics on http://{settings.host}:{port}/metrics")
+        for told_to_stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(told_to_stop, stop_after_the_batch)
+        consumer = StreamPush(
+            client,
+            position,
+            target,
+            metrics,
+            batch_rows=arguments.batch_rows,
+            progress=progress,
+            say=_say,
+        )
+        consumer.run(stop, once=arguments.once)
+    if consumer.refused_entries:
+        _say(f"{consumer.refused_entries:,} entries were refused: see {position.refused}")
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", flush=True)
 
 
 def _model_folder(name: str, settings: Settings) -> Path:

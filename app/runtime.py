@@ -82,6 +82,7 @@ class Runtime:
                     open_checked,
                     sweep,
                     self.metrics,
+                    self.clock,
                     self.settings.drain_s,
                     stack,
                 )

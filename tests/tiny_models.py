@@ -11,6 +11,7 @@ import yaml
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from app.clock import WallClock
 from app.deadline import Deadline, DeadlineSweep
 from app.features.plan import NO_FEATURES, FeaturePlan, PlannedFeature, PlannedView
 from app.features.static_source import StaticSource
@@ -249,6 +250,7 @@ async def loaded(model_dir: Path) -> AsyncIterator[ServedModel]:
             lambda plan: StaticSource(plan, DRIVER_VALUES),
             sweep,
             Metrics(),
+            WallClock(),
             1.0,
             stack,
         )

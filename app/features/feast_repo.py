@@ -1,29 +1,28 @@
-"""The Feast repository: opened on our Redis, applied, materialized, pushed to, joined in time."""
+"""The Feast repository: opened on our Redis, applied, materialized, joined in time."""
 
 import contextlib
 import io
 import json
 import os
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import yaml
 from feast import FeatureStore, FileSource, OnDemandFeatureView
-from feast.data_source import PushMode
-from feast.errors import FeastError
 from feast.feature_view_projection import FeatureViewProjection
 from feast.repo_config import RepoConfig
 from feast.repo_operations import apply_total
 from numpy.typing import NDArray
-from redis.exceptions import RedisError
 
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, HikyakuError
 from app.features.plan import ValueType, value_type
 from app.features.redis_address import (
     ClusterAddress,
@@ -31,9 +30,13 @@ from app.features.redis_address import (
     SentinelAddress,
     parse_address,
 )
+from app.features.redis_writes import ONLINE_STORE_TYPE, ComparingRedisOnlineStore
 
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _ROW = "hikyaku_row"
+_MATERIALIZED_AT_ONCE = 10_000
+# Feast's own connection waits for ever.
+_GIVE_UP = ",socket_timeout=10,socket_connect_timeout=5"
 
 
 def open_store(repo: Path, redis_url: str | None, *, online_only: bool = False) -> FeatureStore:
@@ -46,6 +49,16 @@ def open_store(repo: Path, redis_url: str | None, *, online_only: bool = False) 
     return FeatureStore(repo_path=str(repo.resolve()), config=config)
 
 
+def open_writer(repo: Path, redis_url: str | None) -> FeatureStore:
+    """The store of a repository folder for jobs that fill it.
+
+    On Redis no write of its puts an older row over a newer one, whoever else writes, and a Redis
+    that stays silent is given up. Raises `ConfigurationError` as `open_store` does.
+    """
+    config = _config(repo, redis_url, for_writing=True)
+    return FeatureStore(repo_path=str(repo.resolve()), config=config)
+
+
 def apply(repo: Path, redis_url: str | None) -> None:
     """Write the repository's definitions into its registry."""
     config = _config(repo, redis_url)
@@ -53,31 +66,97 @@ def apply(repo: Path, redis_url: str | None) -> None:
         apply_total(config, config.repo_path, skip_source_validation=False)
 
 
-def materialize(store: FeatureStore, until: datetime) -> Iterator[str]:
-    """Load the latest row of every entity up to `until` into the online store.
+@dataclass(frozen=True, slots=True)
+class Materialized:
+    """One view that was loaded. `stored_rows` were new or newer than what was there; None: this
+    online store does not say."""
+
+    view: str
+    stored_rows: int | None
+    took_s: float
+
+
+def materialize(
+    store: FeatureStore,
+    until: datetime,
+    *,
+    since: datetime | Literal["last"] | None = None,
+    views: Sequence[str] | None = None,
+    say: Callable[[str], None] = lambda view: None,
+) -> Iterator[Materialized]:
+    """Load the latest row of every entity of `[since, until]` into the online store, view by view.
 
     Rows that have outlived their ttl are loaded too: a reader can then tell an entity that is too
-    old from one that never was. Yields each view's name before it is loaded.
+    old from one that never was. `since` None: from the beginning; "last": from where the registry
+    says that the view's last load ended. `views` None: all that have online data. `say` is told of
+    each view before it is loaded. A stored on-demand view is loaded only when it is named: Feast
+    stamps its rows with the instant of the load. Raises `ConfigurationError` before anything is
+    loaded for a view that is unknown or has no online data, and `HikyakuError` naming one that
+    could not be loaded.
     """
-    for view in store.list_feature_views():
-        if view.online:
-            yield view.name
+    for view in _to_materialize(store, views):
+        begin = _last_end(view) if since == "last" else since or _BEGINNING
+        if begin > until:
+            raise ConfigurationError(
+                f"{view.name}: {begin.isoformat()} is after the end of the load"
+            )
+        say(view.name)
+        started_s = time.monotonic()
+        before = stored_rows(store)
+        try:
             # Feast draws progress bars of its own.
             with _in_repository(store.repo_path), contextlib.redirect_stdout(io.StringIO()):
-                store.materialize(_BEGINNING, until, feature_views=[view.name])
+                store.materialize(begin, until, feature_views=[view.name])
+        except Exception as exc:  # an offline store raises what its engine raises
+            raise HikyakuError(f"{view.name}: cannot be loaded: {exc}") from exc
+        after = stored_rows(store)
+        stored = None if before is None or after is None else after - before
+        yield Materialized(view.name, stored, time.monotonic() - started_s)
 
 
-def push(store: FeatureStore, push_source: str, rows: pd.DataFrame) -> None:
-    """Write new values of a push source online; an entity's older values are not written."""
-    try:
-        store.push(push_source, rows, to=PushMode.ONLINE)
-    except (RedisError, FeastError, KeyError, ValueError) as exc:
-        raise ConfigurationError(f"{push_source}: cannot be pushed to: {exc}") from exc
+def _to_materialize(store: FeatureStore, views: Sequence[str] | None) -> list[Any]:
+    known = {view.name: view for view in [*store.list_feature_views(), *_stream_views(store)]}
+    online = {name: view for name, view in known.items() if view.online and view.enabled}
+    if views is None:
+        if not online:
+            raise ConfigurationError("no feature view in the registry has online data; apply it?")
+        return list(online.values())
+    for view in store.list_on_demand_feature_views():
+        known[view.name] = view
+        if view.write_to_online_store and view.enabled:
+            online[view.name] = view
+    for name in views:
+        if name not in known:
+            raise ConfigurationError(f"no feature view {name!r} in the registry: {sorted(known)}")
+        if name not in online:
+            raise ConfigurationError(
+                f"feature view {name!r} has no online data; those that have: {sorted(online)}"
+            )
+    return [online[name] for name in views]
+
+
+def _stream_views(store: FeatureStore) -> list[Any]:
+    return list(store.list_stream_feature_views())
+
+
+def _last_end(view: Any) -> datetime:
+    """Where the view's last load ended, in the registry's words."""
+    end: datetime | None = getattr(view, "most_recent_end_time", None)  # an on-demand one has none
+    if end is None:
+        return _BEGINNING
+    return end if end.tzinfo is not None else end.replace(tzinfo=UTC)
+
+
+def stored_rows(store: FeatureStore) -> int | None:
+    """Rows that this store's writes have changed so far; None: this online store does not say."""
+    online_store = store.provider.online_store
+    if isinstance(online_store, ComparingRedisOnlineStore):
+        return online_store.stored_rows
+    return None
 
 
 def write(store: FeatureStore, view: str, rows: pd.DataFrame) -> None:
-    """What `push` does for one view, in a fifth of the time: Feast's push reads every definition of
-    the registry at each call."""
+    """Write rows of one view online; an entity's older rows are not written."""
     store.write_to_online_store(view, rows)
 
 
@@ -152,7 +231,9 @@ def _column(series: "pd.Series[Any]", kind: ValueType) -> NDArray[Any]:
     return series.astype(object).where(series.notna(), None).to_numpy()
 
 
-def _config(repo: Path, redis_url: str | None, *, online_only: bool = False) -> RepoConfig:
+def _config(
+    repo: Path, redis_url: str | None, *, online_only: bool = False, for_writing: bool = False
+) -> RepoConfig:
     path = repo / "feature_store.yaml"
     if not path.is_file():
         raise ConfigurationError(f"{path}: no such file; HIKYAKU_FEATURE_REPO names its folder")
@@ -160,6 +241,8 @@ def _config(repo: Path, redis_url: str | None, *, online_only: bool = False) -> 
         document = yaml.safe_load(os.path.expandvars(path.read_text()))
         if online_only:
             document.pop("offline_store", None)
+        if for_writing:
+            _prepare_for_writing(document)
         config = RepoConfig(**document)
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as exc:
         raise ConfigurationError(f"{path}: {exc}") from exc
@@ -167,7 +250,7 @@ def _config(repo: Path, redis_url: str | None, *, online_only: bool = False) -> 
     if redis_url is None:
         return config
     store = config.online_store
-    if store.type != "redis":
+    if store.type not in {"redis", ONLINE_STORE_TYPE}:
         raise ConfigurationError(
             f"FEATURE_REDIS_URL is set, but {path} has an online store of type {store.type!r}"
         )
@@ -178,7 +261,20 @@ def _config(repo: Path, redis_url: str | None, *, online_only: bool = False) -> 
         store.redis_type = "redis_cluster"
     if isinstance(address, SentinelAddress):
         store.redis_type, store.sentinel_master = "redis_sentinel", address.name
+    if for_writing:
+        store.connection_string += _GIVE_UP
     return config
+
+
+def _prepare_for_writing(document: dict[str, Any]) -> None:
+    """Of a repository's settings as they were read."""
+    online_store = document.get("online_store")
+    if isinstance(online_store, dict) and online_store.get("type") == "redis":
+        online_store["type"] = ONLINE_STORE_TYPE
+    # Without a size Feast writes a view as one batch, and of a table in parts only the first one.
+    document.setdefault("materialization", {}).setdefault(
+        "online_write_batch_size", _MATERIALIZED_AT_ONCE
+    )
 
 
 def connection_string(redis_url: str) -> str:

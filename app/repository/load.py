@@ -7,13 +7,14 @@ from pathlib import Path
 from app.backends import open_backend
 from app.batching.batcher import DynamicBatcher
 from app.batching.policy import Greedy, Hold
+from app.clock import FeatureClock
 from app.contract import Contract, load_contract
 from app.deadline import DeadlineSweep
 from app.errors import InvalidModel
 from app.features.encoding import Encoder
 from app.features.missing import MissingValues
 from app.features.plan import FeaturePlan, plan_from_json
-from app.features.source import FeatureSource, ValueStatus
+from app.features.source import MAX_AHEAD_S, FeatureSource, ValueStatus
 from app.features.static_source import StaticSource
 from app.instances import InstanceDecoder
 from app.outputs import OutputReader
@@ -39,6 +40,7 @@ async def load_current(
     open_source: Callable[[FeaturePlan], FeatureSource],
     sweep: DeadlineSweep,
     metrics: Metrics,
+    clock: FeatureClock,
     drain_s: float,
     stack: AsyncExitStack,
 ) -> ServedModel:
@@ -94,6 +96,8 @@ async def load_current(
             views=[view.name for view in plan.views],
             view_of_feature=[i for i, view in enumerate(plan.views) for _ in view.features],
             statuses=[status.name for status in ValueStatus],
+            now_s=clock.now_s,
+            max_ahead_s=MAX_AHEAD_S,
         ),
         manifest.training.golden.instances[0],
     )

@@ -1,6 +1,8 @@
 """Every metric of the service, declared once."""
 
 import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
+    start_http_server,
 )
 
 # A series more for each counter, which nobody reads. The function ships without types.
@@ -116,6 +119,12 @@ class Metrics:
             buckets=_AGE_BUCKETS_S,
             registry=self.registry,
         )
+        self.feature_newest_age = Gauge(
+            "hikyaku_feature_newest_age_seconds",
+            "Age of the newest row read so far, by feature time; NaN before there was one.",
+            ["model", "feature_view"],
+            registry=self.registry,
+        )
         self.model_info = Gauge(
             "hikyaku_model_info",
             "1 for each loaded version.",
@@ -137,6 +146,69 @@ class Metrics:
     def render(self) -> bytes:
         """The exposition format, for a scrape."""
         return generate_latest(self.registry)
+
+
+class PushMetrics:
+    """Metrics of a job that pushes a stream's entries, on a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry, platform=platform)
+        GCCollector(registry=self.registry)
+        self.rows = Counter(
+            "hikyaku_push_rows",
+            "Rows written to a view: stored, or not newer than what was there.",
+            ["feature_view", "result"],
+            registry=self.registry,
+        )
+        self.refused_entries = Counter(
+            "hikyaku_push_refused_entries",
+            "Entries that could not be used and were kept in the stream of refused ones.",
+            registry=self.registry,
+        )
+        self.batch_duration = Histogram(
+            "hikyaku_push_batch_duration_seconds",
+            "From a batch's arrival to its acknowledgement.",
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.newest_event = Gauge(
+            "hikyaku_push_newest_event_timestamp_seconds",
+            "Newest event time written to a view, in seconds since 1970.",
+            ["feature_view"],
+            registry=self.registry,
+        )
+
+    def record(
+        self,
+        stored: Mapping[str, int],
+        not_newer: Mapping[str, int],
+        newest_s: Mapping[str, float],
+        took_s: float,
+    ) -> None:
+        """One batch: its rows by view, `newest_s` the newest event time so far by view."""
+        for view, rows in stored.items():
+            self.rows.labels(view, "stored").inc(rows)
+        for view, rows in not_newer.items():
+            self.rows.labels(view, "not_newer").inc(rows)
+        for view, seconds in newest_s.items():
+            self.newest_event.labels(view).set(seconds)
+        self.batch_duration.observe(took_s)
+
+    @contextmanager
+    def served(self, host: str, port: int) -> Iterator[int]:
+        """Answer scrapes on a thread of its own; yields the port, 0 having been a free one.
+
+        Raises `OSError` when the address cannot be bound.
+        """
+        server, thread = start_http_server(port, addr=host, registry=self.registry)
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
 
 # Below this many values one by one is cheaper than binning them with numpy.

@@ -1,6 +1,7 @@
 """What one served version reports of its predictions, its metrics looked up once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ class PredictionRecorder:
 
     `views` are the feature views of the version, `view_of_feature` says for each feature which of
     them it is of, `statuses` are the names of the value statuses, in the order of their numbers.
+    `now_s` says feature time, seconds since 1970; a row further ahead of it than `max_ahead_s` is
+    not known yet.
     """
 
     def __init__(
@@ -25,6 +28,8 @@ class PredictionRecorder:
         views: Sequence[str],
         view_of_feature: Sequence[int],
         statuses: Sequence[str],
+        now_s: Callable[[], float],
+        max_ahead_s: float,
     ) -> None:
         self._metrics = metrics
         self._model = model
@@ -38,6 +43,12 @@ class PredictionRecorder:
             name: metrics.prediction.labels(model, "champion", name) for name in outputs
         }
         self._ages = [metrics.feature_age.labels(model, view) for view in views]
+        self._now_s = now_s
+        self._max_ahead_s = max_ahead_s
+        self._newest_s = np.full(len(views), np.nan)
+        for index, view in enumerate(views):
+            age = metrics.feature_newest_age.labels(model, view)
+            age.set_function(partial(self._newest_age_s, index))
 
     def record(
         self,
@@ -51,6 +62,7 @@ class PredictionRecorder:
             observe_all(self._predictions[output], values)
         for child, ages in zip(self._ages, ages_s.T, strict=True):
             observe_all(child, ages)
+        self._remember_newest(ages_s)
         codes = np.bincount((status + self._first_code).ravel())
         for code in np.flatnonzero(codes).tolist():
             self._counter(code).inc(float(codes[code]))
@@ -68,6 +80,15 @@ class PredictionRecorder:
                     self._model, self._views[view], policy
                 )
             self._substitutes[view, policy].inc(float(values[view]))
+
+    def _remember_newest(self, ages_s: NDArray[np.float64]) -> None:
+        # fmin and fmax know a number from NaN, without a warning where all are NaN.
+        known = ages_s >= -self._max_ahead_s
+        youngest_s = np.fmin.reduce(ages_s, axis=0, where=known, initial=np.nan)
+        self._newest_s = np.fmax(self._newest_s, self._now_s() - youngest_s)
+
+    def _newest_age_s(self, view: int) -> float:
+        return float(self._now_s() - self._newest_s[view])
 
     def _counter(self, code: int) -> Counter:
         if code not in self._values:

@@ -271,6 +271,63 @@ def features() -> list[Json]:
             )
             for q, name in ((0.1, "p10"), (0.5, "p50"), (0.9, "p90"))
         ),
+        graph(
+            "Age of the newest row read",
+            [
+                (
+                    f"min by (feature_view) (hikyaku_feature_newest_age_seconds{{{MODEL}}})",
+                    "{{feature_view}}",
+                )
+            ],
+            "s",
+            about="By feature time. It grows while nobody writes the view, or nobody asks for it.",
+        ),
+    ]
+
+
+def pushing() -> list[Json]:
+    """Of jobs that run `hikyaku features push --stream`, whatever models read what they write."""
+    window = "[$__rate_interval]"
+    rows, duration = "hikyaku_push_rows_total", "hikyaku_push_batch_duration_seconds"
+    newest = "max by (feature_view) (hikyaku_push_newest_event_timestamp_seconds)"
+    return [
+        graph(
+            "Rows pushed",
+            [
+                (
+                    f"sum by (feature_view, result) (rate({rows}{window}))",
+                    "{{feature_view}} {{result}}",
+                )
+            ],
+            "ops",
+            width=6,
+            about="not_newer: what was stored is as new. Much of it is a push that was repeated.",
+        ),
+        graph(
+            "Entries refused",
+            [(f"sum (rate(hikyaku_push_refused_entries_total{window}))", "refused")],
+            "ops",
+            width=6,
+            about="Kept in the stream KEY:refused, each with its reason.",
+        ),
+        graph(
+            "Mean time of a batch",
+            [
+                (
+                    f"sum (rate({duration}_sum{window})) / sum (rate({duration}_count{window}))",
+                    "mean",
+                )
+            ],
+            "s",
+            width=6,
+        ),
+        graph(
+            "Since the newest event written",
+            [(f"time() - {newest}", "{{feature_view}}")],
+            "s",
+            width=6,
+            about="By wall time.",
+        ),
     ]
 
 
@@ -335,6 +392,7 @@ ROWS = {
     "Batching": batching,
     "Predictions": predictions,
     "Features": features,
+    "Features pushed from streams": pushing,
     "Process": process,
 }
 

@@ -1,5 +1,6 @@
 """Health, models, the replay clock, documentation and metrics, as an operator sees them."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,23 @@ class TestMetrics:
         assert seen["hikyaku_feature_values_total", view] == 6
         city = (("feature_view", "city"), ("model", "stored"))
         assert seen["hikyaku_feature_age_seconds_sum", city] == 3 * 1800
+
+    async def test_the_newest_row_read_of_a_view_ages_by_feature_time(self, serve: Serve) -> None:
+        def age(seen: dict[Any, float], view: str) -> float:
+            labels = (("feature_view", view), ("model", "stored"))
+            return seen["hikyaku_feature_newest_age_seconds", labels]
+
+        unknown = {"driver_id": 99, "city": "kyoto", "distance": 0}
+        async with serve("stored") as client:
+            before = await samples(client)
+            await client.post("/v1/models/stored:predict", json={"instances": [unknown]})
+            read = await samples(client)
+            await client.put("/v1/replay-clock", json={"now": "2014-01-01T02:00:00Z"})
+            later = await samples(client)
+        assert math.isnan(age(before, "city"))
+        assert age(read, "city") == 1800
+        assert age(later, "city") == 7200
+        assert math.isnan(age(later, "driver"))
 
     async def test_the_loaded_version_and_its_batches_are_there(self, serve: Serve) -> None:
         async with serve("binary") as client:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from app.api.answers import STATUS_OF
-from app.telemetry.metrics import STAGES, Metrics
+from app.telemetry.metrics import STAGES, Metrics, PushMetrics
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
@@ -29,7 +29,8 @@ def metric_families() -> dict[str, set[str]]:
     """Each metric, and the names of its series in a scrape."""
     return {
         family.name: {series.format(family.name) for series in _SERIES_OF[family.type]}
-        for family in Metrics().registry.collect()
+        for metrics in (Metrics(), PushMetrics())
+        for family in metrics.registry.collect()
         if family.type in _SERIES_OF
     }
 

@@ -1,12 +1,15 @@
 """The Feast repository: its settings, its address, and what was pushed and joined."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import pytest
+import redis
 
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, HikyakuError
+from tests.features.pushed_repository import Pushed
 from tests.tiny_feast import FLEET, KNOWN_AT, SETTINGS, Fleet
 
 
@@ -123,6 +126,72 @@ def test_a_redis_for_a_repository_with_another_online_store_is_refused(tmp_path:
     (tmp_path / "feature_store.yaml").write_text(settings)
     with pytest.raises(ConfigurationError, match="'sqlite'"):
         open_store(tmp_path, "redis://store")
+
+
+def test_loading_again_stores_nothing(pushed: Pushed) -> None:
+    views = ["driver", "city"]
+    with redis.Redis.from_url(pushed.redis_url) as client:
+        client.flushall()
+    assert load(pushed, views=views) == {"driver": 5, "city": 3}
+    before = pushed.dump()
+    assert load(pushed, views=views) == {"driver": 0, "city": 0}
+    assert pushed.dump() == before
+
+
+def test_each_view_is_said_before_it_is_loaded(pushed: Pushed) -> None:
+    from app.features.feast_repo import materialize, open_writer
+
+    told: list[str] = []
+    store = open_writer(pushed.repo, pushed.redis_url)
+    loads = materialize(store, KNOWN_AT, views=["city", "driver"], say=told.append)
+    assert next(loads).view == "city"
+    assert told == ["city"]
+    assert [load.view for load in loads] == ["driver"]
+
+
+def test_a_load_may_begin_late_or_where_the_last_one_ended(pushed: Pushed) -> None:
+    with redis.Redis.from_url(pushed.redis_url) as client:
+        client.flushall()
+    late = KNOWN_AT + timedelta(seconds=1)
+    assert load(pushed, views=["city"], since=late, until=late) == {"city": 0}
+    assert load(pushed, views=["city"], since="last", until=late) == {"city": 0}
+    assert load(pushed, views=["city"], since=KNOWN_AT, until=late) == {"city": 3}
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        ("citty", r"no feature view 'citty' in the registry: \['city'"),
+        ("kept_offline", "feature view 'kept_offline' has no online data"),
+    ],
+)
+def test_a_view_that_cannot_be_loaded_is_refused_before_any_is(
+    pushed: Pushed, view: str, message: str
+) -> None:
+    before = pushed.dump()
+    with pytest.raises(ConfigurationError, match=message):
+        load(pushed, views=["driver_in_city", view])
+    assert pushed.dump() == before
+
+
+def test_a_view_whose_history_lacks_its_features_is_named(pushed: Pushed) -> None:
+    with pytest.raises(HikyakuError, match="measured: cannot be loaded: "):
+        load(pushed, views=["measured"])
+
+
+def load(
+    pushed: Pushed,
+    *,
+    views: list[str],
+    since: datetime | Literal["last"] | None = None,
+    until: datetime = KNOWN_AT,
+) -> dict[str, int | None]:
+    """The rows that were stored, by view."""
+    from app.features.feast_repo import materialize, open_writer
+
+    store = open_writer(pushed.repo, pushed.redis_url)
+    loads = materialize(store, until, since=since, views=views)
+    return {load.view: load.stored_rows for load in loads}
 
 
 def test_the_working_directory_is_as_it_was_after_an_apply(fleet: Fleet) -> None:

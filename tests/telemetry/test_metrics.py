@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from app.telemetry.metrics import Metrics, observe_all
+from app.telemetry.metrics import Metrics, PushMetrics, observe_all
 
 METRICS_PAGE = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
 
@@ -31,7 +31,8 @@ def test_the_metrics_page_lists_every_metric_and_its_labels() -> None:
     listed = dict(re.findall(r"^\| `(hikyaku_\w+)` \| (.*?) \|", METRICS_PAGE.read_text(), re.M))
     known = {
         family.name: ", ".join(f"`{label}`" for label in metric._labelnames) or "—"
-        for metric in vars(Metrics()).values()
+        for metrics in (Metrics(), PushMetrics())
+        for metric in vars(metrics).values()
         if hasattr(metric, "_labelnames")
         for family in metric.describe()
     }
