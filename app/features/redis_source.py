@@ -103,6 +103,9 @@ class RedisSource:
             raise FeaturesUnavailable(
                 f"the feature store did not answer within {waited_s * 1000:.0f} ms"
             ) from None
+        finally:
+            # An exception keeps this frame, and the frame the future that keeps the exception.
+            del fetch
         self._features.answered()
         return answer
 
@@ -114,7 +117,12 @@ class RedisSource:
     def arrived(self, readings: Sequence[Reading]) -> None:
         complete: list[_Fetch] = []
         for reading in cast("Sequence[_SharedReading]", readings):  # we send no others
-            refusal = self._take(reading)
+            try:
+                refusal = self._take(reading)
+            except Exception as exc:  # a defect: nobody may be left waiting, nor share it
+                for fetch in self._forget(reading):
+                    fetch.fail(exc)
+                continue
             for fetch in self._forget(reading):
                 fetch.missing -= 1
                 fetch.refusal = fetch.refusal or refusal
