@@ -7,7 +7,8 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-ha
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock"
 export PYTHONUNBUFFERED := 1
 
-.PHONY: run test lint format lock prove-no-skew prove-feast-parity clean
+.PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
+	prove-redis-outage clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -32,6 +33,12 @@ prove-no-skew: .venv/train.installed  ## replay 20,000 flights of September to D
 
 prove-feast-parity: .venv/dev.installed  ## read 320 random feature repositories as Feast's SDK does
 	@$(BIN)/python -m loadtests.prove_feast_parity
+
+prove-no-foreign-values: .venv/train.installed  ## a million reads while Redis misbehaves and readers leave
+	@$(BIN)/python -m loadtests.prove_no_foreign_values $(PROVE)
+
+prove-redis-outage: .venv/train.installed  ## answers under load while Redis is gone for 30 s, in three ways
+	@$(BIN)/python -m loadtests.prove_redis_outage $(PROVE)
 
 lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.toml allows
 	@for group in dev train service; do \

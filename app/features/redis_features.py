@@ -25,7 +25,8 @@ PATIENCE_S = 0.1
 
 _MAX_UNANSWERED = 1024
 _LATE_TO_OPEN = 3
-_STALLED_AFTER_S = 2.0
+# Longer would not leave a peer that vanished within the second that recovery may take.
+_STALLED_AFTER_S = 0.5
 _LET_THE_SOCKET_BE_READ_S = 0.001
 
 

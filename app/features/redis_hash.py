@@ -155,7 +155,7 @@ class _Whole:
         self._known: dict[tuple[bytes, ...], Callable[[list[Stored]], Row]] = {}
 
     def row(self, reply: Reply) -> Row:
-        if type(reply) is not list:
+        if type(reply) is not list or len(reply) % 2:
             return self._broken
         order = reply[::2]
         if order != self._usual_order:

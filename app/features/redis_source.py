@@ -90,7 +90,8 @@ class RedisSource:
                 parts.append(await self._wait(under_way.popleft(), deadline))
         finally:
             for fetch in under_way:  # we leave early
-                fetch.answer.cancel()
+                if not fetch.answer.cancel() and not fetch.answer.cancelled():
+                    fetch.answer.exception()  # the caller is told of the first
         return joined(parts)
 
     async def _wait(self, fetch: "_Fetch", deadline: Deadline) -> FeatureRows:
@@ -103,6 +104,9 @@ class RedisSource:
             raise FeaturesUnavailable(
                 f"the feature store did not answer within {waited_s * 1000:.0f} ms"
             ) from None
+        finally:
+            # An exception keeps this frame, and the frame the future that keeps the exception.
+            del fetch
         self._features.answered()
         return answer
 
@@ -114,7 +118,12 @@ class RedisSource:
     def arrived(self, readings: Sequence[Reading]) -> None:
         complete: list[_Fetch] = []
         for reading in cast("Sequence[_SharedReading]", readings):  # we send no others
-            refusal = self._take(reading)
+            try:
+                refusal = self._take(reading)
+            except Exception as exc:  # a defect: nobody may be left waiting, nor share it
+                for fetch in reading.withdraw():
+                    fetch.fail(exc)
+                continue
             for fetch in reading.withdraw():
                 fetch.missing -= 1
                 fetch.refusal = fetch.refusal or refusal
