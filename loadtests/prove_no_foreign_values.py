@@ -9,6 +9,7 @@ Exit status 1 on a violation.
 
 import argparse
 import asyncio
+import faulthandler
 import random
 import sys
 import tempfile
@@ -46,6 +47,8 @@ PROBES_PER_S = 10
 """While Redis is gone, attempts to find it: one every 100 ms at most."""
 MEMORY_GROWTH_MB = 16.0
 """From a tenth of the reads to the last one."""
+TURN_CPU_S = 1.0
+"""No turn of the event loop may compute longer."""
 _LOOK_EVERY_S = 0.01
 
 
@@ -68,6 +71,8 @@ class Summary:
     """How long after its deadline the latest answer came."""
     worst_lag_s: float = 0.0
     """The longest that a turn of the event loop took, which readers, proxy and proof share."""
+    worst_turn_cpu_s: float = 0.0
+    """The most that a turn computed: a turn that lasts without computing is the machine's."""
     memory_mb: list[float] = field(default_factory=list)
     """Resident, as it went."""
     duration_s: float = 0.0
@@ -83,7 +88,8 @@ class Summary:
         yield f"connections opened: {self.connections}, at most {self.connections_allowed} allowed"
         yield (
             f"latest answer: {self.worst_overrun_s * 1000:.0f} ms after its deadline; longest turn "
-            f"of the event loop: {self.worst_lag_s * 1000:.0f} ms"
+            f"of the event loop: {self.worst_lag_s * 1000:.0f} ms, computing at most "
+            f"{self.worst_turn_cpu_s * 1000:.0f} ms"
         )
         if self.memory_mb:
             early, late = self.memory_mb[0], self.memory_mb[-1]
@@ -120,6 +126,8 @@ async def prove(reads: int, concurrency: int, seed: int, *, told: bool = False) 
 def _judge(summary: Summary) -> None:
     if summary.connections > summary.connections_allowed:
         summary.violations.append(f"{summary.connections} connections were opened")
+    if summary.worst_turn_cpu_s > TURN_CPU_S:
+        summary.violations.append(f"a turn computed for {summary.worst_turn_cpu_s:.1f} s")
     answered = summary.fresh + summary.partly + summary.refused + summary.cancelled
     if answered != summary.reads:
         summary.violations.append(f"{summary.reads - answered} reads have no outcome of their own")
@@ -268,16 +276,23 @@ class _Readers:
         marks = [self._reads * tenth // 10 for tenth in range(1, 11)]
         overdue: Mapping[int, int] = {}
         while not self._done.is_set():
-            asleep_s = time.monotonic()
-            await asyncio.sleep(_LOOK_EVERY_S)
-            lag_s = time.monotonic() - asleep_s - _LOOK_EVERY_S
-            self.summary.worst_lag_s = max(self.summary.worst_lag_s, lag_s)
+            await self._time_a_turn()
             overdue = self._overdue(overdue)
             while marks and self.summary.reads >= marks[0]:
                 marks.pop(0)
                 self.summary.memory_mb.append(resident_mb("self"))
                 if told:
                     self._tell()
+
+    async def _time_a_turn(self) -> None:
+        asleep_s, computed_s = time.monotonic(), time.process_time()
+        # Says on stderr what a turn is at that does not end.
+        faulthandler.dump_traceback_later(5 * TURN_CPU_S)
+        await asyncio.sleep(_LOOK_EVERY_S)
+        faulthandler.cancel_dump_traceback_later()
+        s = self.summary
+        s.worst_lag_s = max(s.worst_lag_s, time.monotonic() - asleep_s - _LOOK_EVERY_S)
+        s.worst_turn_cpu_s = max(s.worst_turn_cpu_s, time.process_time() - computed_s)
 
     def _overdue(self, looks: Mapping[int, int]) -> Mapping[int, int]:
         """How often each read that is past its deadline was looked at. Raises `TimeoutError` for
