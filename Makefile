@@ -16,7 +16,7 @@ run: .venv/train.installed  ## install, build the feature history, train, publis
 
 test: .venv/dev.installed  ## install and run the tests
 	@$(BIN)/python -m feature_repo.history
-	@$(BIN)/pytest $(PYTEST)
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST)
 
 lint: .venv/dev.installed  ## formatting, lint, types
 	@$(BIN)/ruff format --check .

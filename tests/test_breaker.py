@@ -34,7 +34,7 @@ class Patient:
 
 @asynccontextmanager
 async def breaker_of(patient: Patient) -> AsyncIterator[CircuitBreaker]:
-    breaker = CircuitBreaker(patient.probe)
+    breaker = CircuitBreaker("the dependency", patient.probe)
     try:
         async with asyncio.timeout(5):
             yield breaker
@@ -100,7 +100,7 @@ async def test_it_can_open_again() -> None:
 
 async def test_a_closed_one_probes_no_more() -> None:
     patient = Patient()
-    breaker = CircuitBreaker(patient.probe)
+    breaker = CircuitBreaker("the dependency", patient.probe)
     breaker.open("it said no")
     await patient.probed.wait()
     await breaker.close()
@@ -120,8 +120,26 @@ async def test_a_defect_of_the_probe_is_logged_and_probes_go_on(
         if tries == 1:
             raise ZeroDivisionError
 
-    breaker = CircuitBreaker(broken_at_first)
+    breaker = CircuitBreaker("the dependency", broken_at_first)
     breaker.open("it said no")
     async with asyncio.timeout(5):
         await closed(breaker)
     assert "the probe failed" in caplog.text
+
+
+async def test_it_tells_when_it_opens_and_closes_and_not_for_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    patient = Patient()
+    patient.down = ""
+    async with breaker_of(patient) as breaker:
+        breaker.open("it said no")
+        await closed(breaker)
+        assert [record.message for record in caplog.records] == [
+            "it is down: it is not asked until a probe succeeds",
+            "it is back",
+        ]
+        for _ in range(20):
+            breaker.open("it said no")
+            await closed(breaker)
+    assert len(caplog.records) == 10

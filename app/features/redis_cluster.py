@@ -59,6 +59,9 @@ class ClusterFeatures:
         if not whole.missing:
             raise FeaturesUnavailable(f"Redis Cluster: {reason}")
 
+    def check_up(self) -> None:
+        """A cluster is down only key by key."""
+
     def watch(self, answer: "asyncio.Future[Any]", deadline: Deadline) -> None:
         """Fail it with `DeadlineExceeded` at its deadline."""
         self._sweep.watch(answer, deadline)

@@ -51,7 +51,7 @@ class RedisFeatures:
     def __init__(self, whereabouts: Whereabouts) -> None:
         self._whereabouts = whereabouts
         self._connected_to: RedisAddress | None = None
-        self._breaker = CircuitBreaker(self._probe)
+        self._breaker = CircuitBreaker("Redis of the features", self._probe)
         self._sweep = DeadlineSweep()
         self._connection: RedisConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -74,8 +74,7 @@ class RedisFeatures:
     def read(self, reading: Reading) -> None:
         """Send its commands; its reader is told how it ends. Raises `FeaturesUnavailable` when it
         is not worth trying."""
-        if self._breaker.is_open:
-            raise FeaturesUnavailable(f"Redis: {self._breaker.reason}")
+        self.check_up()
         unanswered = self.unanswered
         if unanswered >= _MAX_UNANSWERED:
             raise FeaturesUnavailable(f"Redis owes {unanswered} answers")
@@ -84,6 +83,11 @@ class RedisFeatures:
         else:
             self._queued.append(reading)
             self._reconnect()
+
+    def check_up(self) -> None:
+        """Raises `FeaturesUnavailable` while nobody may ask it."""
+        if self._breaker.is_open:
+            raise FeaturesUnavailable(f"Redis: {self._breaker.reason}")
 
     def watch(self, answer: "asyncio.Future[Any]", deadline: Deadline) -> None:
         """Fail it with `DeadlineExceeded` at its deadline."""

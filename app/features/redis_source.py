@@ -36,6 +36,10 @@ class HashReader(Protocol):
         is not worth trying."""
         ...
 
+    def check_up(self) -> None:
+        """Raises `FeaturesUnavailable` when nothing is worth waiting for."""
+        ...
+
     def watch(self, answer: "asyncio.Future[Any]", deadline: Deadline) -> None:
         """Fail it with `DeadlineExceeded` at its deadline."""
         ...
@@ -165,6 +169,8 @@ class RedisSource:
             self._features.read(own)
             own.offer()
             shared.add(own)
+        else:
+            self._features.check_up()
         for reading in shared:
             reading.fetches.append(fetch)
         fetch.missing = len(shared)

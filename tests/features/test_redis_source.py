@@ -193,6 +193,25 @@ async def test_a_redis_that_says_nothing_is_not_waited_for_again(
                 await asyncio.sleep(0.01)
 
 
+async def test_nobody_joins_a_read_of_a_redis_that_is_down(
+    source: RedisSource, client: "redis.Redis[Any]"
+) -> None:
+    with paused(client):
+        patient = asyncio.create_task(fetch(source, 1))
+        await started(patient)
+        async with asyncio.timeout(5):
+            while True:  # until the breaker has opened
+                with pytest.raises(FeaturesUnavailable) as refused:
+                    await source.fetch(
+                        {"driver_id": [2], "city": ["kyoto"]}, 1, Deadline.after(0.15)
+                    )
+                if "it says nothing" in str(refused.value):
+                    break
+        with pytest.raises(FeaturesUnavailable, match="it says nothing"):
+            await fetch(source, 1)
+    patient.cancel()
+
+
 async def test_a_caller_in_a_hurry_closes_redis_to_nobody(source: RedisSource) -> None:
     entities = {"driver_id": [1], "city": ["kyoto"]}
     for _ in range(20):
