@@ -49,6 +49,7 @@ OWNERS = {
     "hiredis": {
         "features/redis_connection.py",
         "features/redis_source.py",
+        "features/redis_features.py",
         "features/redis_cluster.py",
     },
     "redis": {

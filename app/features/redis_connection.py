@@ -27,7 +27,7 @@ def command(*words: bytes) -> bytes:
 
 
 # Not PING, which a replica that lost its master answers while it refuses to read.
-_ANY_READ = command(b"EXISTS", b"hikyaku")
+_ANY_READ = command(b"HMGET", b"hikyaku", b"hikyaku")
 # Whoever may not read this key, or finds it on another node, has an answer all the same.
 _ANSWERS_OTHERS = ("NOPERM", "MOVED", "ASK")
 
@@ -187,6 +187,8 @@ async def connect(
                     ssl=address.tls,
                 )
             await _introduce(connection, address)
+        if not connection.is_open:  # what came after the last answer made no sense
+            raise ConnectionLost("Redis answered what it was not asked")
     except (OSError, TimeoutError) as exc:
         connection.close("it was not made in time")
         reason = getattr(exc, "strerror", None) or "no answer"

@@ -3,9 +3,12 @@ Redis is down or says nothing."""
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
+
+import hiredis
 
 from app.breaker import CircuitBreaker, StillDown
 from app.deadline import Deadline, DeadlineSweep
@@ -15,8 +18,10 @@ from app.features.redis_connection import (
     ConnectionLost,
     Reading,
     RedisConnection,
+    ask,
     connect,
     give_up,
+    hand_over,
     ping,
 )
 
@@ -25,6 +30,8 @@ PATIENCE_S = 0.1
 
 _MAX_UNANSWERED = 1024
 _LATE_TO_OPEN = 3
+_MOST_LOSSES = 20
+_BAN_S, _MOST_BANNED = 5.0, 1000
 # Longer would not leave a peer that vanished within the second that recovery may take.
 _STALLED_AFTER_S = 0.5
 _LET_THE_SOCKET_BE_READ_S = 0.001
@@ -41,11 +48,15 @@ class Whereabouts(Protocol):
 class RedisFeatures:
     """The one connection that all plans of a worker read through.
 
-    A reading whose connection ends is sent once more on the next one. A circuit breaker opens when
-    no connection can be made, when Redis refuses to serve, when it has said nothing for 100 ms past
-    a deadline, or when three reads in a row were too late: then a read fails at once, and the
-    breaker's probes find out when Redis is back. As an async context manager it connects at once,
-    else at the first read; then `aclose` ends it.
+    A reading whose connection ends is asked again on the next one, alone and command by command.
+    One that ends that too is an error from then on, and not sent for five seconds: it must not take
+    the others' connection with it.
+
+    A circuit breaker opens when no connection can be made, when twenty have ended within a second,
+    when Redis refuses to serve, when it has said nothing for 100 ms past a deadline, or when three
+    reads in a row were too late: then a read fails at once, and the breaker's probes find out when
+    Redis is back. As an async context manager it connects at once, else at the first read; then
+    `aclose` ends it.
     """
 
     def __init__(self, whereabouts: Whereabouts) -> None:
@@ -57,6 +68,9 @@ class RedisFeatures:
         self._connecting: asyncio.Task[None] | None = None
         self._connecting_since_s = 0.0
         self._queued: list[Reading] = []
+        self._losses_s: deque[float] = deque(maxlen=_MOST_LOSSES)
+        self._banned: dict[bytes, float] = {}
+        """Commands that have ended a connection, and the instants until which none is sent."""
         self._late = 0
         self._closed = False
 
@@ -75,6 +89,8 @@ class RedisFeatures:
         """Send its commands; its reader is told how it ends. Raises `FeaturesUnavailable` when it
         is not worth trying."""
         self.check_up()
+        if self._banned:
+            self._check_allowed(reading)
         unanswered = self.unanswered
         if unanswered >= _MAX_UNANSWERED:
             raise FeaturesUnavailable(f"Redis owes {unanswered} answers")
@@ -118,6 +134,12 @@ class RedisFeatures:
             self._connection.close(f"{address} has taken over")
             self._reconnect()
 
+    def _check_allowed(self, reading: Reading) -> None:
+        now_s = time.monotonic()
+        for command in reading.commands:
+            if self._banned.get(command, 0) > now_s:
+                raise FeaturesUnavailable("Redis: to read this entity ends the connection")
+
     def _judge(self) -> None:
         if self._silent_s() >= PATIENCE_S:
             self._open("it says nothing")
@@ -138,14 +160,16 @@ class RedisFeatures:
         give_up(queued, reason)
 
     def _lost(self, unanswered: Sequence[Reading], reason: str) -> None:
-        self._connection = None
-        again = (
-            [] if self._closed or self._breaker.is_open else [r for r in unanswered if r.sent < 2]
-        )
-        kept = set(map(id, again))
-        give_up([reading for reading in unanswered if id(reading) not in kept], reason)
-        if again:
-            self._queued += again
+        in_use, self._connection = self._connection is not None, None
+        now_s = time.monotonic()
+        self._losses_s.append(now_s)
+        if self._closed or self._breaker.is_open or not in_use:
+            give_up(unanswered, reason)
+            return
+        self._queued = [*unanswered, *self._queued]
+        if len(self._losses_s) == _MOST_LOSSES and now_s - self._losses_s[0] < 1:
+            self._open(f"connections keep ending: {reason}")
+        elif self._queued:
             self._reconnect()
 
     def _reconnect(self) -> None:
@@ -155,19 +179,52 @@ class RedisFeatures:
 
     async def _connect_or_open(self) -> None:
         try:
-            await self._connect()
+            while self._queued and not self._breaker.is_open:
+                await self._connect()
         except ConnectionLost as exc:
             self._open(str(exc))
         finally:
             self._connecting = None
 
     async def _connect(self) -> None:
-        address = await self._whereabouts.find()
-        self._connection = await connect(address, self._lost)
+        """Connect, and send what is queued. Raises `ConnectionLost`."""
+        try:
+            address = await self._whereabouts.find()
+            connection = await connect(address, self._lost)
+        except ConnectionLost:
+            raise
+        except Exception as exc:  # an address, or a sentinel's answer, that nobody foresaw
+            raise ConnectionLost(f"cannot connect: {type(exc).__name__}: {exc}") from exc
         self._connected_to = address
+        while self._queued and self._queued[0].sent:
+            if not await self._answered_alone(connection, self._queued[0]):
+                return  # on the next connection
+            self._queued.pop(0)
+        self._connection = connection
         queued, self._queued = self._queued, []
         for reading in queued:
-            self._connection.send(reading)
+            connection.send(reading)
+
+    async def _answered_alone(self, connection: RedisConnection, reading: Reading) -> bool:
+        """Ask a reading whose connection has ended, command by command: one that ends this
+        connection too is what ended it, and is not sent again for a while."""
+        while len(reading.replies) < len(reading.commands):
+            suspect = reading.commands[len(reading.replies)]
+            self._connecting_since_s = time.monotonic()
+            try:
+                async with asyncio.timeout(_STALLED_AFTER_S):
+                    reading.replies += await ask(connection, suspect)
+            except TimeoutError:
+                connection.close("it says nothing")
+                raise ConnectionLost("it says nothing") from None
+            except ConnectionLost as exc:
+                if len(self._banned) >= _MOST_BANNED:
+                    self._banned.clear()
+                self._banned[suspect] = time.monotonic() + _BAN_S
+                reading.replies.append(hiredis.ReplyError(f"ERR it ends the connection: {exc}"))
+                return False
+        hand_over([reading])
+        return True
 
     async def _probe(self) -> None:
         """What the breaker asks: does Redis answer?"""

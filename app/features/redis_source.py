@@ -24,8 +24,8 @@ _SERVES_NOBODY = (
     *("NOAUTH", "NOPERM", "BUSY", "MISCONF", "OOM"),
 )
 _ROWS_AT_ONCE = 256
-# One is read while the other is decoded.
-_PARTS_UNDER_WAY = 2
+# Some are read while another is decoded; a fourth gains nothing.
+_PARTS_UNDER_WAY = 3
 
 
 class HashReader(Protocol):

@@ -64,13 +64,11 @@ async def test_a_database_is_read_by_its_number(fleet: Fleet, own: tuple[Server,
     assert same.status.tolist() == stored.status.tolist()
 
 
-async def test_a_user_needs_to_ping_and_to_read_hashes(
+async def test_a_user_needs_to_read_hashes_and_nothing_else(
     fleet: Fleet, own: tuple[Server, Path]
 ) -> None:
     with own[0].client() as client:
-        client.execute_command(
-            "ACL SETUSER", "reader", "on", ">p@ss", "~*", "+hmget", "+hgetall", "+ping"
-        )
+        client.execute_command("ACL SETUSER", "reader", "on", ">p@ss", "~*", "+hmget", "+hgetall")
     [rows] = await read(f"redis://reader:p%40ss@127.0.0.1:{own[0].port}", fleet)
     assert rows.status.tolist() == [[PRESENT] * 6]
 
@@ -165,3 +163,47 @@ async def test_a_certificate_of_another_host_is_refused(
     async with behind_tls(fleet.redis_url, certificate) as url:
         with pytest.raises(FeaturesUnavailable, match="certificate"):
             await read(url.replace("localhost", "127.0.0.1"), fleet)
+
+
+async def test_a_connection_that_answers_too_much_at_its_start_is_made_anew(
+    fleet: Fleet, own: tuple[Server, Path]
+) -> None:
+    """One reply more than was asked for: nobody can tell any more whose the next one is."""
+    made = 0
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal made
+        made += 1
+        first = made == 1
+        from_redis, to_redis = await asyncio.open_connection("127.0.0.1", own[0].port)
+
+        async def back() -> None:
+            nonlocal first
+            while data := await from_redis.read(65536):
+                writer.write(data + b":0\r\n" if first else data)
+                first = False
+            writer.close()
+
+        returning = asyncio.create_task(back())
+        while data := await reader.read(65536):
+            to_redis.write(data)
+        to_redis.close()
+        await returning
+
+    async with await asyncio.start_server(relay, "127.0.0.1") as listener:
+        port = listener.sockets[0].getsockname()[1]
+        url = f"redis://:{PASSWORD}@127.0.0.1:{port}"
+        settings = Settings(feature_redis_url=url)
+        async with open_features(settings, ReplayClock(KNOWN_AT)) as open_source:
+            source = open_source(fleet.plan)
+            async with asyncio.timeout(5):
+                while True:
+                    try:
+                        rows = await source.fetch(
+                            {"driver_id": [1], "city": ["kyoto"]}, 1, Deadline.after(5)
+                        )
+                        break
+                    except FeaturesUnavailable:
+                        await asyncio.sleep(0.01)
+    assert rows.status.tolist() == [[PRESENT] * 6]
+    assert made == 2

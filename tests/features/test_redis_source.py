@@ -86,6 +86,33 @@ async def test_a_connection_that_was_cut_is_replaced_within_the_read(
     assert (await fetch(source, 1)).status.tolist() == [[PRESENT] * 6]
 
 
+async def test_an_entity_that_ends_every_connection_harms_itself_only(
+    source: RedisSource, fleet: Fleet, client: "redis.Redis[Any]"
+) -> None:
+    assert fleet.plan.redis is not None
+    poison = driver_key(fleet, 559)
+    client.hset(poison, mapping=client.hgetall(driver_key(fleet, 1)))
+    huge = b"\x12\x80\xad\xe2\x04" + b"x" * 10_000_000
+    client.hset(poison, bytes.fromhex(fleet.plan.redis.fields["driver:plate"]), huge)
+    # Redis closes a connection to which it owes more than this.
+    client.config_set("client-output-buffer-limit", "normal 1mb 0 0")
+    connections = client.info("stats")["total_connections_received"]
+    try:
+        poisoned, *others = await asyncio.gather(
+            fetch(source, 559), *(fetch(source, driver) for driver in (0, 1, 2))
+        )
+        for _ in range(50):  # it is known now
+            with pytest.raises(FeaturesUnavailable, match="ends the connection"):
+                await fetch(source, 559)
+            assert (await fetch(source, 1)).status.tolist() == [[PRESENT] * 6]
+    finally:
+        client.config_set("client-output-buffer-limit", "normal 0 0 0")
+        client.delete(poison)
+    assert poisoned.status[0].tolist()[:4] == [UNAVAILABLE] * 3 + [PRESENT]
+    assert [rows.columns[1].tolist() for rows in others] == [[0.0], [7.0], [3.0]]
+    assert client.info("stats")["total_connections_received"] - connections <= 4
+
+
 async def test_all_readers_of_a_worker_share_one_connection(
     source: RedisSource, client: "redis.Redis[Any]"
 ) -> None:
