@@ -48,6 +48,11 @@ class ReplayClock:
         self._now_s = to_s
 
 
+_FIRST_S = datetime(1, 1, 2, tzinfo=UTC).timestamp()
+_LAST_S = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
+
 def as_rfc3339(at_s: float) -> str:
-    """`1388534340.0` → `2013-12-31T23:59:00Z`."""
+    """`1388534340.0` → `2013-12-31T23:59:00Z`; beyond the years 1 to 9999 it is their end."""
+    at_s = min(max(at_s, _FIRST_S), _LAST_S)
     return datetime.fromtimestamp(at_s, UTC).isoformat().replace("+00:00", "Z")

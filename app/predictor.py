@@ -74,8 +74,7 @@ class Predictor:
         """Raises whatever refuses the request (app/errors.py); nothing is kept then."""
         rows = await model.fetch(instances, deadline)
         now_s = self._clock.now_s()
-        filled = model.fill(instances, rows, now_s)
-        inputs = model.encode(instances, filled)
+        filled, inputs = model.encode(instances, rows, now_s)
         deadline.check()
         encoded_s = time.monotonic()
         execution = await model.submit(inputs, deadline)

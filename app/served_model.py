@@ -9,8 +9,8 @@ import msgspec
 from app.batching.batcher import DynamicBatcher, Execution
 from app.contract import Contract
 from app.deadline import Deadline
-from app.errors import FeaturesUnavailable
-from app.features.encoding import Encoder, ValueColumn
+from app.errors import BackendError, FeaturesUnavailable, InvalidInput
+from app.features.encoding import Encoder, StoredMisfit, ValueColumn
 from app.features.missing import FilledRows, MissingValues
 from app.features.source import FeatureRows, FeatureSource, ValueStatus, all_with_status
 from app.instances import InstanceDecoder, Instances
@@ -66,16 +66,23 @@ class ServedModel:
         _override(rows, instances)
         return rows
 
-    def fill(self, instances: Instances, rows: FeatureRows, now_s: float) -> FilledRows:
-        """The features as the model gets them at this feature time. Raises `FeaturesUnavailable`
-        for a value that is missing and that the contract refuses to go without."""
-        return self.missing.fill(rows, instances.fields, now_s)
+    def encode(
+        self, instances: Instances, rows: FeatureRows, now_s: float
+    ) -> tuple[FilledRows, Tensors]:
+        """The features as the model gets them at this feature time, and as its input tensors.
 
-    def encode(self, instances: Instances, filled: FilledRows) -> Tensors:
-        """The model's input tensors."""
-        columns: dict[str, ValueColumn] = dict(instances.fields)
-        columns.update(zip(self.source.plan.references, filled.columns, strict=True))
-        return self.encoder.encode(columns, instances.count)
+        A stored value that its tensor cannot hold becomes UNAVAILABLE in `rows`. Raises
+        `InvalidInput` for one that the caller gave, `FeaturesUnavailable` for a value that is
+        missing and that the contract refuses to go without, `BackendError` where nothing fits.
+        """
+        while True:
+            filled = self.missing.fill(rows, instances.fields, now_s)
+            columns: dict[str, ValueColumn] = dict(instances.fields)
+            columns.update(zip(self.source.plan.references, filled.columns, strict=True))
+            try:
+                return filled, self.encoder.encode(columns, instances.count)
+            except StoredMisfit as exc:
+                _give_up_misfits(rows, instances, exc)
 
     async def submit(self, inputs: Tensors, deadline: Deadline) -> Execution:
         """Share an execution with whoever else is waiting."""
@@ -92,3 +99,16 @@ def _override(rows: FeatureRows, instances: Instances) -> None:
             present = value is not None
             rows.status[row, position] = ValueStatus.PRESENT if present else ValueStatus.NULL_VALUE
             rows.columns[position][row] = value
+
+
+def _give_up_misfits(rows: FeatureRows, instances: Instances, misfit: StoredMisfit) -> None:
+    position = rows.plan.references.index(misfit.source)
+    given = instances.overrides.get(misfit.source)
+    for row in misfit.rows:
+        if given is not None and given[row] is not msgspec.UNSET:
+            field = f"instances[{row}].{misfit.source}"
+            raise InvalidInput(f"{field}: {misfit}", field=field)
+        if rows.status[row, position] == int(ValueStatus.UNAVAILABLE):
+            raise BackendError(str(misfit))  # not even what stands for it fits
+        rows.status[row, position] = int(ValueStatus.UNAVAILABLE)
+        rows.columns[position][row] = None  # NaN among numbers

@@ -261,8 +261,8 @@ async def answers(model: ServedModel, *instances: Mapping[str, Any]) -> list[Pre
     decoded = model.decoder.decode(json.dumps({"instances": instances}).encode())
     deadline = Deadline.after(10)
     rows = await model.fetch(decoded, deadline)
-    filled = model.fill(decoded, rows, 0.0)
-    execution = await model.submit(model.encode(decoded, filled), deadline)
+    _, inputs = model.encode(decoded, rows, 0.0)
+    execution = await model.submit(inputs, deadline)
     predictions, _ = model.outputs.read(execution.outputs)
     return predictions
 

@@ -1,10 +1,12 @@
 """The predict operation: bytes in, bytes out, without a framework."""
 
 import base64
+import math
 import os
 import re
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -160,7 +162,13 @@ def _shown(value: Any) -> Any:
         return sorted(shown, key=_null_last) if isinstance(value, set) else shown
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    return None if value != value else value  # NaN is not itself
+    if isinstance(value, dict):
+        return {str(key): _shown(each) for key, each in value.items()}
+    if value is None or isinstance(value, str | bool | int | datetime):
+        return value
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    return str(value)  # a decimal number, say
 
 
 def _null_last(value: Any) -> tuple[bool, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.contract import Column, InputTensor, is_stored_feature
-from app.errors import BackendError, InvalidInput
+from app.errors import InvalidInput
 from app.tensors import Tensors
 
 ValueColumn: TypeAlias = Sequence[Any] | NDArray[Any]
@@ -17,6 +17,15 @@ ValueColumn: TypeAlias = Sequence[Any] | NDArray[Any]
 
 Categories: TypeAlias = Mapping[str, Mapping[str, float]]
 """For each source that is encoded `as: category`, the number that stands for each category."""
+
+
+class StoredMisfit(Exception):
+    """The stored feature `source` does not fit its tensor in `rows`."""
+
+    def __init__(self, source: str, rows: Sequence[int], text: str) -> None:
+        super().__init__(f"instances[{rows[0]}]: the stored {source} {text}")
+        self.source = source
+        self.rows = rows
 
 
 class Encoder:
@@ -35,7 +44,7 @@ class Encoder:
         """Input tensors of shape `[rows, columns]`, by name. `columns` holds every source.
 
         A value that the tensor's type does not have raises `InvalidInput` where the caller sent it
-        and `BackendError` where it was stored: left to itself, numpy writes infinity for a float
+        and `StoredMisfit` where it was stored: left to itself, numpy writes infinity for a float
         too large and -2**63 for a missing integer.
         """
         with np.errstate(over="raise", invalid="raise"):
@@ -58,16 +67,17 @@ class Encoder:
 
     def _misfit(
         self, target: NDArray[Any], column: Column, values: ValueColumn
-    ) -> InvalidInput | BackendError:
+    ) -> "InvalidInput | StoredMisfit":
+        rows = []
         for row in range(len(target)):
             try:
                 target[row : row + 1] = self._transformed(column, values[row : row + 1])
             except (FloatingPointError, OverflowError, ValueError, TypeError):
-                break
+                rows.append(row)
         text = f"does not fit the model's {target.dtype}"
         if is_stored_feature(column.source):
-            return BackendError(f"instances[{row}]: the stored {column.source} {text}")
-        field = f"instances[{row}].{column.source}"
+            return StoredMisfit(column.source, rows, text)
+        field = f"instances[{rows[0]}].{column.source}"
         return InvalidInput(f"{field}: {text}", field=field)
 
     def _transformed(self, column: Column, values: ValueColumn) -> ValueColumn:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import InvalidInput, InvalidModel
-from app.features.encoding import Encoder, ValueColumn
+from app.features.encoding import Encoder, StoredMisfit, ValueColumn
 from app.features.plan import FeaturePlan, value_type
 from app.instances import InstanceDecoder
 from app.tensors import Signature, Tensors
@@ -122,7 +122,10 @@ def golden_tensors(
                     f"golden rows: not {instances.count} values of {reference}, one a row"
                 )
             columns[reference] = _column(golden.features[reference], feature.dtype)
-    return encoder.encode(columns, instances.count)
+    try:
+        return encoder.encode(columns, instances.count)
+    except StoredMisfit as exc:
+        raise InvalidModel(f"golden rows: {exc}") from exc
 
 
 def describe(path: Path) -> File:

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from app.errors import FeaturesUnavailable
 from app.features.plan import FeaturePlan, PlannedFeature, PlannedView
 from app.features.source import EntityColumns, FeatureRows
 from app.features.static_source import StaticSource
-from tests.api.conftest import Serve, reading_from
+from tests.api.conftest import EVENT_TIME_S, Serve, reading_from
 from tests.tiny_models import DRIVER_VALUES, DRIVERS, binary, multiclass, regression, stored
 
 PAIRS = [{"a": 2.0, "b": 1.0}, {"a": 0.0, "b": 3.5}]
@@ -165,6 +166,32 @@ class TestStoredFeatures:
             "age_s": None,
         }
 
+    async def test_a_stored_value_that_the_model_cannot_hold_harms_its_own_feature(
+        self, serve: Serve
+    ) -> None:
+        huge = {"rating": 1e300, "trips": 7}
+        stored = dict(DRIVER_VALUES) | {"driver": {**DRIVER_VALUES["driver"], (5,): huge}}
+        source = StaticSource(DRIVERS, stored, EVENT_TIME_S)
+        async with serve("stored", open_features=reading_from(source)) as client:
+            alone = await predict(client, "stored", KYOTO)
+            answer = await predict(client, "stored", KYOTO | {"driver_id": 5}, KYOTO)
+            given = await client.post(
+                "/v1/models/stored:predict",
+                json={"instances": [KYOTO | {"driver:rating": 1e300}]},
+            )
+        assert answer["predictions"][1] == alone["predictions"][0]
+        assert answer["degraded_reasons"] == [
+            {"feature_view": "driver", "status": "UNAVAILABLE", "instances": [0]}
+        ]
+        assert given.status_code == 400
+        assert given.json()["error"]["field"] == "instances[0].driver:rating"
+
+    async def test_verbose_shows_a_time_beyond_the_calendar(self, serve: Serve) -> None:
+        source = StaticSource(DRIVERS, DRIVER_VALUES, 1e12)
+        async with serve("stored", open_features=reading_from(source)) as client:
+            answer = await predict(client, "stored", KYOTO, verbose=True)
+        assert answer["features"][0]["driver:trips"]["event_time"] == "9999-12-31T00:00:00Z"
+
     async def test_verbose_shows_values_that_json_has_no_type_for(self, serve: Serve) -> None:
         odd = {
             "Bytes": b"\x00\xff",
@@ -172,6 +199,8 @@ class TestStoredFeatures:
             "Array(Float32)": np.array([0.5, np.nan], dtype=np.float32),
             "Array(String)": ["b", "a"],
             "Set(Int64)": {3, 1, 2},
+            "Decimal": Decimal("1.50"),
+            "Map": {"a": b"\x00\xff"},
         }
         view = PlannedView(
             "odd", ("city",), None, tuple(PlannedFeature(dtype, dtype) for dtype in odd)
@@ -187,6 +216,8 @@ class TestStoredFeatures:
             "odd:Array(Float32)": [0.5, None],
             "odd:Array(String)": ["b", "a"],
             "odd:Set(Int64)": [1, 2, 3],
+            "odd:Decimal": "1.50",
+            "odd:Map": {"a": "AP8="},
         }
 
     async def test_a_constant_may_stand_for_a_missing_value(self, serve: Serve) -> None:
