@@ -86,7 +86,7 @@ def _unix_socket(parts: SplitResult) -> RedisAddress:
     if not parts.path:
         raise ValueError
     db = int(parts.query.removeprefix("db=") or 0)
-    return replace(_spoken_to(parts, "", 0, db), unix_path=parts.path)
+    return replace(_spoken_to(parts, "", 0, db), unix_path=unquote(parts.path))
 
 
 def _sentinels(parts: SplitResult) -> SentinelAddress:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -42,6 +42,7 @@ class ClusterFeatures:
         self._node_of_slot: list[_Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._unknown = "which node holds what is not known yet"
         self._sweep = DeadlineSweep()
+        self._under_way: dict[Reading, _Whole] = {}
         self._in_doubt = asyncio.Event()
         self._learning: asyncio.Task[None] | None = None
         self._closed = False
@@ -56,8 +57,9 @@ class ClusterFeatures:
         reason = ""
         for node, places in parts.items():
             reason = self._send(node, whole, places) or reason
-        if not whole.missing:
+        if not whole.parts:
             raise FeaturesUnavailable(f"Redis Cluster: {reason}")
+        self._under_way[reading] = whole
 
     def check_up(self) -> None:
         """A cluster is down only key by key."""
@@ -69,11 +71,18 @@ class ClusterFeatures:
     def answered(self) -> None:
         """A read was answered in time; each node's part of it has told so already."""
 
-    def late(self, waited_s: float) -> None:
-        """A read ran out of time after so long: the fault of a node that still owes an answer."""
-        for node in self._nodes.values():
-            if node.features.unanswered:
-                node.features.late(waited_s)
+    def late(self, waited_s: float, readings: Collection[Reading]) -> None:
+        """A read ran out of time after so long: the fault of the nodes that still owe a part of
+        these readings, which are not complete."""
+        now_s = time.monotonic()
+        owed_s: dict[_Node, float] = {}
+        for reading in readings:
+            whole = self._under_way.get(reading)
+            # None: it has failed since the read ran out of time.
+            for part in whole.parts if whole is not None else ():
+                owed_s[part.node] = max(now_s - part.since_s, owed_s.get(part.node, 0.0))
+        for node, node_owed_s in owed_s.items():
+            node.features.late(min(waited_s, node_owed_s), ())
 
     def refused(self, reason: str) -> None:
         """A node answered that it serves nobody now: perhaps another does."""
@@ -84,29 +93,58 @@ class ClusterFeatures:
         complete = []
         for part in readings:
             assert isinstance(part, _Part)  # we send no others
-            if now_s - part.since_s < PATIENCE_S:
-                part.node.features.answered()
-            # An ASKING before the command has a reply of its own.
-            replies = part.replies[-len(part.places) :]
-            for place, reply in zip(part.places, replies, strict=True):
-                if not self._redirected(part, place, reply):
-                    part.whole.reading.replies[place] = reply
-            part.whole.missing -= 1
-            if not part.whole.missing:
+            if part not in part.whole.parts:
+                continue  # its reading has failed
+            try:
+                if now_s - part.since_s < PATIENCE_S:
+                    part.node.features.answered()
+                self._take(part)
+            except Exception as exc:  # a defect: nobody may be left waiting
+                self._give_up(part.whole, exc)
+                continue
+            if self._was_last(part):
                 complete.append(part.whole.reading)
         hand_over(complete)
 
     def failed(self, reading: Reading, reason: str) -> None:
         assert isinstance(reading, _Part)  # we send no others
         whole = reading.whole
-        self._failed(reading.node, whole, reading.places, reason)
-        whole.missing -= 1
-        if whole.missing:
+        if reading not in whole.parts:
+            return  # the whole has failed already
+        try:
+            self._failed(reading.node, whole, reading.places, reason)
+        except Exception as exc:  # a defect: nobody may be left waiting
+            self._give_up(whole, exc)
+            return
+        if not self._was_last(reading):
             return
         if whole.failed == len(whole.reading.commands):
             whole.reading.reader.failed(whole.reading, reason)
         else:
             hand_over([whole.reading])
+
+    def _take(self, part: "_Part") -> None:
+        """Put its replies where they belong, and follow those that lead elsewhere."""
+        # An ASKING before the command has a reply of its own.
+        replies = part.replies[-len(part.places) :]
+        for place, reply in zip(part.places, replies, strict=True):
+            if not self._redirected(part, place, reply):
+                part.whole.reading.replies[place] = reply
+
+    def _was_last(self, part: "_Part") -> bool:
+        """Whether its reading is complete with it."""
+        part.whole.parts.remove(part)
+        if part.whole.parts:
+            return False
+        del self._under_way[part.whole.reading]
+        return True
+
+    def _give_up(self, whole: "_Whole", exc: Exception) -> None:
+        """Fail the whole reading; what comes of it later is for nobody."""
+        log.error("a part of a reading was not understood", exc_info=exc)
+        whole.parts.clear()
+        del self._under_way[whole.reading]
+        whole.reading.reader.failed(whole.reading, f"a defect: {type(exc).__name__}")
 
     def _send(
         self,
@@ -126,7 +164,7 @@ class ClusterFeatures:
             except FeaturesUnavailable as exc:
                 reason = str(exc)
             else:
-                whole.missing += 1
+                whole.parts.add(part)
                 return ""
         self._failed(node, whole, places, reason)
         return reason
@@ -149,6 +187,8 @@ class ClusterFeatures:
                 host, _, port = where.rpartition(":")
             case _:
                 return False
+        if not (port.isdecimal() and len(port) <= 5 and 0 < int(port) <= 65_535):
+            return False  # it leads nowhere
         if kind == "MOVED":
             self._in_doubt.set()
         node = self._node(host or part.node.address.host, int(port))
@@ -242,13 +282,13 @@ class _Node:
 class _Whole:
     """A reading that several nodes answer."""
 
-    __slots__ = ("failed", "missing", "reading")
+    __slots__ = ("failed", "parts", "reading")
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
         reading.replies = [None] * len(reading.commands)
-        self.missing = 0
-        """Parts that are under way."""
+        self.parts: set[_Part] = set()
+        """Those that are under way; none once the reading is complete or has failed."""
         self.failed = 0
         """Commands that no node could be asked."""
 

@@ -4,7 +4,7 @@ Redis is down or says nothing."""
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -113,8 +113,9 @@ class RedisFeatures:
         """A read was answered in time."""
         self._late = 0
 
-    def late(self, waited_s: float) -> None:
-        """A read ran out of time after so long."""
+    def late(self, waited_s: float, readings: Collection[Reading]) -> None:
+        """A read ran out of time after so long. Whichever readings are missing, this is the one
+        Redis that owes them."""
         # A caller in a hurry is no fault of Redis'.
         self._late += waited_s >= PATIENCE_S
         # Our own loop may have been too busy to read what is already here: it gets a turn first.

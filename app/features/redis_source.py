@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import hiredis
@@ -48,8 +48,8 @@ class HashReader(Protocol):
         """A read was answered in time."""
         ...
 
-    def late(self, waited_s: float) -> None:
-        """A read ran out of time after so long."""
+    def late(self, waited_s: float, readings: Collection[Reading]) -> None:
+        """A read ran out of time after so long; these readings of it are not complete."""
         ...
 
     def refused(self, reason: str) -> None:
@@ -104,7 +104,7 @@ class RedisSource:
             answer = await fetch.answer
         except DeadlineExceeded:
             waited_s = time.monotonic() - fetch.begun_s
-            self._features.late(waited_s)
+            self._features.late(waited_s, fetch.outstanding())
             raise FeaturesUnavailable(
                 f"the feature store did not answer within {waited_s * 1000:.0f} ms"
             ) from None
@@ -289,6 +289,10 @@ class _Fetch:
         self.refusal = ""
         """Why Redis serves nobody now, if it said so."""
         self.answer: asyncio.Future[FeatureRows] = asyncio.get_running_loop().create_future()
+
+    def outstanding(self) -> set[_SharedReading]:
+        """The readings that it waits for and that are not complete."""
+        return {reading for places, _ in self.parts for reading, _ in places if not reading.rows}
 
     def fail(self, exc: Exception) -> None:
         if not self.answer.done():

@@ -22,6 +22,9 @@ def test_a_unix_socket_is_a_path() -> None:
     assert parse_address("unix://:secret@/run/redis.sock?db=3") == RedisAddress(
         "", 0, "/run/redis.sock", None, None, "secret", 3
     )
+    assert parse_address("unix:///run/a%20b%23%3F/100%25%40") == RedisAddress(
+        "", 0, "/run/a b#?/100%@", None, None, None, 0
+    )
 
 
 def test_sentinels_have_a_password_of_their_own() -> None:

@@ -4,20 +4,31 @@
 |---|---|---|---|
 | F1 | Redis is down | `TestF1Down` | tests/api/test_redis_gone.py, prove_redis_outage.py |
 | F2 | Redis hangs | `TestF2Hangs` | the same two |
-| F3 | Redis is slow | `TestF3Slow` | there is one Redis and no replica to hedge with |
-| F4 | failover, LOADING, READONLY, … | `TestF4Failover` | |
-| F5 | Redis flaps | `TestF5Flaps` | |
+| F3 | Redis or one shard is slow | `TestF3Slow` | tests/features/test_redis_cluster.py (1) |
+| F4 | failover, LOADING, READONLY, … | `TestF4Failover` | tests/features/test_redis_topologies.py |
+| F5 | Redis flaps | `TestF5Flaps` (2) | |
 | F6 | a read that was left | `TestF6LeftReads` | loadtests/prove_no_foreign_values.py |
 | F7 | no connection is to be had | `TestF7Connections` | |
 | F8 | an entity is missing | | tests/contract/test_feature_sources.py |
-| F9 | a value is too old | | tests/contract/test_feature_sources.py |
+| F9 | a value is too old or of the future | | tests/contract/test_feature_sources.py (3) |
 | F10 | a value is of another type | `TestF10Corrupt` | tests/features/test_values.py |
 | F11 | two fields have one hash | | tests/features/test_feast_plan.py: refused at publishing |
 | F12 | one command of a read fails | `TestF12OneCommand` | |
 | F13 | the registry is unreachable | | tests/api/test_redis_gone.py: serving has none |
 | F14 | all ask for one entity | `TestF14Herd` | |
-| F15 | a huge entity | `TestF15Huge` | |
+| F15 | a huge entity | `TestF15Huge` (4) | |
 | F16 | features are exchanged | | tests/repository/test_publish.py: golden rows do not come out |
+
+1. Reads are not hedged: no replica is asked. Of a cluster one silent node harms its own keys only:
+   `test_a_silent_node_is_left_and_no_other_pays_for_it`.
+2. Up and down every 30 ms, for a second: at most one connection for each time it comes up, right
+   answers throughout, and fresh ones in the end. Neither latency nor what is logged is measured,
+   and no budget of connections a second exists: the breaker's probes are what limits them.
+3. A value of the future is NOT_FOUND, like one that is not stored, and not counted apart.
+4. The size of a reply has no cap. A field of 10 MB harms no other entity's values and no later
+   read, and a hash that is read whole and has 10 MB too many is read by its fields from then on.
+   What is asked for is read whatever its size; those behind it on the connection wait for it, and
+   how long is not tested.
 
 Every value tells whose it is (loadtests/telltale.py), and every read below is held against it.
 """
