@@ -8,7 +8,7 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-ha
 export PYTHONUNBUFFERED := 1
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage clean
+	prove-redis-outage bench-features bench-start clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -39,6 +39,12 @@ prove-no-foreign-values: .venv/train.installed  ## a million reads while Redis m
 
 prove-redis-outage: .venv/train.installed  ## answers under load while Redis is gone for 30 s, in three ways
 	@$(BIN)/python -m loadtests.prove_redis_outage $(PROVE)
+
+bench-features: .venv/train.installed  ## feature reads beside Feast's SDK and beside bare hiredis
+	@$(BIN)/python -m loadtests.bench_features $(BENCH)
+
+bench-start: .venv/train.installed  ## from exec to ready, and memory; needs `make run` beside it
+	@$(BIN)/python -m loadtests.bench_start $(BENCH)
 
 lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.toml allows
 	@for group in dev train service; do \

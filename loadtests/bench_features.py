@@ -1,6 +1,6 @@
 """Feature reads beside the Feast SDK and beside bare hiredis: one process, one loop, one Redis.
 
-    python loadtests/bench_features.py [--rounds 5] [--entities 10000] [--json FILE]
+    make bench-features      (BENCH="--rounds 5 --entities 10000 --json FILE")
 
 Two views of 32 Float32 features, each of one entity; every read asks for other entities, and each
 of them has an event time of its own. The contenders take turns within each round, in an order that

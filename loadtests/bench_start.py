@@ -1,6 +1,6 @@
 """From exec to ready, and the memory that a serving process then holds.
 
-    python loadtests/bench_start.py [--runs 5]
+    make bench-start      (BENCH="--runs 5")
 
 Needs a trained flight_delay with its Redis: leave `make run` running beside it.
 """
