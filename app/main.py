@@ -12,9 +12,7 @@ from app.clock import FeatureClock
 from app.config import Settings
 from app.features.plan import FeaturePlan
 from app.features.redis_address import ClusterAddress, SentinelAddress, parse_address
-from app.features.redis_cluster import ClusterFeatures
 from app.features.redis_features import RedisFeatures
-from app.features.redis_sentinel import master_features
 from app.features.redis_source import HashReader, RedisSource
 from app.features.source import FeatureSource
 from app.features.static_source import StaticSource
@@ -55,10 +53,15 @@ async def open_features(settings: Settings, clock: FeatureClock) -> AsyncIterato
 
 
 def _open_redis(url: str) -> AbstractAsyncContextManager[HashReader]:
+    """What finds masters and nodes takes a quarter of a second to import: only where it is used."""
     address = parse_address(url)
     if isinstance(address, SentinelAddress):
+        from app.features.redis_sentinel import master_features
+
         return master_features(address)
     if isinstance(address, ClusterAddress):
+        from app.features.redis_cluster import ClusterFeatures
+
         return ClusterFeatures(address)
     return RedisFeatures(address)
 

@@ -1,11 +1,10 @@
 """The Redis of the state that replicas share: what must hold before anything is kept in it."""
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
-
 from app.errors import ConfigurationError
+from app.features.redis_address import RedisAddress, parse_address
+from app.features.redis_connection import ConnectionLost, Reply, ask, command, connect, give_up
+
+_SETTING = "STATE_REDIS_URL"
 
 
 async def check_state_store(url: str) -> None:
@@ -14,25 +13,27 @@ async def check_state_store(url: str) -> None:
     Release state that Redis may drop is worse than none: a replica would believe that nothing was
     ever released. A Redis that forbids CONFIG (managed ones do) is taken at its word.
     """
+    address = parse_address(url, _SETTING)
+    if not isinstance(address, RedisAddress):
+        raise ConfigurationError(f"{_SETTING}: one Redis, without Sentinels and no cluster")
+    names = ("maxmemory-policy", "appendonly", "save")
     try:
-        client = redis.asyncio.from_url(
-            url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
-        )
-    except ValueError as exc:
-        raise ConfigurationError(f"STATE_REDIS_URL: {exc}") from exc
-    try:
-        await client.echo("")
+        connection = await connect(address, give_up)
         try:
-            policy = (await client.config_get("maxmemory-policy"))["maxmemory-policy"]
-            append_only = (await client.config_get("appendonly"))["appendonly"]
-            save = (await client.config_get("save"))["save"]
-        except ResponseError:
-            return
-    except (RedisError, OSError) as exc:
-        raise ConfigurationError(f"STATE_REDIS_URL: cannot be used: {exc}") from exc
-    finally:
-        await client.aclose()
-    if policy != "noeviction":
-        raise ConfigurationError(f"STATE_REDIS_URL: maxmemory-policy is {policy}, not noeviction")
-    if append_only != "yes" and not save:
-        raise ConfigurationError("STATE_REDIS_URL: neither appendonly nor save is set")
+            replies = await ask(
+                connection, *(command(b"CONFIG", b"GET", name.encode()) for name in names)
+            )
+        finally:
+            connection.close("it has been checked")
+    except ConnectionLost as exc:
+        raise ConfigurationError(f"{_SETTING}: cannot be used: {exc}") from exc
+    policy, append_only, save = map(_value, replies)
+    if policy not in {"noeviction", None}:
+        raise ConfigurationError(f"{_SETTING}: maxmemory-policy is {policy}, not noeviction")
+    if append_only == "no" and save == "":
+        raise ConfigurationError(f"{_SETTING}: neither appendonly nor save is set")
+
+
+def _value(reply: Reply) -> str | None:
+    """Of `CONFIG GET name`; None where that is not allowed."""
+    return reply[1].decode() if isinstance(reply, list) and len(reply) == 2 else None

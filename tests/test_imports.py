@@ -53,7 +53,6 @@ OWNERS = {
         "features/redis_cluster.py",
     },
     "redis": {
-        "state_store.py",
         "local/up.py",
         "features/redis_py.py",
         "features/redis_sentinel.py",

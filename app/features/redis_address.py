@@ -61,9 +61,9 @@ class ClusterAddress:
 Address: TypeAlias = RedisAddress | SentinelAddress | ClusterAddress
 
 
-def parse_address(url: str) -> Address:
-    """Where FEATURE_REDIS_URL leads; README lists its forms. Raises `ConfigurationError`, without
-    the password, for anything else."""
+def parse_address(url: str, setting: str = "FEATURE_REDIS_URL") -> Address:
+    """Where this setting leads; README lists its forms. Raises `ConfigurationError`, without the
+    password, for anything else."""
     try:
         parts = urlsplit(url)
         parse = _PARSERS.get(parts.scheme)
@@ -72,7 +72,7 @@ def parse_address(url: str) -> Address:
         return parse(parts)
     except ValueError:
         # None: urllib's fault may show what it could not read.
-        raise ConfigurationError(f"FEATURE_REDIS_URL: must be {_FORMS}") from None
+        raise ConfigurationError(f"{setting}: must be {_FORMS}") from None
 
 
 def _server(parts: SplitResult) -> RedisAddress:

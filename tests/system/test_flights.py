@@ -70,7 +70,7 @@ from app.main import create_application
 
 async def main():
     async with create_application(load_settings()).lifespan():
-        return [name for name in ("feast", "pandas", "sklearn") if name in sys.modules]
+        return [name for name in ("feast", "pandas", "sklearn", "redis") if name in sys.modules]
 
 print(json.dumps(asyncio.run(main())))
 """
