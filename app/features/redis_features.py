@@ -49,8 +49,8 @@ class RedisFeatures:
     """The one connection that all plans of a worker read through.
 
     A reading whose connection ends is asked again on the next one, alone and command by command.
-    One that ends that too is an error from then on, and not sent for five seconds: it must not take
-    the others' connection with it.
+    A command that ends two more is an error from then on, and not sent for five seconds: it must
+    not take the others' connection with it.
 
     A circuit breaker opens when no connection can be made, when twenty have ended within a second,
     when Redis refuses to serve, when it has said nothing for 100 ms past a deadline, or when three
@@ -69,6 +69,8 @@ class RedisFeatures:
         self._connecting_since_s = 0.0
         self._queued: list[Reading] = []
         self._losses_s: deque[float] = deque(maxlen=_MOST_LOSSES)
+        self._suspect = b""
+        """The command during which, alone, the last connection ended."""
         self._banned: dict[bytes, float] = {}
         """Commands that have ended a connection, and the instants until which none is sent."""
         self._late = 0
@@ -207,8 +209,8 @@ class RedisFeatures:
             connection.send(reading)
 
     async def _answered_alone(self, connection: RedisConnection, reading: Reading) -> bool:
-        """Ask a reading whose connection has ended, command by command: one that ends this
-        connection too is what ended it, and is not sent again for a while."""
+        """Ask a reading whose connection has ended, command by command: one that ends two more is
+        what ended it, and is not sent again for a while."""
         while len(reading.replies) < len(reading.commands):
             suspect = reading.commands[len(reading.replies)]
             self._connecting_since_s = time.monotonic()
@@ -219,13 +221,19 @@ class RedisFeatures:
                 connection.close("it says nothing")
                 raise ConnectionLost("it says nothing") from None
             except ConnectionLost as exc:
-                if len(self._banned) >= _MOST_BANNED:
-                    self._banned.clear()
-                self._banned[suspect] = time.monotonic() + _BAN_S
-                reading.replies.append(hiredis.ReplyError(f"ERR it ends the connection: {exc}"))
+                if suspect == self._suspect:
+                    self._ban(suspect)
+                    error = hiredis.ReplyError(f"ERR it ends the connection: {exc}")
+                    reading.replies.append(error)
+                self._suspect = suspect
                 return False
         hand_over([reading])
         return True
+
+    def _ban(self, command: bytes) -> None:
+        if len(self._banned) >= _MOST_BANNED:
+            self._banned.clear()
+        self._banned[command] = time.monotonic() + _BAN_S
 
     async def _probe(self) -> None:
         """What the breaker asks: does Redis answer?"""
