@@ -5,7 +5,7 @@ import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -170,25 +170,24 @@ async def test_a_connection_that_answers_too_much_at_its_start_is_made_anew(
 ) -> None:
     """One reply more than was asked for: nobody can tell any more whose the next one is."""
     made = 0
+    relays: list[asyncio.Task[Any]] = []
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal made
         made += 1
-        first = made == 1
+        task = asyncio.current_task()
+        assert task is not None
+        relays.append(task)
         from_redis, to_redis = await asyncio.open_connection("127.0.0.1", own[0].port)
-
-        async def back() -> None:
-            nonlocal first
-            while data := await from_redis.read(65536):
-                writer.write(data + b":0\r\n" if first else data)
-                first = False
-            writer.close()
-
-        returning = asyncio.create_task(back())
-        while data := await reader.read(65536):
-            to_redis.write(data)
-        to_redis.close()
-        await returning
+        surplus = b":0\r\n" if made == 1 else b""
+        with closing(writer), closing(to_redis), suppress(ConnectionError):
+            for number in range(1000):  # a question and its answer, in turns
+                question = await reader.read(65536)
+                if not question:
+                    break
+                to_redis.write(question)
+                writer.write(await from_redis.read(65536) + (surplus if number == 0 else b""))
+        await asyncio.gather(writer.wait_closed(), to_redis.wait_closed(), return_exceptions=True)
 
     async with await asyncio.start_server(relay, "127.0.0.1") as listener:
         port = listener.sockets[0].getsockname()[1]
@@ -205,5 +204,6 @@ async def test_a_connection_that_answers_too_much_at_its_start_is_made_anew(
                         break
                     except FeaturesUnavailable:
                         await asyncio.sleep(0.01)
+        await asyncio.gather(*relays)
     assert rows.status.tolist() == [[PRESENT] * 6]
     assert made == 2
