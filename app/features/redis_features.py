@@ -2,6 +2,7 @@
 Redis is down or says nothing."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -24,6 +25,8 @@ from app.features.redis_connection import (
     hand_over,
     ping,
 )
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 0.1
 """What a Redis may take before it counts as slow."""
@@ -186,6 +189,9 @@ class RedisFeatures:
                 await self._connect()
         except ConnectionLost as exc:
             self._open(str(exc))
+        except Exception as exc:  # a defect: nobody may be left in the queue
+            log.error("connecting failed", exc_info=exc)
+            self._open(f"connecting failed: {type(exc).__name__}")
         finally:
             self._connecting = None
 
@@ -200,9 +206,8 @@ class RedisFeatures:
             raise ConnectionLost(f"cannot connect: {type(exc).__name__}: {exc}") from exc
         self._connected_to = address
         while self._queued and self._queued[0].sent:
-            if not await self._answered_alone(connection, self._queued[0]):
-                return  # on the next connection
-            self._queued.pop(0)
+            if not await self._answered_alone(connection, self._queued.pop(0)):
+                return  # what is left, on the next connection
         self._connection = connection
         queued, self._queued = self._queued, []
         for reading in queued:
@@ -211,22 +216,29 @@ class RedisFeatures:
     async def _answered_alone(self, connection: RedisConnection, reading: Reading) -> bool:
         """Ask a reading whose connection has ended, command by command: one that ends two more is
         what ended it, and is not sent again for a while."""
-        while len(reading.replies) < len(reading.commands):
-            suspect = reading.commands[len(reading.replies)]
-            self._connecting_since_s = time.monotonic()
-            try:
+        try:
+            while len(reading.replies) < len(reading.commands):
+                suspect = reading.commands[len(reading.replies)]
+                self._connecting_since_s = time.monotonic()
                 async with asyncio.timeout(_STALLED_AFTER_S):
                     reading.replies += await ask(connection, suspect)
-            except TimeoutError:
-                connection.close("it says nothing")
-                raise ConnectionLost("it says nothing") from None
-            except ConnectionLost as exc:
-                if suspect == self._suspect:
-                    self._ban(suspect)
-                    error = hiredis.ReplyError(f"ERR it ends the connection: {exc}")
-                    reading.replies.append(error)
-                self._suspect = suspect
-                return False
+        except ConnectionLost as exc:
+            if suspect == self._suspect:
+                self._ban(suspect)
+                reading.replies.append(hiredis.ReplyError(f"ERR it ends the connection: {exc}"))
+            self._suspect = suspect
+            if self._closed or self._breaker.is_open:
+                give_up([reading], str(exc))
+            else:
+                self._queued.insert(0, reading)
+            return False
+        except TimeoutError:
+            connection.close("it says nothing")
+            give_up([reading], "it says nothing")
+            raise ConnectionLost("it says nothing") from None
+        except asyncio.CancelledError:
+            give_up([reading], "we are closing")
+            raise
         hand_over([reading])
         return True
 
