@@ -104,6 +104,11 @@ async def prove(reads: int, concurrency: int, seed: int, *, told: bool = False) 
     summary = Summary()
     tasks_before = asyncio.all_tasks()
     started_s = time.monotonic()
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: summary.violations.append(
+            f"{context['message']}: {context.get('exception')!r}"
+        )
+    )
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         redis = stack.enter_context(RedisProcess(Path(folder) / "redis"))
