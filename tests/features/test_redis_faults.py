@@ -171,6 +171,13 @@ def commands_read(process: RedisProcess) -> int:
         return int(client.info("commandstats").get("cmdstat_hmget", {}).get("calls", 0))
 
 
+async def commands_above(process: RedisProcess, count: int) -> None:
+    """Return when Redis has executed more reads than that."""
+    async with asyncio.timeout(5):
+        while commands_read(process) <= count:  # noqa: ASYNC110  Redis tells nobody
+            await asyncio.sleep(0.005)
+
+
 def connections_to(client: "redis.Redis[Any]") -> int:
     """How many connections Redis has ever accepted."""
     return int(client.info("stats")["total_connections_received"])
@@ -208,6 +215,21 @@ class TestF1Down:
         await proxy.switch(Refuse())
         async with asyncio.timeout(2):
             assert await refusals(reads) == 50
+
+    async def test_a_read_that_is_asked_again_alone_ends_once(
+        self, reader: Reader, proxy: FaultProxy, shared_redis: RedisProcess
+    ) -> None:
+        """The breaker opens meanwhile and gives up what is queued: this one is not, any more."""
+        await proxy.switch(Delay(0.3))
+        before = commands_read(shared_redis)
+        patient = asyncio.create_task(reader.read(1))
+        await commands_above(shared_redis, before)
+        proxy.cut()
+        before = commands_read(shared_redis)
+        await commands_above(shared_redis, before + 1)  # the new connection's own, then this read's
+        with pytest.raises(FeaturesUnavailable):
+            await reader.read(2, timeout_s=0.15)
+        assert ((await patient).status == PRESENT).all()
 
     async def test_a_redis_that_was_never_there_is_read_once_it_comes(
         self, shared_redis: RedisProcess, proxy: FaultProxy
