@@ -118,6 +118,22 @@ class Features(_Section):
     last_good_entities: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
 
 
+class EchoOptions(_Section):
+    """Answers each output with the input of the same position: for tests and floors."""
+
+    use: Literal["echo"]
+
+
+class OnnxOptions(_Section):
+    """ONNX Runtime in the server's process, `threads` to an execution."""
+
+    use: Literal["onnx"]
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+
+
+BackendOptions: TypeAlias = EchoOptions | OnnxOptions
+
+
 class Batching(_Section):
     """`hold_ms` above 0 makes a batch wait for company; the default starts as soon as it can."""
 
@@ -150,7 +166,7 @@ class Contract(_Section):
     """A model.yaml. Nothing in it depends on a published version."""
 
     description: str = ""
-    backend: str = "onnx"
+    backend: Annotated[BackendOptions, Field(discriminator="use")] = OnnxOptions(use="onnx")
     feature_service: str | None = None
     request_fields: Mapping[str, FieldType] = {}
     inputs: Annotated[tuple[InputTensor, ...], Field(min_length=1)]
@@ -160,6 +176,11 @@ class Contract(_Section):
     batching: Batching = Batching()
     limits: Limits = Limits()
     replay: Replay | None = None
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _backend_by_its_name(cls, value: Any) -> Any:
+        return {"use": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _limits_agree(self) -> "Contract":

@@ -2,7 +2,14 @@
 
 from typing import Protocol
 
+from app.backends.execution_times import ExecutionTimes
+from app.deadline import Deadline
+from app.errors import BackendError
 from app.tensors import Signature, Tensors
+
+
+class BackendDied(BackendError):
+    """What executed the rows died of it; they may be run once more, in smaller batches."""
 
 
 class Backend(Protocol):
@@ -11,15 +18,29 @@ class Backend(Protocol):
     @property
     def signature(self) -> Signature: ...
 
-    async def execute(self, inputs: Tensors) -> Tensors:
+    @property
+    def concurrency(self) -> int:
+        """How many executions may be under way at once: more would only wait inside."""
+        ...
+
+    async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
         """Output tensors with one row per input row, in order. The inputs are not kept or changed.
 
-        Raises `BackendError`. Cancelling may leave the execution running; its result is dropped.
+        After `deadline` nobody waits for the outputs. Raises `BackendError` where the rows may be
+        the reason (`BackendDied` where they killed what ran them), and what says nothing about
+        them where they are not: `ModelNotReady` when what executes cannot be reached or has not
+        loaded the model, `Overloaded` when it has no room, `DeadlineExceeded`. Cancelling gives
+        the execution up, and the backend is as able to take the next one as before.
         """
         ...
 
-    async def warm_up(self, example: Tensors, max_rows: int) -> None:
-        """Run `example` repeated to sizes up to `max_rows`, so that nobody meets a cold model."""
+    async def warm_up(self, example: Tensors, max_rows: int) -> ExecutionTimes:
+        """Run `example` repeated to sizes up to `max_rows`, so that nobody meets a cold model, and
+        say how long each size took."""
+        ...
+
+    async def check(self) -> None:
+        """Raises `ModelNotReady` with the reason while it could execute nothing."""
         ...
 
     async def close(self) -> None:

@@ -1,5 +1,7 @@
 """A backend that answers each output with the input of the same position: for tests and floors."""
 
+from app.backends.execution_times import ExecutionTimes
+from app.deadline import Deadline
 from app.errors import BackendError
 from app.tensors import Signature, Tensors
 
@@ -14,7 +16,11 @@ class EchoBackend:
     def signature(self) -> Signature:
         return self._signature
 
-    async def execute(self, inputs: Tensors) -> Tensors:
+    @property
+    def concurrency(self) -> int:
+        return 1
+
+    async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
         missing = [spec.name for spec in self._signature.inputs if spec.name not in inputs]
         if missing:
             raise BackendError(f"no input {', '.join(missing)}")
@@ -23,7 +29,10 @@ class EchoBackend:
             for source, target in zip(self._signature.inputs, self._signature.outputs, strict=True)
         }
 
-    async def warm_up(self, example: Tensors, max_rows: int) -> None:
+    async def warm_up(self, example: Tensors, max_rows: int) -> ExecutionTimes:
+        return ExecutionTimes({})
+
+    async def check(self) -> None:
         return None
 
     async def close(self) -> None:

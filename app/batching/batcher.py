@@ -162,7 +162,10 @@ class DynamicBatcher:
         rows = sum(entry.rows for entry in batch)
         started_s = time.monotonic()
         try:
-            outputs = await self._backend.execute(concatenate([entry.inputs for entry in batch]))
+            outputs = await self._backend.execute(
+                concatenate([entry.inputs for entry in batch]),
+                max((entry.deadline for entry in batch), key=lambda deadline: deadline.at_s),
+            )
             _check_rows(outputs, rows)
         except asyncio.CancelledError:
             _fail(batch, ShuttingDown("this replica is shutting down"))

@@ -22,9 +22,9 @@ from feast import FeatureStore
 from numpy.typing import NDArray
 
 from app.backends import open_backend
-from app.backends.backend import Backend
 from app.config import Settings
 from app.contract import Contract, Replay, load_contract
+from app.deadline import Deadline
 from app.errors import ConfigurationError, HikyakuError
 from app.evaluation.scores import BinaryScores, score
 from app.features.encoding import Encoder
@@ -44,6 +44,7 @@ from app.tensors import Tensors
 MAX_SKEW = 1e-6
 _READY_TIMEOUT_S = 120
 _SAY_EVERY_S = 10
+_EXECUTION_S = 600
 
 
 class Pushes:
@@ -241,11 +242,9 @@ def _offline(
     encoder = Encoder(contract.inputs, manifest.training.categories)
     columns = dict(zip(plan.references, filled.columns, strict=True))
     inputs = encoder.encode({**fields, **columns}, len(requests))
-    version_dir = model_dir / str(manifest.version)
-    signature = signature_of(manifest)
-    backend = open_backend(contract.backend, version_dir / MODEL_FILE, signature)
-    outputs = OutputReader(contract.outputs, contract.decision, signature)
-    return outputs.read(asyncio.run(_executed(backend, inputs)))[0]
+    outputs = OutputReader(contract.outputs, contract.decision, signature_of(manifest))
+    model = model_dir / str(manifest.version) / MODEL_FILE
+    return outputs.read(asyncio.run(_executed(contract, manifest, model, inputs)))[0]
 
 
 def _as_rows(plan: FeaturePlan, features: Mapping[str, NDArray[Any]], rows: int) -> FeatureRows:
@@ -258,9 +257,12 @@ def _as_rows(plan: FeaturePlan, features: Mapping[str, NDArray[Any]], rows: int)
     return replace(table, columns=columns)
 
 
-async def _executed(backend: Backend, inputs: Tensors) -> Tensors:
+async def _executed(
+    contract: Contract, manifest: Manifest, model: Path, inputs: Tensors
+) -> Tensors:
+    backend = await open_backend(contract.backend, model, signature_of(manifest))
     try:
-        return await backend.execute(inputs)
+        return await backend.execute(inputs, Deadline.after(_EXECUTION_S))
     finally:
         await backend.close()
 

@@ -5,11 +5,14 @@ from typing import Any
 
 from app.backends.backend import Backend
 from app.contract import Contract, FieldType, MissingValue, Transform
+from app.deadline import Deadline
 from app.errors import BackendError, InvalidModel
 from app.features.plan import FeaturePlan, JoinKeyType
 from app.outputs import OutputReader
 from app.repository.manifest import Golden, Training
 from app.tensors import Signature, Tensors, TensorSpec
+
+_GOLDEN_S = 60
 
 _FIELD_TYPES: Mapping[str, FieldType | None] = {
     "String": "string",
@@ -151,7 +154,7 @@ async def run_golden(
 ) -> None:
     """Execute the golden rows. Raises `InvalidModel` unless they come out as training said."""
     try:
-        predictions, _ = outputs.read(await backend.execute(rows))
+        predictions, _ = outputs.read(await backend.execute(rows, Deadline.after(_GOLDEN_S)))
     except BackendError as exc:
         raise InvalidModel(f"{what}: golden rows: {exc}") from exc
     check_golden(predictions, golden, what=what)

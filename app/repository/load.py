@@ -57,7 +57,7 @@ async def load_current(
     plan = _verified_plan(version_dir, manifest, contract)
     check_columns(contract, plan, manifest.training)
 
-    backend = open_backend(contract.backend, version_dir / MODEL_FILE, signature_of(manifest))
+    backend = await open_backend(contract.backend, version_dir / MODEL_FILE, signature_of(manifest))
     stack.push_async_callback(backend.close)
     if backend.signature != signature_of(manifest):
         raise InvalidModel(f"{version_dir}: the model's signature is not the manifest's")

@@ -109,7 +109,7 @@ async def _checked_signature(
         for name, spec in zip(needed, cycle(inputs), strict=False)
     )
     declared = Signature(inputs, tuple(outputs))
-    backend: Backend = open_backend(contract.backend, model, declared)
+    backend: Backend = await open_backend(contract.backend, model, declared)
     try:
         check_inputs(contract, backend.signature)
         reader = OutputReader(contract.outputs, contract.decision, backend.signature)

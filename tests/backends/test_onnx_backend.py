@@ -10,9 +10,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from app.backends.onnx_backend import OnnxBackend, open_onnx
+from app.contract import OnnxOptions
+from app.deadline import Deadline
 from app.errors import InvalidModel
 from app.tensors import Signature, TensorSpec
 from tests.tiny_models import onnx_model
+
+OPTIONS = OnnxOptions(use="onnx")
+SOON = Deadline.after(300)
 
 
 @pytest.fixture
@@ -20,7 +25,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[OnnxBackend]:
     """Computes `y` from `x` `[n, 2]` in microseconds."""
     path = tmp_path / "model.onnx"
     path.write_bytes(onnx_model("regression").SerializeToString())
-    opened = open_onnx(path, ["y"])
+    opened = await open_onnx(OPTIONS, path, ["y"])
     yield opened
     await opened.close()
 
@@ -47,22 +52,22 @@ def broken_files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("content", broken_files().values(), ids=broken_files())
-def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
+async def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(content)
     with pytest.raises(InvalidModel, match=r"broken\.onnx: "):
-        open_onnx(path, ["y"])
+        await open_onnx(OPTIONS, path, ["y"])
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match=r"absent\.onnx: "):
-        open_onnx(tmp_path / "absent.onnx", ["y"])
+        await open_onnx(OPTIONS, tmp_path / "absent.onnx", ["y"])
 
 
-def test_an_output_that_the_model_does_not_compute_is_named(tmp_path: Path) -> None:
+async def test_an_output_that_the_model_does_not_compute_is_named(tmp_path: Path) -> None:
     path = identity(tmp_path / "model.onnx", TensorProto.FLOAT, ["rows", 1])
     with pytest.raises(InvalidModel, match=r"model\.onnx: has no output \['z'\], it has \['y'\]"):
-        open_onnx(path, ["y", "z"])
+        await open_onnx(OPTIONS, path, ["y", "z"])
 
 
 @pytest.mark.parametrize(
@@ -78,21 +83,23 @@ def test_an_output_that_the_model_does_not_compute_is_named(tmp_path: Path) -> N
 async def test_the_signature_is_the_files(
     tmp_path: Path, element: int, shape: list[str | int], spec: tuple[str, tuple[int, ...]]
 ) -> None:
-    backend = open_onnx(identity(tmp_path / "model.onnx", element, shape), ["y"])
+    backend = await open_onnx(OPTIONS, identity(tmp_path / "model.onnx", element, shape), ["y"])
     assert backend.signature == Signature((TensorSpec("x", *spec),), (TensorSpec("y", *spec),))
     await backend.close()
 
 
-def test_a_type_that_cannot_be_served_is_refused(tmp_path: Path) -> None:
+async def test_a_type_that_cannot_be_served_is_refused(tmp_path: Path) -> None:
     path = identity(tmp_path / "model.onnx", TensorProto.UINT8, ["rows", 1])
     with pytest.raises(InvalidModel, match=r"x: tensors of type tensor\(uint8\)"):
-        open_onnx(path, ["y"])
+        await open_onnx(OPTIONS, path, ["y"])
 
 
 async def test_texts_are_executed(tmp_path: Path) -> None:
-    backend = open_onnx(identity(tmp_path / "model.onnx", TensorProto.STRING, ["rows", 1]), ["y"])
+    backend = await open_onnx(
+        OPTIONS, identity(tmp_path / "model.onnx", TensorProto.STRING, ["rows", 1]), ["y"]
+    )
     texts = np.array([["東京"], [""]], dtype=object)
-    assert (await backend.execute({"x": texts}))["y"].tolist() == [["東京"], [""]]
+    assert (await backend.execute({"x": texts}, SOON))["y"].tolist() == [["東京"], [""]]
     await backend.close()
 
 
@@ -108,17 +115,19 @@ async def gives_others_a_turn(execution: Awaitable[Any]) -> bool:
 async def test_an_execution_of_unknown_cost_leaves_the_event_loop_to_others(
     backend: OnnxBackend,
 ) -> None:
-    assert await gives_others_a_turn(backend.execute({"x": np.ones((1, 2), np.float32)}))
+    assert await gives_others_a_turn(backend.execute({"x": np.ones((1, 2), np.float32)}, SOON))
 
 
 async def test_a_cheap_execution_is_not_worth_a_thread(backend: OnnxBackend) -> None:
     x = np.ones((1, 2), np.float32)
     await backend.warm_up({"x": x}, 64)
-    assert not await gives_others_a_turn(backend.execute({"x": x}))
+    assert not await gives_others_a_turn(backend.execute({"x": x}, SOON))
 
 
 async def test_many_rows_of_a_cheap_model_leave_the_event_loop_to_others(
     backend: OnnxBackend,
 ) -> None:
     await backend.warm_up({"x": np.ones((1, 2), np.float32)}, 1)
-    assert await gives_others_a_turn(backend.execute({"x": np.ones((100_000, 2), np.float32)}))
+    assert await gives_others_a_turn(
+        backend.execute({"x": np.ones((100_000, 2), np.float32)}, SOON)
+    )

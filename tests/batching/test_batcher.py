@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from app.backends.execution_times import ExecutionTimes
 from app.batching.batcher import DynamicBatcher
 from app.batching.policy import BatchPolicy, Greedy, Hold
 from app.deadline import Deadline, DeadlineSweep
@@ -20,6 +21,7 @@ class GatedBackend:
     """Doubles `x`. While the gate is shut executions wait; each batch's values are recorded."""
 
     signature = Signature((), ())
+    concurrency = 1
 
     def __init__(self) -> None:
         self.batches: list[list[float]] = []
@@ -27,7 +29,7 @@ class GatedBackend:
         self.gate.set()
         self.started = asyncio.Event()
 
-    async def execute(self, inputs: Tensors) -> Tensors:
+    async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
         self.batches.append(inputs["x"][:, 0].tolist())
         self.started.set()
         await self.gate.wait()
@@ -35,7 +37,10 @@ class GatedBackend:
             raise BackendError("poison")
         return {"y": inputs["x"] * 2}
 
-    async def warm_up(self, example: Tensors, max_rows: int) -> None: ...
+    async def warm_up(self, example: Tensors, max_rows: int) -> ExecutionTimes:
+        return ExecutionTimes({})
+
+    async def check(self) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -43,14 +48,14 @@ class GatedBackend:
 class ForgetfulBackend(GatedBackend):
     """Answers one row less than it was given."""
 
-    async def execute(self, inputs: Tensors) -> Tensors:
+    async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
         return {"y": inputs["x"][1:]}
 
 
 class DefectiveBackend(GatedBackend):
     """Raises what no backend should."""
 
-    async def execute(self, inputs: Tensors) -> Tensors:
+    async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
         raise ZeroDivisionError("a defect")
 
 

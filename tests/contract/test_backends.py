@@ -12,11 +12,20 @@ from numpy.typing import NDArray
 
 from app.backends import open_backend
 from app.backends.backend import Backend
+from app.contract import BackendOptions, EchoOptions, OnnxOptions
+from app.deadline import Deadline
 from app.errors import BackendError
 from app.tensors import Signature, TensorSpec
 from tests.tiny_models import onnx_model
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (2,)),), (TensorSpec("y", "float32", (1,)),))
+
+
+OPTIONS: dict[str, BackendOptions] = {
+    "echo": EchoOptions(use="echo"),
+    "onnx": OnnxOptions(use="onnx"),
+}
+SOON = Deadline.after(300)
 
 
 @dataclass(frozen=True)
@@ -27,11 +36,11 @@ class Case:
     expected: Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-@pytest.fixture(params=["echo", "onnx"])
+@pytest.fixture(params=list(OPTIONS))
 async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Case]:
     model = tmp_path / "model.onnx"
     model.write_bytes(onnx_model("regression").SerializeToString())
-    backend = open_backend(request.param, model, SIGNATURE)
+    backend = await open_backend(OPTIONS[request.param], model, SIGNATURE)
     if request.param == "echo":
         yield Case(backend, lambda x: x)
     else:
@@ -45,7 +54,7 @@ def rows(count: int, start: int = 0) -> NDArray[np.float32]:
 
 
 async def assert_answers(case: Case, x: NDArray[np.float32]) -> None:
-    outputs = await case.backend.execute({"x": x})
+    outputs = await case.backend.execute({"x": x}, SOON)
     assert list(outputs) == ["y"]
     np.testing.assert_array_equal(outputs["y"], case.expected(x))
 
@@ -66,7 +75,7 @@ async def test_rows_that_lie_apart_in_memory_are_answered(case: Case) -> None:
 async def test_inputs_are_not_changed(case: Case) -> None:
     x = rows(5)
     x.flags.writeable = False
-    await case.backend.execute({"x": x})
+    await case.backend.execute({"x": x}, SOON)
     np.testing.assert_array_equal(x, rows(5))
 
 
@@ -78,9 +87,9 @@ async def test_concurrent_executions_are_answered_with_their_own_rows(case: Case
 async def test_a_warm_backend_answers_as_a_cold_one(case: Case, max_rows: int) -> None:
     example = rows(3)
     example.flags.writeable = False
-    cold = await case.backend.execute({"x": rows(11)})
+    cold = await case.backend.execute({"x": rows(11)}, SOON)
     await case.backend.warm_up({"x": example}, max_rows)
-    warm = await case.backend.execute({"x": rows(11)})
+    warm = await case.backend.execute({"x": rows(11)}, SOON)
     np.testing.assert_array_equal(warm["y"], cold["y"])
 
 
@@ -98,12 +107,14 @@ async def test_the_signature_is_what_it_takes_and_returns(case: Case) -> None:
 
 async def test_an_execution_without_an_input_is_a_backend_error(case: Case) -> None:
     with pytest.raises(BackendError):
-        await case.backend.execute({"z": rows(1)})
+        await case.backend.execute({"z": rows(1)}, SOON)
 
 
 async def test_a_failed_execution_harms_no_other(case: Case) -> None:
     results = await asyncio.gather(
-        case.backend.execute({"z": rows(1)}), assert_answers(case, rows(4)), return_exceptions=True
+        case.backend.execute({"z": rows(1)}, SOON),
+        assert_answers(case, rows(4)),
+        return_exceptions=True,
     )
     assert isinstance(results[0], Exception)
     assert results[1] is None
@@ -131,8 +142,8 @@ async def test_onnx_refuses_a_tensor_that_does_not_fit(
     if warm:
         await case.backend.warm_up({"x": rows(1)}, 4)
     with pytest.raises(BackendError, match=r"ONNX Runtime: .*x"):
-        await case.backend.execute({"x": x})
+        await case.backend.execute({"x": x}, SOON)
 
 
 async def _execute(case: Case, x: NDArray[np.float32]) -> None:
-    await case.backend.execute({"x": x})
+    await case.backend.execute({"x": x}, SOON)

@@ -1,0 +1,78 @@
+"""How long an execution takes, by its rows: measured at warm-up, followed while it serves."""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from app.tensors import Tensors, row_count, take_rows
+
+# A thread hop costs about 90 µs; an execution longer than this would hold up every other caller.
+MAX_INLINE_S = 0.001
+_HOP_S = 0.0001
+# One pause of the machine must not be taken for the model's own pace.
+_MOST = 8.0
+_WEIGHT = 0.1
+_HARDLY_MORE = 1.03
+
+
+class ExecutionTimes:
+    """Seconds of an execution by its rows, between measured sizes in proportion.
+
+    `measured` is seconds by rows; without any an execution counts as `unknown_s`, whatever its
+    rows.
+    """
+
+    def __init__(self, measured: Mapping[int, float], *, unknown_s: float = 0.0) -> None:
+        self._rows = sorted(measured) or [1]
+        self._seconds = [max(measured.get(rows, unknown_s), 1e-9) for rows in self._rows]
+
+    def predicted_s(self, rows: int) -> float:
+        """Seconds of an execution of so many rows."""
+        at = bisect_left(self._rows, rows)
+        if at == 0:
+            return self._seconds[0]
+        if at == len(self._rows):
+            return self._seconds[-1] * rows / self._rows[-1]
+        low, high = self._rows[at - 1], self._rows[at]
+        share = (rows - low) / (high - low)
+        return self._seconds[at - 1] * (1 - share) + self._seconds[at] * share
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """An execution of so many rows took so long: the sizes next to it follow, by a tenth."""
+        ratio = min(seconds / self.predicted_s(rows), _MOST)
+        factor = 1 + _WEIGHT * (ratio - 1)
+        at = bisect_left(self._rows, rows)
+        for size in {max(at - 1, 0), min(at, len(self._rows) - 1)}:
+            self._seconds[size] *= factor
+
+    def best_rows(self, max_rows: int) -> int:
+        """The rows of a batch, `max_rows` at most, at which a row costs least.
+
+        A batch within `MAX_INLINE_S` runs in the event loop, a longer one pays for a thread hop; it
+        is worth that only where it makes a row cheaper by a quarter.
+        """
+        sizes = sorted({rows for rows in self._rows if rows <= max_rows} | {max_rows})
+        best_inline = self._cheapest([r for r in sizes if self.predicted_s(r) <= MAX_INLINE_S])
+        in_thread = self._cheapest([r for r in sizes if self.predicted_s(r) > MAX_INLINE_S])
+        if not best_inline or not in_thread:
+            return best_inline or in_thread
+        worth_it = self._row_cost_s(in_thread) < 0.75 * self._row_cost_s(best_inline)
+        return in_thread if worth_it else best_inline
+
+    def _cheapest(self, sizes: Sequence[int]) -> int:
+        """The largest of those at which a row costs hardly more than the least; 0 of none."""
+        least_s = min(map(self._row_cost_s, sizes), default=0.0)
+        return max((r for r in sizes if self._row_cost_s(r) <= _HARDLY_MORE * least_s), default=0)
+
+    def _row_cost_s(self, rows: int) -> float:
+        seconds = self.predicted_s(rows)
+        return (seconds if seconds <= MAX_INLINE_S else seconds + _HOP_S) / rows
+
+
+def warm_up_batches(example: Tensors, max_rows: int) -> Iterator[tuple[int, Tensors]]:
+    """`example` repeated to 1, 2, 4, … and `max_rows` rows."""
+    for rows in sorted({1 << power for power in range(max_rows.bit_length())} | {max_rows}):
+        copies = -(-rows // row_count(example))
+        whole = {name: np.concatenate([tensor] * copies) for name, tensor in example.items()}
+        yield rows, take_rows(whole, 0, rows)
