@@ -135,11 +135,29 @@ BackendOptions: TypeAlias = EchoOptions | OnnxOptions
 
 
 class Batching(_Section):
-    """`hold_ms` above 0 makes a batch wait for company; the default starts as soon as it can."""
+    """How rows share executions.
+
+    `max_batch_rows` go into one at most, fewer where the warm-up finds that a row is cheaper then.
+    `hold_ms` above 0 makes a batch wait for company; the default starts as soon as it can. Then a
+    batch of the largest of `preferred_rows` (default: `max_batch_rows`) still starts at once, and
+    the others take the largest of them that is there. `max_queue_rows` bounds the memory of waiting rows:
+    what cannot be answered by its deadline is refused before. Where rows make batches fail, running
+    parts of them again takes at most `isolation_share` of all executions.
+    """
 
     max_batch_rows: Annotated[int, Field(ge=1, le=65_536)] = 64
     max_queue_rows: Annotated[int, Field(ge=1)] = 16_384
     hold_ms: Annotated[float, Field(ge=0, le=1_000)] = 0
+    preferred_rows: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    isolation_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+
+    @model_validator(mode="after")
+    def _preferred_sizes_can_be(self) -> "Batching":
+        if self.preferred_rows and not self.hold_ms:
+            raise ValueError("preferred_rows: has no effect without hold_ms")
+        if max(self.preferred_rows, default=0) > self.max_batch_rows:
+            raise ValueError("preferred_rows: above max_batch_rows")
+        return self
 
 
 class Limits(_Section):

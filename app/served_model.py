@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from app.batching.batcher import DynamicBatcher, Execution
+from app.batching.batcher import DynamicBatcher
+from app.batching.waiting import Execution
 from app.contract import Contract
 from app.deadline import Deadline
 from app.errors import BackendError, FeaturesUnavailable, InvalidInput

@@ -20,10 +20,13 @@ class ExecutionTimes:
     """Seconds of an execution by its rows, between measured sizes in proportion.
 
     `measured` is seconds by rows; without any an execution counts as `unknown_s`, whatever its
-    rows.
+    rows. `in_loop`: executions within `MAX_INLINE_S` run in the event loop, others in a thread.
     """
 
-    def __init__(self, measured: Mapping[int, float], *, unknown_s: float = 0.0) -> None:
+    def __init__(
+        self, measured: Mapping[int, float], *, unknown_s: float = 0.0, in_loop: bool = False
+    ) -> None:
+        self._in_loop = in_loop
         self._rows = sorted(measured) or [1]
         self._seconds = [max(measured.get(rows, unknown_s), 1e-9) for rows in self._rows]
 
@@ -49,10 +52,12 @@ class ExecutionTimes:
     def best_rows(self, max_rows: int) -> int:
         """The rows of a batch, `max_rows` at most, at which a row costs least.
 
-        A batch within `MAX_INLINE_S` runs in the event loop, a longer one pays for a thread hop; it
-        is worth that only where it makes a row cheaper by a quarter.
+        Where executions run in the event loop, one that is too long for it pays for a thread hop;
+        that is worth it only where it makes a row cheaper by a quarter.
         """
         sizes = sorted({rows for rows in self._rows if rows <= max_rows} | {max_rows})
+        if not self._in_loop:
+            return self._cheapest(sizes)
         best_inline = self._cheapest([r for r in sizes if self.predicted_s(r) <= MAX_INLINE_S])
         in_thread = self._cheapest([r for r in sizes if self.predicted_s(r) > MAX_INLINE_S])
         if not best_inline or not in_thread:
@@ -67,7 +72,8 @@ class ExecutionTimes:
 
     def _row_cost_s(self, rows: int) -> float:
         seconds = self.predicted_s(rows)
-        return (seconds if seconds <= MAX_INLINE_S else seconds + _HOP_S) / rows
+        hop_s = _HOP_S if self._in_loop and seconds > MAX_INLINE_S else 0.0
+        return (seconds + hop_s) / rows
 
 
 def warm_up_batches(example: Tensors, max_rows: int) -> Iterator[tuple[int, Tensors]]:

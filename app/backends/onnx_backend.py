@@ -63,7 +63,7 @@ class OnnxBackend:
         for rows, batch in warm_up_batches(example, max_rows):
             measured[rows] = await loop.run_in_executor(self._thread, self._measure_s, batch)
         self._times = ExecutionTimes(measured)
-        return ExecutionTimes(measured)
+        return ExecutionTimes(measured, in_loop=True)
 
     async def check(self) -> None:
         return None

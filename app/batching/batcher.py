@@ -5,41 +5,80 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from app.backends.backend import Backend
+from app.backends.backend import Backend, BackendDied
+from app.backends.execution_times import ExecutionTimes
+from app.batching.isolation import IsolationBudget, Run, Suspects, isolate, most_runs, split
 from app.batching.policy import BatchPolicy
+from app.batching.priority import Priority
+from app.batching.waiting import Entry, Execution, Shapes, WaitingRows
 from app.deadline import Deadline, DeadlineSweep
 from app.errors import BackendError, Overloaded, RequestError, ShuttingDown
 from app.tensors import Tensors, concatenate, row_count, take_rows
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """The outputs of one request's rows, and where its time went (monotonic seconds)."""
-
-    outputs: Tensors
-    started_s: float
-    finished_s: float
+# Different shapes that may wait at once: each makes batches of its own.
+_MOST_SHAPES = 32
+# An execution that nobody waits for any more may take this long before it is given up.
+_GRACE_S, _GRACE_TIMES = 1.0, 4.0
 
 
-@dataclass(slots=True)
-class _Entry:
-    inputs: Tensors
-    rows: int
-    deadline: Deadline
-    enqueued_s: float
-    answer: "asyncio.Future[Execution]" = field(repr=False)
+class BatchObserver(Protocol):
+    """Is told what becomes of batches and rows; must neither raise nor block."""
+
+    def executed(self, rows: int, waited_s: float, took_s: float) -> None:
+        """An execution succeeded; its first row had waited `waited_s`."""
+        ...
+
+    def failed(self, outcome: str) -> None:
+        """An execution did not: `failed`, `died`, `not_executed` or `given_up`."""
+        ...
+
+    def repeated(self) -> None:
+        """An execution began that repeats rows of a failed batch."""
+        ...
+
+    def left(self) -> None:
+        """A caller left, or its deadline passed, before its rows were executed."""
+        ...
+
+    def refused(self, reason: str) -> None:
+        """Rows were refused at the door: `rows`, `deadline` or `shapes`."""
+        ...
+
+
+class _Slot:
+    """Room for one execution, and the task that runs one after the other in it."""
+
+    __slots__ = ("batch", "given_up", "predicted_s", "runner", "started_s", "waiting")
+
+    def __init__(self) -> None:
+        self.runner: asyncio.Task[None] | None = None
+        self.batch: Sequence[Entry] = ()
+        self.waiting = 0
+        """Entries of the batch whose callers still wait for it."""
+        self.started_s = 0.0
+        self.predicted_s = 0.0
+        self.given_up = False
+
+    def left_s(self, now_s: float) -> float:
+        """Until it is free, as predicted; one that takes longer is expected to take as long again
+        as it is late."""
+        if not self.batch:
+            return 0.0
+        return abs(self.started_s + self.predicted_s - now_s)
 
 
 class DynamicBatcher:
-    """Runs one execution at a time; rows that arrive meanwhile form the next batch.
+    """Runs as many executions at a time as the backend takes; rows that arrive meanwhile form the
+    next ones.
 
-    `observe_batch` is told the rows of each execution. Use it as an async context manager: leaving
+    `times` says how long an execution takes before the first one ran; the batcher goes on learning.
+    `isolation_share` bounds what repeating the rows of failed batches may cost, as a share of all
+    executions. `now_s` is the clock of the deadlines. Use it as an async context manager: leaving
     it refuses new rows, answers the queued ones for at most `drain_s` and gives up the rest.
     """
 
@@ -48,143 +87,376 @@ class DynamicBatcher:
         backend: Backend,
         policy: BatchPolicy,
         sweep: DeadlineSweep,
+        times: ExecutionTimes,
+        observer: BatchObserver,
         *,
         max_batch_rows: int,
         max_queue_rows: int,
-        observe_batch: Callable[[int], None],
+        isolation_share: float = 0.05,
         drain_s: float = 10.0,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backend = backend
         self._policy = policy
         self._sweep = sweep
-        self._max_batch_rows = max_batch_rows
+        self._times = times
+        self._observer = observer
+        self._max_rows = times.best_rows(max_batch_rows)
         self._max_queue_rows = max_queue_rows
-        self._observe_batch = observe_batch
         self._drain_s = drain_s
-        self._queue: deque[_Entry] = deque()
-        self._queued_rows = 0
-        self._row_s = 0.0
-        self._arrival = asyncio.Event()
+        self._now_s = now_s
+        self._varies = any(-1 in spec.shape for spec in backend.signature.inputs)
+        self._waiting = WaitingRows()
+        self._budget = IsolationBudget(isolation_share)
+        self._suspects = Suspects()
+        self._slots: list[_Slot] = []
+        self._executing: dict[Entry, _Slot] = {}
+        self._idle: deque[asyncio.Future[None]] = deque()
         self._closing = False
-        self._runner: asyncio.Task[None] | None = None
 
     @property
     def queued_rows(self) -> int:
-        """Rows that wait for an execution, those of callers that have left included."""
-        return self._queued_rows
+        """Rows that wait for an execution."""
+        return self._waiting.rows
 
-    async def submit(self, inputs: Tensors, deadline: Deadline) -> Execution:
+    @property
+    def max_batch_rows(self) -> int:
+        """Rows of a batch at most: as many as make a row cheapest, within the model's limit."""
+        return self._max_rows
+
+    async def submit(
+        self,
+        inputs: Tensors,
+        deadline: Deadline,
+        *,
+        priority: Priority = Priority.LIVE,
+        caller: str = "",
+    ) -> Execution:
         """Outputs for these rows, in order; a request over the batch limit is split and joined.
 
-        Raises `Overloaded` when the queue is full, `DeadlineExceeded`, `BackendError` when the
-        batch failed, `ShuttingDown` while draining. Cancelling takes the rows out of the queue
-        before they are executed and touches no other caller.
+        `caller` names who asks, so that one whose rows keep failing can be kept apart. Raises
+        `Overloaded` when the queue is full or the answer could not be there by the deadline,
+        `DeadlineExceeded`, `BackendError` when the rows could not be executed, `ModelNotReady`
+        when nothing can be, `ShuttingDown` while draining. Cancelling takes the rows out of the
+        queue before they are executed and touches no other caller.
         """
         rows = row_count(inputs)
-        self._admit(rows)
-        entries = [
-            self._enqueue(take_rows(inputs, start, start + self._max_batch_rows), deadline)
-            for start in range(0, rows, self._max_batch_rows)
-        ]
-        if len(entries) == 1:
-            return await entries[0].answer
-        return await _joined(entries)
+        self.admit(rows, deadline, priority)
+        shapes = self._shapes(inputs)
+        if rows <= self._max_rows:
+            entry = self._enqueue(inputs, rows, deadline, priority, caller, shapes, is_part=False)
+            try:
+                return await entry.answer
+            except BaseException:
+                self._leave(entry)
+                raise
+        return await self._joined(
+            [
+                self._enqueue(
+                    take_rows(inputs, start, start + self._max_rows),
+                    min(self._max_rows, rows - start),
+                    deadline,
+                    priority,
+                    caller,
+                    shapes,
+                    is_part=True,
+                )
+                for start in range(0, rows, self._max_rows)
+            ]
+        )
 
-    def _admit(self, rows: int) -> None:
+    def admit(self, rows: int, deadline: Deadline, priority: Priority = Priority.LIVE) -> None:
+        """Raises `Overloaded` where so many rows would not be answered by the deadline, as things
+        stand, or find no room in the queue, and `ShuttingDown` while draining."""
         if self._closing:
             raise ShuttingDown("this model is being closed")
+        if self._idle and not self._waiting.rows:
+            return
+        queued = self._waiting.rows
         # A request that alone exceeds the limit is welcome while nobody else waits.
-        if self._queued_rows and self._queued_rows + rows > self._max_queue_rows:
+        if queued and queued + rows > self._max_queue_rows:
+            self._observer.refused("rows")
             raise Overloaded(
-                f"{self._queued_rows} of {self._max_queue_rows} rows are queued",
-                retry_after_s=self._queued_rows * self._row_s,
+                f"{queued} of {self._max_queue_rows} rows are queued",
+                retry_after_s=self.predicted_s(rows, priority),
+            )
+        now_s = self._now_s()
+        predicted_s = self.predicted_s(rows, priority)
+        if now_s + predicted_s > deadline.at_s:
+            self._observer.refused("deadline")
+            raise Overloaded(
+                f"an answer is expected after {predicted_s:.3f} s, which is after the deadline",
+                retry_after_s=predicted_s,
             )
 
-    def _enqueue(self, inputs: Tensors, deadline: Deadline) -> _Entry:
+    def predicted_s(self, rows: int, priority: Priority = Priority.LIVE) -> float:
+        """Seconds until rows submitted now would be answered: what is under way, the batches
+        before them, their own."""
+        now_s = self._now_s()
+        is_part = rows > self._max_rows
+        ahead = self._waiting.ahead(priority, is_part=is_part)
+        free_s = 0.0 if self._idle else min((s.left_s(now_s) for s in self._slots), default=0.0)
+        own = min(ahead + rows, self._max_rows)
+        batches = (ahead + rows - 1) // self._max_rows
+        if not batches:
+            return free_s + self._times.predicted_s(own)
+        full_s = self._times.predicted_s(self._max_rows)
+        return free_s + full_s * (1 + batches / max(1, len(self._slots)))
+
+    def _shapes(self, inputs: Tensors) -> Shapes:
+        if not self._varies:
+            return ()
+        shapes = tuple(tensor.shape[1:] for tensor in inputs.values())
+        waiting = self._waiting.shapes
+        if shapes not in waiting and len(waiting) >= _MOST_SHAPES:
+            self._observer.refused("shapes")
+            raise Overloaded(
+                f"rows of {len(waiting)} different shapes are queued",
+                retry_after_s=self._times.predicted_s(self._max_rows),
+            )
+        return shapes
+
+    def _enqueue(
+        self,
+        inputs: Tensors,
+        rows: int,
+        deadline: Deadline,
+        priority: Priority,
+        caller: str,
+        shapes: Shapes,
+        *,
+        is_part: bool,
+    ) -> Entry:
         answer: asyncio.Future[Execution] = asyncio.get_running_loop().create_future()
-        entry = _Entry(inputs, row_count(inputs), deadline, time.monotonic(), answer)
-        self._queue.append(entry)
-        self._queued_rows += entry.rows
+        alone = bool(self._suspects) and caller in self._suspects
+        entry = Entry(
+            inputs,
+            rows,
+            deadline,
+            self._now_s(),
+            answer,
+            priority,
+            is_part,
+            shapes,
+            caller,
+            alone,
+        )
+        self._waiting.put(entry)
         self._sweep.watch(answer, deadline)
-        self._arrival.set()
+        self._wake(1)
         return entry
 
-    async def _run(self) -> None:
-        while True:
+    def _wake(self, slots: int) -> None:
+        while self._idle and slots:
+            idle = self._idle.popleft()
+            if not idle.done():
+                idle.set_result(None)
+                slots -= 1
+
+    def _leave(self, entry: Entry) -> None:
+        """Its caller has its answer, or waits no longer."""
+        if self._waiting.remove(entry):
+            self._observer.left()
+            return
+        slot = self._executing.get(entry)
+        if slot is None:
+            return
+        slot.waiting -= 1
+        if not slot.waiting:
+            grace_s = max(_GRACE_S, _GRACE_TIMES * slot.predicted_s)
+            asyncio.get_running_loop().call_later(grace_s, self._give_up, slot, slot.batch)
+
+    def _give_up(self, slot: _Slot, batch: Sequence[Entry]) -> None:
+        """Nobody has waited for this execution for long: another may have its place."""
+        if slot.batch is not batch or slot.runner is None:
+            return
+        log.error("an execution was given up", extra={"rows": sum(e.rows for e in batch)})
+        self._observer.failed("given_up")
+        slot.given_up = True
+        slot.runner.cancel()
+        if not self._closing:
+            self._slots.remove(slot)
+            self._open_slot()
+
+    def _open_slot(self) -> None:
+        slot = _Slot()
+        slot.runner = asyncio.create_task(self._run(slot), name="batcher")
+        self._slots.append(slot)
+
+    async def _run(self, slot: _Slot) -> None:
+        while not slot.given_up:
             batch = await self._next_batch()
             if not batch:
                 return
-            await self._execute(batch)
+            await self._execute(slot, batch)
             # An execution in the loop may not have suspended: everybody else gets a turn, and a
             # caller that this batch made leave can take its other rows out of the queue.
             await asyncio.sleep(0)
 
-    async def _next_batch(self) -> list[_Entry]:
+    async def _next_batch(self) -> list[Entry]:
         """Wait for rows, hold as long as the policy asks, take what fits; empty when closing."""
         while True:
-            while not self._queue:
+            while not self._waiting.rows:
                 if self._closing:
                     return []
-                self._arrival.clear()
-                await self._arrival.wait()
+                await self._arrival()
             await self._hold()
-            batch = self._take_live_entries()
-            if batch:  # all may have been cancelled while we held
+            if self._waiting.rows and (batch := self._take_live_entries()):
                 return batch
 
+    async def _arrival(self, timeout_s: float | None = None) -> None:
+        """Until rows arrive, or the batcher closes."""
+        loop = asyncio.get_running_loop()
+        arrival: asyncio.Future[None] = loop.create_future()
+        self._idle.append(arrival)
+        timer = None if timeout_s is None else loop.call_later(timeout_s, _done, arrival)
+        try:
+            await arrival
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if arrival in self._idle:
+                self._idle.remove(arrival)
+
     async def _hold(self) -> None:
-        while self._queue and not self._closing:
-            oldest_wait_s = time.monotonic() - self._queue[0].enqueued_s
-            hold_s = self._policy.hold_s(self._queued_rows, oldest_wait_s)
+        while self._waiting.rows and not self._closing:
+            oldest_wait_s = self._now_s() - self._waiting.oldest_s()
+            hold_s = self._policy.hold_s(self._waiting.rows, oldest_wait_s)
             if hold_s <= 0:
                 return
-            self._arrival.clear()
-            timer = asyncio.get_running_loop().call_later(hold_s, self._arrival.set)
-            await self._arrival.wait()
-            timer.cancel()
+            await self._arrival(hold_s)
 
-    def _take_live_entries(self) -> list[_Entry]:
-        batch: list[_Entry] = []
-        rows = 0
-        now_s = time.monotonic()
-        while self._queue and rows + self._queue[0].rows <= self._max_batch_rows:
-            entry = self._queue.popleft()
-            self._queued_rows -= entry.rows
-            if entry.answer.done():  # its caller left, or the sweep answered it
-                continue
-            if entry.deadline.at_s <= now_s:
-                continue  # not executed; the sweep answers it at its next turn
-            batch.append(entry)
-            rows += entry.rows
-        return batch
+    def _take_live_entries(self) -> list[Entry]:
+        rows = min(self._policy.batch_rows(self._waiting.rows), self._max_rows)
+        now_s = self._now_s()
+        # Not executed when the deadline has passed: the sweep answers it at its next turn.
+        return [
+            entry
+            for entry in self._waiting.take(rows, self._budget.company)
+            if not entry.answer.done() and entry.deadline.at_s > now_s
+        ]
 
-    async def _execute(self, batch: Sequence[_Entry]) -> None:
+    async def _execute(self, slot: _Slot, batch: list[Entry]) -> None:
+        self._budget.executed()
+        try:
+            error = await self._answered(slot, batch)
+            if error is not None:
+                await self._settle(slot, batch, error)
+        except asyncio.CancelledError:
+            if slot.given_up:
+                _fail(batch, BackendError("the execution took too long and was given up"))
+            else:
+                _fail(batch, ShuttingDown("this model is being closed"))
+            raise
+
+    async def _settle(self, slot: _Slot, batch: list[Entry], error: BackendError) -> None:
+        """Repeat the rows of a failed batch in parts; what fails for good is refused."""
+
+        async def run(entries: list[Entry]) -> BackendError | None:
+            await asyncio.sleep(0)
+            entries = [entry for entry in entries if not entry.answer.done()]
+            if not entries:
+                return None
+            self._budget.repeated()
+            self._observer.repeated()
+            return await self._answered(slot, entries)
+
+        if isinstance(error, BackendDied):
+            await self._run_once_more(batch, error, run)
+            return
+        for entries, fault in await isolate(batch, error, run, self._budget):
+            self._refuse(entries, fault)
+
+    async def _run_once_more(
+        self,
+        batch: list[Entry],
+        error: BackendDied,
+        run: Run,
+    ) -> None:
+        """What executed these rows died. Once is no row's fault for sure, twice is: they are run
+        once more, in as many parts as isolation may cost."""
+        for part in split(batch, most_runs(len(batch))):
+            fault = await run(part) if self._budget.allows_a_run else error
+            if fault is not None:
+                self._refuse(part, fault)
+
+    def _refuse(self, entries: Sequence[Entry], error: BackendError) -> None:
+        if len(entries) == 1 and not entries[0].answer.done():
+            self._suspects.failed(entries[0].caller)
+        _fail(entries, error)
+
+    async def _answered(self, slot: _Slot, batch: Sequence[Entry]) -> BackendError | None:
+        """Execute the batch and answer its callers; what says nothing about the rows is their
+        answer too, a fault that may be a row's is returned."""
         rows = sum(entry.rows for entry in batch)
-        started_s = time.monotonic()
+        started_s = self._now_s()
+        slot.batch, slot.waiting = batch, len(batch)
+        slot.started_s, slot.predicted_s = started_s, self._times.predicted_s(rows)
+        self._executing.update(dict.fromkeys(batch, slot))
         try:
             outputs = await self._backend.execute(
                 concatenate([entry.inputs for entry in batch]),
-                max((entry.deadline for entry in batch), key=lambda deadline: deadline.at_s),
+                max((entry.deadline for entry in batch), key=_instant),
             )
             _check_rows(outputs, rows)
-        except asyncio.CancelledError:
-            _fail(batch, ShuttingDown("this replica is shutting down"))
-            raise
+        except BackendError as exc:
+            outcome = "died" if isinstance(exc, BackendDied) else "failed"
+            log.error("execution failed", extra={"rows": rows, "outcome": outcome}, exc_info=exc)
+            self._observer.failed(outcome)
+            return exc
         except RequestError as exc:
-            log.error("execution failed", extra={"rows": rows}, exc_info=exc)
+            self._observer.failed("not_executed")
             _fail(batch, exc)
-            return
+            return None
         except Exception as exc:  # a defect of the backend must not end the loop that serves all
             log.error("defect of the backend", extra={"rows": rows}, exc_info=exc)
-            _fail(batch, BackendError(f"the backend failed: {type(exc).__name__}"))
-            return
-        finished_s = time.monotonic()
-        self._row_s = 0.8 * self._row_s + 0.2 * (finished_s - started_s) / rows
-        self._observe_batch(rows)
-        _distribute(batch, outputs, started_s, finished_s)
+            self._observer.failed("failed")
+            return BackendError(f"the backend failed: {type(exc).__name__}")
+        finally:
+            slot.batch = ()
+            for entry in batch:
+                del self._executing[entry]
+        finished_s = self._now_s()
+        self._times.observe(rows, finished_s - started_s)
+        self._observer.executed(rows, started_s - batch[0].enqueued_s, finished_s - started_s)
+        self._distribute(batch, outputs, started_s, finished_s)
+        return None
+
+    def _distribute(
+        self, batch: Sequence[Entry], outputs: Tensors, started_s: float, finished_s: float
+    ) -> None:
+        start = 0
+        for entry in batch:
+            stop = start + entry.rows
+            if not entry.answer.done():
+                entry.answer.set_result(
+                    Execution(take_rows(outputs, start, stop), started_s, finished_s)
+                )
+            start = stop
+        if self._suspects:
+            for entry in batch:
+                self._suspects.succeeded(entry.caller)
+
+    async def _joined(self, entries: Sequence[Entry]) -> Execution:
+        """The parts of one request, as one execution. When one fails the others are given up."""
+        try:
+            parts = [await entry.answer for entry in entries]
+        except BaseException:  # a cancelled caller too must not leave its other parts to be run
+            for entry in entries:
+                entry.answer.cancel()
+                if not entry.answer.cancelled():
+                    entry.answer.exception()  # seen, so that asyncio does not report it as lost
+                self._leave(entry)
+            raise
+        return Execution(
+            concatenate([part.outputs for part in parts]),
+            parts[0].started_s,
+            max(part.finished_s for part in parts),
+        )
 
     async def __aenter__(self) -> Self:
-        self._runner = asyncio.create_task(self._run(), name="batcher")
+        for _ in range(self._backend.concurrency):
+            self._open_slot()
         return self
 
     async def __aexit__(
@@ -194,31 +466,15 @@ class DynamicBatcher:
         traceback: TracebackType | None,
     ) -> None:
         self._closing = True
-        self._arrival.set()
-        if self._runner is None:
-            return
-        await asyncio.wait({self._runner}, timeout=self._drain_s)
-        if not self._runner.done():  # an execution that never ends must not keep the process
-            self._runner.cancel()
-            await asyncio.wait({self._runner})
-            _fail(self._queue, ShuttingDown("this replica is shutting down"))
-
-
-async def _joined(entries: Sequence[_Entry]) -> Execution:
-    """The parts of one request, as one execution. When one fails the others are given up."""
-    try:
-        parts = [await entry.answer for entry in entries]
-    except BaseException:  # a cancelled caller too must not leave its other parts to be executed
-        for entry in entries:
-            entry.answer.cancel()
-            if entry.answer.done() and not entry.answer.cancelled():
-                entry.answer.exception()  # seen, so that asyncio does not report it as lost
-        raise
-    return Execution(
-        concatenate([part.outputs for part in parts]),
-        parts[0].started_s,
-        max(part.finished_s for part in parts),
-    )
+        self._wake(len(self._idle))
+        runners = {slot.runner for slot in self._slots if slot.runner is not None}
+        if runners:
+            _, stuck = await asyncio.wait(runners, timeout=self._drain_s)
+            for runner in stuck:  # an execution that never ends must not keep the process
+                runner.cancel()
+            if stuck:
+                await asyncio.wait(stuck)
+        _fail(self._waiting.take_all(), ShuttingDown("this model is being closed"))
 
 
 def _check_rows(outputs: Tensors, rows: int) -> None:
@@ -227,20 +483,16 @@ def _check_rows(outputs: Tensors, rows: int) -> None:
             raise BackendError(f"output {name!r} has {len(tensor)} rows for a batch of {rows}")
 
 
-def _distribute(
-    batch: Sequence[_Entry], outputs: Tensors, started_s: float, finished_s: float
-) -> None:
-    start = 0
-    for entry in batch:
-        stop = start + entry.rows
-        if not entry.answer.done():
-            entry.answer.set_result(
-                Execution(take_rows(outputs, start, stop), started_s, finished_s)
-            )
-        start = stop
-
-
-def _fail(batch: Iterable[_Entry], error: RequestError) -> None:
+def _fail(batch: Iterable[Entry], error: RequestError) -> None:
     for entry in batch:
         if not entry.answer.done():
             entry.answer.set_exception(error)
+
+
+def _instant(deadline: Deadline) -> float:
+    return deadline.at_s
+
+
+def _done(arrival: "asyncio.Future[None]") -> None:
+    if not arrival.done():
+        arrival.set_result(None)

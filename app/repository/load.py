@@ -6,9 +6,9 @@ from pathlib import Path
 
 from app.backends import open_backend
 from app.batching.batcher import DynamicBatcher
-from app.batching.policy import Greedy, Hold
+from app.batching.policy import BatchPolicy, Greedy, Hold
 from app.clock import FeatureClock
-from app.contract import Contract, load_contract
+from app.contract import Batching, Contract, load_contract
 from app.deadline import DeadlineSweep
 from app.errors import InvalidModel
 from app.features.encoding import Encoder
@@ -31,6 +31,7 @@ from app.repository.manifest import (
     signature_of,
 )
 from app.served_model import ServedModel, VersionId
+from app.telemetry.batches import BatchRecorder
 from app.telemetry.metrics import Metrics
 from app.telemetry.recorder import PredictionRecorder
 
@@ -66,17 +67,19 @@ async def load_current(
     outputs = OutputReader(contract.outputs, contract.decision, backend.signature)
     # Golden rows show what the model does with a null, whatever the contract puts in its place.
     golden = golden_tensors(manifest.training.golden, decoder, plan, encoder)
-    await backend.warm_up(golden, contract.batching.max_batch_rows)
+    times = await backend.warm_up(golden, contract.batching.max_batch_rows)
     await run_golden(backend, outputs, golden, manifest.training.golden, what=str(version_dir))
 
     batching = contract.batching
     batcher = DynamicBatcher(
         backend,
-        Hold(batching.hold_ms / 1000, batching.max_batch_rows) if batching.hold_ms else Greedy(),
+        _policy(batching),
         sweep,
+        times,
+        BatchRecorder(metrics, model_dir.name),
         max_batch_rows=batching.max_batch_rows,
         max_queue_rows=batching.max_queue_rows,
-        observe_batch=metrics.batch_rows.labels(model_dir.name).observe,
+        isolation_share=batching.isolation_share,
         drain_s=drain_s,
     )
     await stack.enter_async_context(batcher)
@@ -101,6 +104,12 @@ async def load_current(
         ),
         manifest.training.golden.instances[0],
     )
+
+
+def _policy(batching: Batching) -> BatchPolicy:
+    if not batching.hold_ms:
+        return Greedy(batching.max_batch_rows)
+    return Hold(batching.hold_ms / 1000, batching.max_batch_rows, batching.preferred_rows)
 
 
 def _verified_plan(version_dir: Path, manifest: Manifest, contract: Contract) -> FeaturePlan:

@@ -81,6 +81,44 @@ class Metrics:
             buckets=_ROW_BUCKETS,
             registry=self.registry,
         )
+        self.execution_duration = Histogram(
+            "hikyaku_execution_duration_seconds",
+            "How long each execution took.",
+            ["model"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.queue_delay = Histogram(
+            "hikyaku_queue_delay_seconds",
+            "How long the first row of each execution had waited for it.",
+            ["model"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.failed_executions = Counter(
+            "hikyaku_failed_executions",
+            "Executions without outputs, by what became of them.",
+            ["model", "outcome"],
+            registry=self.registry,
+        )
+        self.repeated_executions = Counter(
+            "hikyaku_repeated_executions",
+            "Executions of parts of a batch that failed, to find the rows that made it fail.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.left_queue = Counter(
+            "hikyaku_left_queue",
+            "Requests whose caller left, or whose deadline passed, before they were executed.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.queue_refusals = Counter(
+            "hikyaku_queue_refusals",
+            "Requests that the queue refused, by the reason.",
+            ["model", "reason"],
+            registry=self.registry,
+        )
         self.queued_rows = Gauge(
             "hikyaku_queued_rows",
             "Rows that wait for an execution.",

@@ -57,7 +57,12 @@ def test_one_pause_is_not_taken_for_the_pace() -> None:
 def test_the_batch_is_as_large_as_makes_a_row_cheapest(
     measured: dict[int, float], most: int, best: int
 ) -> None:
-    assert ExecutionTimes(measured).best_rows(most) == best
+    assert ExecutionTimes(measured, in_loop=True).best_rows(most) == best
+
+
+def test_what_runs_elsewhere_is_not_cut_to_the_event_loops_millisecond() -> None:
+    times = ExecutionTimes({1: 0.0009, 8: 0.006, 64: 0.04})
+    assert times.best_rows(64) == 64
 
 
 def test_a_warm_up_runs_every_size() -> None:

@@ -59,6 +59,34 @@ class DefectiveBackend(GatedBackend):
         raise ZeroDivisionError("a defect")
 
 
+class Ledger:
+    """Keeps what the batcher reports."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.outcomes: list[str] = []
+        self.repetitions = 0
+        self.departures = 0
+        self.refusals: list[str] = []
+
+    def executed(self, rows: int, waited_s: float, took_s: float) -> None:
+        assert waited_s >= 0
+        assert took_s >= 0
+        self.rows.append(rows)
+
+    def failed(self, outcome: str) -> None:
+        self.outcomes.append(outcome)
+
+    def repeated(self) -> None:
+        self.repetitions += 1
+
+    def left(self) -> None:
+        self.departures += 1
+
+    def refused(self, reason: str) -> None:
+        self.refusals.append(reason)
+
+
 @asynccontextmanager
 async def batching(
     backend: GatedBackend,
@@ -66,19 +94,20 @@ async def batching(
     *,
     max_batch_rows: int = 8,
     max_queue_rows: int = 64,
-    observed: list[int] | None = None,
+    times: ExecutionTimes | None = None,
+    observer: "Ledger | None" = None,
     drain_s: float = SOON,
 ) -> AsyncIterator[DynamicBatcher]:
-    batches = [] if observed is None else observed
     async with (
         DeadlineSweep(interval_s=0.001) as sweep,
         DynamicBatcher(
             backend,
-            policy or Greedy(),
+            policy or Greedy(max_batch_rows),
             sweep,
+            times or ExecutionTimes({}),
+            observer or Ledger(),
             max_batch_rows=max_batch_rows,
             max_queue_rows=max_queue_rows,
-            observe_batch=batches.append,
             drain_s=drain_s,
         ) as batcher,
     ):
@@ -130,11 +159,11 @@ async def test_requests_of_one_turn_of_the_loop_share_an_execution() -> None:
 
 async def test_a_batch_never_exceeds_its_limit() -> None:
     backend = GatedBackend()
-    observed: list[int] = []
-    async with batching(backend, max_batch_rows=4, observed=observed) as batcher:
+    ledger = Ledger()
+    async with batching(backend, max_batch_rows=4, observer=ledger) as batcher:
         answers = await asyncio.gather(*(ask(batcher, v, v + 0.5, v + 0.75) for v in range(4)))
     assert answers == [[2 * v, 2 * v + 1, 2 * v + 1.5] for v in range(4)]
-    assert observed == [3, 3, 3, 3]
+    assert ledger.rows == [3, 3, 3, 3]
 
 
 async def test_a_request_over_the_limit_is_split_and_joined_in_order() -> None:

@@ -1,0 +1,180 @@
+"""The rows that wait for an execution, and which of them go next."""
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from app.batching.priority import WEIGHTS, Priority
+from app.deadline import Deadline
+from app.tensors import Tensors
+
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+"""Of each input tensor without the row axis: only rows of equal shapes can share an execution."""
+
+
+class Execution(NamedTuple):
+    """The outputs of one request's rows, and where its time went (monotonic seconds)."""
+
+    outputs: Tensors
+    started_s: float
+    finished_s: float
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A request's rows, or one part of them, and the future that answers them."""
+
+    inputs: Tensors
+    rows: int
+    deadline: Deadline
+    enqueued_s: float
+    answer: "asyncio.Future[Execution]" = field(repr=False)
+    priority: Priority = Priority.LIVE
+    is_part: bool = False
+    """Of a request that is larger than a batch."""
+    shapes: Shapes = ()
+    caller: str = ""
+    alone: bool = False
+    """Shares no execution: its caller's rows keep failing."""
+
+
+Lane: TypeAlias = "OrderedDict[Entry, None]"
+
+
+class _Flow:
+    """Entries of one kind, in order of arrival among those of equal shapes."""
+
+    __slots__ = ("lanes", "rows", "served", "weight")
+
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+        self.rows = 0
+        self.served = 0.0
+        """Rows that went, over the weight: the flow with the least is next."""
+        self.lanes: dict[Shapes, Lane] = {}
+
+    def put(self, entry: Entry) -> None:
+        lane = self.lanes.get(entry.shapes)
+        if lane is None:
+            lane = self.lanes[entry.shapes] = OrderedDict()
+        lane[entry] = None
+        self.rows += entry.rows
+
+    def remove(self, entry: Entry) -> bool:
+        lane = self.lanes.get(entry.shapes)
+        if lane is None or entry not in lane:
+            return False
+        del lane[entry]
+        self._took(entry, lane)
+        return True
+
+    def pop(self, lane: Lane) -> Entry:
+        entry, _ = lane.popitem(last=False)
+        self._took(entry, lane)
+        return entry
+
+    def oldest_lane(self) -> Lane:
+        if len(self.lanes) == 1:
+            return next(iter(self.lanes.values()))
+        return min(self.lanes.values(), key=lambda lane: next(iter(lane)).enqueued_s)
+
+    def _took(self, entry: Entry, lane: Lane) -> None:
+        self.rows -= entry.rows
+        if not lane:  # shapes that nobody waits with take no room
+            del self.lanes[entry.shapes]
+
+
+class WaitingRows:
+    """A weighted fair queue of entries.
+
+    There is a flow for each priority, and one more for the parts of its large requests, so that a
+    request of a thousand rows does not stand before everybody else. Each flow gets rows by its
+    weight; one that was empty starts level with the others, whatever it saved up.
+    """
+
+    def __init__(self) -> None:
+        self._flows = [_Flow(WEIGHTS[priority]) for priority in Priority for _ in (False, True)]
+        self._level = 0.0
+        self.rows = 0
+        """Rows of all entries."""
+
+    @property
+    def shapes(self) -> set[Shapes]:
+        """The different shapes that wait."""
+        return {shapes for flow in self._flows for shapes in flow.lanes}
+
+    def put(self, entry: Entry) -> None:
+        """Last among those of its kind."""
+        flow = self._flow(entry)
+        if not flow.rows:
+            flow.served = max(flow.served, self._level)
+        flow.put(entry)
+        self.rows += entry.rows
+
+    def remove(self, entry: Entry) -> bool:
+        """Take it out, wherever it stands; False when it is not waiting."""
+        if not self._flow(entry).remove(entry):
+            return False
+        self.rows -= entry.rows
+        return True
+
+    def oldest_s(self) -> float:
+        """The instant since which the first has been waiting. Something must be waiting."""
+        return min(
+            next(iter(lane)).enqueued_s for flow in self._flows for lane in flow.lanes.values()
+        )
+
+    def ahead(self, priority: Priority, *, is_part: bool) -> int:
+        """Rows that go before such an entry put now: its own flow's, and of each other flow what
+        its weight lets pass meanwhile."""
+        own = self._flows[2 * priority + is_part]
+        rows = own.rows
+        if rows == self.rows:
+            return rows
+        for flow in self._flows:
+            if flow.rows and flow is not own:
+                rows += min(flow.rows, (own.rows + 1) * flow.weight // own.weight)
+        return rows
+
+    def take(self, max_rows: int, max_entries: int) -> list[Entry]:
+        """The next batch: entries of equal shapes, one by itself whose caller is kept alone.
+
+        An entry that is larger than `max_rows` comes by itself too. Something must be waiting.
+        """
+        flow = self._next([flow for flow in self._flows if flow.rows])
+        shapes = next(iter(flow.oldest_lane())).shapes
+        flows = [flow for flow in self._flows if shapes in flow.lanes]
+        batch: list[Entry] = []
+        rows = 0
+        while flows and len(batch) < max_entries:
+            flow = self._next(flows)
+            lane = flow.lanes[shapes]
+            entry = next(iter(lane))
+            if batch and (rows + entry.rows > max_rows or entry.alone):
+                break
+            flow.pop(lane)
+            flow.served += entry.rows / flow.weight
+            self.rows -= entry.rows
+            batch.append(entry)
+            rows += entry.rows
+            if entry.alone:
+                break
+            if not lane:
+                flows.remove(flow)
+        return batch
+
+    def take_all(self) -> list[Entry]:
+        """Everything that waits."""
+        entries = [e for flow in self._flows for lane in flow.lanes.values() for e in lane]
+        for entry in entries:
+            self.remove(entry)
+        return entries
+
+    def _next(self, flows: list[_Flow]) -> _Flow:
+        flow = flows[0] if len(flows) == 1 else min(flows, key=lambda flow: flow.served)
+        self._level = max(self._level, flow.served)
+        return flow
+
+    def _flow(self, entry: Entry) -> _Flow:
+        return self._flows[2 * entry.priority + entry.is_part]
