@@ -140,9 +140,9 @@ class Batching(_Section):
     `max_batch_rows` go into one at most, fewer where the warm-up finds that a row is cheaper then.
     `hold_ms` above 0 makes a batch wait for company; the default starts as soon as it can. Then a
     batch of the largest of `preferred_rows` (default: `max_batch_rows`) still starts at once, and
-    the others take the largest of them that is there. `max_queue_rows` bounds the memory of waiting rows:
-    what cannot be answered by its deadline is refused before. Where rows make batches fail, running
-    parts of them again takes at most `isolation_share` of all executions.
+    the others take the largest of them that is there. `max_queue_rows` bounds the memory of waiting
+    rows: what cannot be answered by its deadline is refused before. Where rows make batches fail,
+    running parts of them again takes at most `isolation_share` of all executions.
     """
 
     max_batch_rows: Annotated[int, Field(ge=1, le=65_536)] = 64

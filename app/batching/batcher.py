@@ -170,7 +170,8 @@ class DynamicBatcher:
         stand, or find no room in the queue, and `ShuttingDown` while draining."""
         if self._closing:
             raise ShuttingDown("this model is being closed")
-        if self._idle and not self._waiting.rows:
+        # Whatever is predicted, a free backend is tried: else a wrong prediction stayed for ever.
+        if not self._waiting.rows and (self._idle or not self._executing):
             return
         queued = self._waiting.rows
         # A request that alone exceeds the limit is welcome while nobody else waits.
@@ -195,7 +196,7 @@ class DynamicBatcher:
         now_s = self._now_s()
         is_part = rows > self._max_rows
         ahead = self._waiting.ahead(priority, is_part=is_part)
-        free_s = 0.0 if self._idle else min((s.left_s(now_s) for s in self._slots), default=0.0)
+        free_s = min((slot.left_s(now_s) for slot in self._slots), default=0.0)
         own = min(ahead + rows, self._max_rows)
         batches = (ahead + rows - 1) // self._max_rows
         if not batches:
@@ -375,8 +376,12 @@ class DynamicBatcher:
     ) -> None:
         """What executed these rows died. Once is no row's fault for sure, twice is: they are run
         once more, in as many parts as isolation may cost."""
-        for part in split(batch, most_runs(len(batch))):
-            fault = await run(part) if self._budget.allows_a_run else error
+        runs = min(most_runs(len(batch)), self._budget.runs)
+        if not runs:
+            self._refuse(batch, error)
+            return
+        for part in split(batch, runs):
+            fault = await run(part)
             if fault is not None:
                 self._refuse(part, fault)
 

@@ -46,8 +46,9 @@ class IsolationBudget:
         self._runs = max(self._runs - 1, 0.0)
 
     @property
-    def allows_a_run(self) -> bool:
-        return self._runs >= 1
+    def runs(self) -> int:
+        """Repetitions that can be paid for now."""
+        return int(self._runs)
 
     @property
     def company(self) -> int:
@@ -83,13 +84,13 @@ async def isolate(
     """
     failing = [Refused(batch, error)]
     refused: list[Refused] = []
-    runs = most_runs(len(batch))
+    runs = min(most_runs(len(batch)), budget.runs)
     failed, succeeded = 0, False
     while failing:
         failing.sort(key=lambda group: len(group.entries))
         suspects, error = failing.pop()
         hopeless = failed >= _HOPELESS and not succeeded
-        if len(suspects) == 1 or runs < 1 or hopeless or not budget.allows_a_run:
+        if len(suspects) == 1 or runs < 2 or hopeless:
             refused.append(Refused(suspects, error))
             continue
         others = sum(len(group.entries) for group in failing)

@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from app.backends.backend import BackendDied
 from app.backends.execution_times import ExecutionTimes
 from app.batching.batcher import DynamicBatcher
 from app.batching.policy import BatchPolicy, Greedy, Hold
+from app.batching.priority import Priority
 from app.deadline import Deadline, DeadlineSweep
-from app.errors import BackendError, DeadlineExceeded, Overloaded, ShuttingDown
-from app.tensors import Signature, Tensors, row_count
+from app.errors import BackendError, DeadlineExceeded, ModelNotReady, Overloaded, ShuttingDown
+from app.tensors import Signature, Tensors, TensorSpec, row_count
 
 SOON = 30.0
 
@@ -43,6 +45,40 @@ class GatedBackend:
     async def check(self) -> None: ...
 
     async def close(self) -> None: ...
+
+
+class MortalBackend(GatedBackend):
+    """Dies of NaN, and the first `deaths` times of anything."""
+
+    def __init__(self, deaths: int = 0) -> None:
+        super().__init__()
+        self.deaths = deaths
+
+    async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
+        self.batches.append(inputs["x"][:, 0].tolist())
+        self.deaths -= 1
+        if self.deaths >= 0 or np.isnan(inputs["x"]).any():
+            raise BackendDied("it died")
+        return {"y": inputs["x"] * 2}
+
+
+class AbsentBackend(GatedBackend):
+    """Cannot be reached."""
+
+    async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
+        self.batches.append(inputs["x"][:, 0].tolist())
+        raise ModelNotReady("it cannot be reached")
+
+
+class StuckBackend(GatedBackend):
+    """The first execution never ends, unless it is cancelled."""
+
+    async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
+        if not self.batches:
+            self.batches.append(inputs["x"][:, 0].tolist())
+            self.started.set()
+            await asyncio.Event().wait()
+        return await super().execute(inputs, deadline)
 
 
 class ForgetfulBackend(GatedBackend):
@@ -118,8 +154,16 @@ def rows(*values: float) -> Tensors:
     return {"x": np.array([[value] for value in values], np.float32)}
 
 
-async def ask(batcher: DynamicBatcher, *values: float, within_s: float = SOON) -> list[float]:
-    execution = await batcher.submit(rows(*values), Deadline.after(within_s))
+async def ask(
+    batcher: DynamicBatcher,
+    *values: float,
+    within_s: float = SOON,
+    priority: Priority = Priority.LIVE,
+    caller: str = "",
+) -> list[float]:
+    execution = await batcher.submit(
+        rows(*values), Deadline.after(within_s), priority=priority, caller=caller
+    )
     answer: list[float] = execution.outputs["y"][:, 0].tolist()
     return answer
 
@@ -240,6 +284,210 @@ async def test_a_failed_batch_fails_its_callers_and_nobody_after() -> None:
         with pytest.raises(BackendError, match="poison"):
             await ask(batcher, float("nan"))
         assert await ask(batcher, 1) == [2]
+
+
+async def test_a_poisonous_request_fails_alone() -> None:
+    backend = GatedBackend()
+    ledger = Ledger()
+    async with batching(backend, observer=ledger) as batcher:
+        asked = [ask(batcher, value) for value in (1, 2, float("nan"), 4, 5)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(answers[2], BackendError)
+    assert answers[:2] + answers[3:] == [[2], [4], [8], [10]]
+    assert ledger.repetitions == 5
+    assert ledger.outcomes == ["failed", "failed"]
+
+
+async def test_who_left_meanwhile_is_not_run_again() -> None:
+    backend = GatedBackend()
+    async with batching(backend) as batcher:
+        backend.gate.clear()
+        asked = [asyncio.create_task(ask(batcher, value)) for value in (1, 2, float("nan"))]
+        await backend.started.wait()
+        asked[0].cancel()
+        backend.gate.set()
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert asked[1].result() == [4]
+    assert [1.0] not in backend.batches
+
+
+async def test_a_caller_whose_rows_keep_failing_shares_no_batch() -> None:
+    backend = GatedBackend()
+    async with batching(backend) as batcher:
+        for _ in range(4):
+            with pytest.raises(BackendError):
+                await ask(batcher, float("nan"), caller="mallory")
+        backend.batches.clear()
+        asked = [ask(batcher, value, caller=who) for value, who in ((1, "a"), (2, "mallory"))]
+        await asyncio.gather(*asked, ask(batcher, 3, caller="b"))
+    assert backend.batches == [[1], [2], [3]]
+
+
+async def test_batches_shrink_while_poison_is_frequent() -> None:
+    backend = GatedBackend()
+    async with batching(backend) as batcher:
+        for _ in range(20):
+            values = (float("nan"), 1, 2, 3, 4, 5, 6, 7)
+            asked = [ask(batcher, value) for value in values]
+            await asyncio.gather(*asked, return_exceptions=True)
+        backend.batches.clear()
+        await asyncio.gather(*(ask(batcher, value) for value in range(4)))
+    assert backend.batches == [[0], [1], [2], [3]]
+
+
+async def test_rows_whose_execution_died_are_run_once_more_each_by_itself() -> None:
+    backend = MortalBackend(deaths=1)
+    async with batching(backend) as batcher:
+        assert await asyncio.gather(*(ask(batcher, value) for value in (1, 2, 3))) == [
+            [2],
+            [4],
+            [6],
+        ]
+    assert backend.batches == [[1, 2, 3], [1], [2], [3]]
+
+
+async def test_what_dies_twice_of_a_request_refuses_it_and_nobody_else() -> None:
+    backend = MortalBackend()
+    ledger = Ledger()
+    async with batching(backend, observer=ledger) as batcher:
+        asked = [ask(batcher, value) for value in (1, float("nan"), 3)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(answers[1], BackendDied)
+    assert [answers[0], answers[2]] == [[2], [6]]
+    assert ledger.outcomes == ["died", "died"]
+
+
+async def test_what_says_nothing_about_the_rows_is_not_repeated() -> None:
+    backend = AbsentBackend()
+    async with batching(backend) as batcher:
+        answers = await asyncio.gather(
+            *(ask(batcher, value) for value in (1, 2)), return_exceptions=True
+        )
+    assert [type(answer) for answer in answers] == [ModelNotReady, ModelNotReady]
+    assert backend.batches == [[1, 2]]
+
+
+async def test_an_execution_that_nobody_waits_for_any_more_is_given_up() -> None:
+    backend = StuckBackend()
+    ledger = Ledger()
+    async with batching(backend, observer=ledger) as batcher:
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, 1, within_s=0.01)
+        assert await ask(batcher, 2) == [4]
+    assert ledger.outcomes == ["given_up"]
+
+
+async def test_several_executions_are_under_way_where_the_backend_takes_them() -> None:
+    backend = GatedBackend()
+    backend.concurrency = 2
+    backend.gate.clear()
+    async with batching(backend) as batcher:
+        first = await occupied(batcher, backend)
+        backend.started.clear()
+        second = asyncio.create_task(ask(batcher, 1))
+        await backend.started.wait()
+        third = asyncio.create_task(ask(batcher, 2))
+        await queued(batcher, 1)
+        backend.gate.set()
+        assert [await first, await second, await third] == [[0], [2], [4]]
+    assert backend.batches == [[0], [1], [2]]
+
+
+async def test_urgent_rows_go_first() -> None:
+    backend = GatedBackend()
+    async with batching(backend, max_batch_rows=1) as batcher:
+        first = await occupied(batcher, backend)
+        asked = [
+            asyncio.create_task(ask(batcher, value, priority=priority))
+            for value, priority in ((1, Priority.BULK), (2, Priority.BULK), (3, Priority.LIVE))
+        ]
+        await queued(batcher, 3)
+        backend.gate.set()
+        await asyncio.gather(first, *asked)
+    assert backend.batches.index([3.0]) < backend.batches.index([2.0])
+
+
+async def test_only_rows_of_equal_shapes_share_an_execution() -> None:
+    backend = GatedBackend()
+    backend.signature = Signature((TensorSpec("x", "float32", (-1,)),), ())
+    async with batching(backend) as batcher:
+        short = [{"x": np.full((1, 2), value, np.float32)} for value in (1, 2)]
+        long = {"x": np.full((1, 3), 3, np.float32)}
+        answers = await asyncio.gather(
+            *(batcher.submit(inputs, Deadline.after(SOON)) for inputs in (short[0], long, short[1]))
+        )
+    assert [answer.outputs["y"].tolist() for answer in answers] == [[[2, 2]], [[6, 6, 6]], [[4, 4]]]
+    assert backend.batches == [[1, 2], [3]]
+
+
+async def test_different_shapes_that_wait_are_bounded() -> None:
+    backend = GatedBackend()
+    backend.signature = Signature((TensorSpec("x", "float32", (-1,)),), ())
+    ledger = Ledger()
+    async with batching(backend, observer=ledger) as batcher:
+        first = await occupied(batcher, backend)
+        waiting = [
+            asyncio.create_task(
+                batcher.submit({"x": np.ones((1, width), np.float32)}, Deadline.after(SOON))
+            )
+            for width in range(1, 33)
+        ]
+        await queued(batcher, 32)
+        with pytest.raises(Overloaded, match="32 different shapes"):
+            await batcher.submit({"x": np.ones((1, 99), np.float32)}, Deadline.after(SOON))
+        backend.gate.set()
+        await asyncio.gather(first, *waiting)
+    assert ledger.refusals == ["shapes"]
+
+
+async def test_what_cannot_be_answered_by_its_deadline_is_refused_at_once() -> None:
+    backend = GatedBackend()
+    ledger = Ledger()
+    times = ExecutionTimes({1: 0.5, 8: 1.0})
+    async with batching(backend, times=times, observer=ledger) as batcher:
+        first = await occupied(batcher, backend)
+        waiting = [asyncio.create_task(ask(batcher, *range(8))) for _ in range(3)]
+        await queued(batcher, 24)
+        # The rest of the half second under way, three full batches, and its own.
+        with pytest.raises(Overloaded, match="after the deadline") as refused:
+            await ask(batcher, 1, within_s=3)
+        assert 3.0 < refused.value.retry_after_s < 4.6
+        backend.gate.set()
+        await asyncio.gather(first, *waiting)
+    assert ledger.refusals == ["deadline"]
+
+
+async def test_a_free_backend_is_tried_whatever_is_predicted() -> None:
+    times = ExecutionTimes({1: 60.0})
+    async with batching(GatedBackend(), times=times) as batcher:
+        assert await ask(batcher, 1, within_s=20) == [2]
+
+
+async def test_a_batch_is_as_large_as_makes_a_row_cheapest() -> None:
+    backend = GatedBackend()
+    times = ExecutionTimes({1: 1e-5, 4: 2e-5, 8: 2e-4}, in_loop=True)
+    async with batching(backend, times=times) as batcher:
+        assert batcher.max_batch_rows == 4
+        await asyncio.gather(*(ask(batcher, value) for value in range(8)))
+    assert backend.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+async def test_rows_that_leave_the_queue_take_no_room_in_it() -> None:
+    backend = GatedBackend()
+    ledger = Ledger()
+    async with batching(backend, max_queue_rows=2, observer=ledger) as batcher:
+        first = await occupied(batcher, backend)
+        waiting = [asyncio.create_task(ask(batcher, value)) for value in (1, 2)]
+        await queued(batcher, 2)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert batcher.queued_rows == 0
+        another = asyncio.create_task(ask(batcher, 3))
+        await queued(batcher, 1)
+        backend.gate.set()
+        assert [await first, await another] == [[0], [6]]
+    assert ledger.departures == 2
 
 
 async def test_a_failing_part_gives_up_the_rest_of_its_request() -> None:
