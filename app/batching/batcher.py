@@ -110,7 +110,7 @@ class DynamicBatcher:
         self._budget = IsolationBudget(isolation_share)
         self._suspects = Suspects()
         self._slots: list[_Slot] = []
-        self._executing: dict[Entry, _Slot] = {}
+        self._under_way = 0
         self._idle: deque[asyncio.Future[None]] = deque()
         self._closing = False
 
@@ -170,10 +170,10 @@ class DynamicBatcher:
         stand, or find no room in the queue, and `ShuttingDown` while draining."""
         if self._closing:
             raise ShuttingDown("this model is being closed")
-        # Whatever is predicted, a free backend is tried: else a wrong prediction stayed for ever.
-        if not self._waiting.rows and (self._idle or not self._executing):
-            return
         queued = self._waiting.rows
+        # Whatever is predicted, a free backend is tried: else a wrong prediction stayed for ever.
+        if queued + rows <= self._max_rows and self._under_way < len(self._slots):
+            return
         # A request that alone exceeds the limit is welcome while nobody else waits.
         if queued and queued + rows > self._max_queue_rows:
             self._observer.refused("rows")
@@ -230,21 +230,14 @@ class DynamicBatcher:
     ) -> Entry:
         answer: asyncio.Future[Execution] = asyncio.get_running_loop().create_future()
         alone = bool(self._suspects) and caller in self._suspects
+        now_s = self._now_s()
         entry = Entry(
-            inputs,
-            rows,
-            deadline,
-            self._now_s(),
-            answer,
-            priority,
-            is_part,
-            shapes,
-            caller,
-            alone,
+            inputs, rows, deadline, now_s, answer, priority, is_part, shapes, caller, alone
         )
         self._waiting.put(entry)
         self._sweep.watch(answer, deadline)
-        self._wake(1)
+        if self._idle:
+            self._wake(1)
         return entry
 
     def _wake(self, slots: int) -> None:
@@ -259,13 +252,12 @@ class DynamicBatcher:
         if self._waiting.remove(entry):
             self._observer.left()
             return
-        slot = self._executing.get(entry)
-        if slot is None:
-            return
-        slot.waiting -= 1
-        if not slot.waiting:
-            grace_s = max(_GRACE_S, _GRACE_TIMES * slot.predicted_s)
-            asyncio.get_running_loop().call_later(grace_s, self._give_up, slot, slot.batch)
+        for slot in self._slots:
+            if entry in slot.batch:
+                slot.waiting -= 1
+                if not slot.waiting:
+                    grace_s = max(_GRACE_S, _GRACE_TIMES * slot.predicted_s)
+                    asyncio.get_running_loop().call_later(grace_s, self._give_up, slot, slot.batch)
 
     def _give_up(self, slot: _Slot, batch: Sequence[Entry]) -> None:
         """Nobody has waited for this execution for long: another may have its place."""
@@ -290,9 +282,10 @@ class DynamicBatcher:
             if not batch:
                 return
             await self._execute(slot, batch)
-            # An execution in the loop may not have suspended: everybody else gets a turn, and a
-            # caller that this batch made leave can take its other rows out of the queue.
-            await asyncio.sleep(0)
+            if self._waiting.rows:
+                # An execution in the loop may not have suspended: everybody else gets a turn, and
+                # a caller that this batch made leave can take its other rows out of the queue.
+                await asyncio.sleep(0)
 
     async def _next_batch(self) -> list[Entry]:
         """Wait for rows, hold as long as the policy asks, take what fits; empty when closing."""
@@ -397,7 +390,7 @@ class DynamicBatcher:
         started_s = self._now_s()
         slot.batch, slot.waiting = batch, len(batch)
         slot.started_s, slot.predicted_s = started_s, self._times.predicted_s(rows)
-        self._executing.update(dict.fromkeys(batch, slot))
+        self._under_way += 1
         try:
             outputs = await self._backend.execute(
                 concatenate([entry.inputs for entry in batch]),
@@ -419,8 +412,7 @@ class DynamicBatcher:
             return BackendError(f"the backend failed: {type(exc).__name__}")
         finally:
             slot.batch = ()
-            for entry in batch:
-                del self._executing[entry]
+            self._under_way -= 1
         finished_s = self._now_s()
         self._times.observe(rows, finished_s - started_s)
         self._observer.executed(rows, started_s - batch[0].enqueued_s, finished_s - started_s)

@@ -69,10 +69,15 @@ class _Flow:
         self._took(entry, lane)
         return True
 
-    def pop(self, lane: Lane) -> Entry:
+    def pop(self, lane: Lane) -> None:
         entry, _ = lane.popitem(last=False)
+        self.served += entry.rows / self.weight
         self._took(entry, lane)
-        return entry
+
+    def clear(self) -> None:
+        self.served += self.rows / self.weight
+        self.rows = 0
+        self.lanes.clear()
 
     def oldest_lane(self) -> Lane:
         if len(self.lanes) == 1:
@@ -96,6 +101,7 @@ class WaitingRows:
     def __init__(self) -> None:
         self._flows = [_Flow(WEIGHTS[priority]) for priority in Priority for _ in (False, True)]
         self._level = 0.0
+        self._alone = 0
         self.rows = 0
         """Rows of all entries."""
 
@@ -111,12 +117,14 @@ class WaitingRows:
             flow.served = max(flow.served, self._level)
         flow.put(entry)
         self.rows += entry.rows
+        self._alone += entry.alone
 
     def remove(self, entry: Entry) -> bool:
         """Take it out, wherever it stands; False when it is not waiting."""
         if not self._flow(entry).remove(entry):
             return False
         self.rows -= entry.rows
+        self._alone -= entry.alone
         return True
 
     def oldest_s(self) -> float:
@@ -143,7 +151,19 @@ class WaitingRows:
         An entry that is larger than `max_rows` comes by itself too. Something must be waiting.
         """
         flow = self._next([flow for flow in self._flows if flow.rows])
-        shapes = next(iter(flow.oldest_lane())).shapes
+        lane = flow.oldest_lane()
+        first = next(iter(lane))
+        everything = flow.rows == self.rows and len(flow.lanes) == 1
+        if everything and flow.rows <= max_rows and len(lane) <= max_entries and not self._alone:
+            batch = list(lane)
+            flow.clear()
+            self.rows = 0
+        else:
+            batch = self._picked(first.shapes, max_rows, max_entries)
+        return batch
+
+    def _picked(self, shapes: Shapes, max_rows: int, max_entries: int) -> list[Entry]:
+        """Entry by entry of the flow that got least, as long as they fit."""
         flows = [flow for flow in self._flows if shapes in flow.lanes]
         batch: list[Entry] = []
         rows = 0
@@ -154,8 +174,8 @@ class WaitingRows:
             if batch and (rows + entry.rows > max_rows or entry.alone):
                 break
             flow.pop(lane)
-            flow.served += entry.rows / flow.weight
             self.rows -= entry.rows
+            self._alone -= entry.alone
             batch.append(entry)
             rows += entry.rows
             if entry.alone:
