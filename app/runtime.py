@@ -2,16 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from app.clock import FeatureClock, ReplayClock, WallClock
 from app.config import Settings
 from app.deadline import DeadlineSweep
-from app.errors import ConfigurationError, FeaturesUnavailable
+from app.errors import ConfigurationError, FeaturesUnavailable, ModelNotReady
 from app.features.plan import FeaturePlan
 from app.features.registry_watch import RegistryWatch, require_registry
 from app.features.source import FeatureSource
@@ -107,15 +107,11 @@ class Runtime:
         loaded = {name: model for name, model in self.models.items() if model is not None}
         if not self.models:
             reasons.append("no model is loaded")
-        checks = await asyncio.gather(
-            *(model.source.check() for model in loaded.values()), return_exceptions=True
-        )
-        for name, failure in zip(loaded, checks, strict=True):
-            if isinstance(failure, FeaturesUnavailable):
-                reasons.append(f"{name}: features: {failure}")
-            elif failure is not None:
-                log.error("the check of the features failed", exc_info=failure)
-                reasons.append(f"{name}: features: {type(failure).__name__}")
+        for part, checks in (
+            ("features", {name: model.source.check() for name, model in loaded.items()}),
+            ("backend", {name: model.batcher.check() for name, model in loaded.items()}),
+        ):
+            reasons += await _failed(part, checks)
         self.metrics.ready.set(0 if reasons else 1)
         return reasons
 
@@ -142,6 +138,19 @@ class Runtime:
                 "model ready",
                 extra={"model": name, "version": model.id.version, "sha256": model.id.sha256},
             )
+
+
+async def _failed(part: str, checks: Mapping[str, Coroutine[Any, Any, None]]) -> list[str]:
+    """Which of the checks, by the model's name, failed and why."""
+    failures = await asyncio.gather(*checks.values(), return_exceptions=True)
+    reasons = []
+    for name, failure in zip(checks, failures, strict=True):
+        if isinstance(failure, FeaturesUnavailable | ModelNotReady):
+            reasons.append(f"{name}: {part}: {failure}")
+        elif failure is not None:
+            log.error("a check failed", extra={"model": name, "part": part}, exc_info=failure)
+            reasons.append(f"{name}: {part}: {type(failure).__name__}")
+    return reasons
 
 
 async def _cancelled(task: "asyncio.Task[None]") -> None:

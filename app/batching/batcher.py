@@ -190,6 +190,10 @@ class DynamicBatcher:
                 retry_after_s=predicted_s,
             )
 
+    async def check(self) -> None:
+        """Raises `ModelNotReady` with the reason while the backend could execute nothing."""
+        await self._backend.check()
+
     def predicted_s(self, rows: int, priority: Priority = Priority.LIVE) -> float:
         """Seconds until rows submitted now would be answered: what is under way, the batches
         before them, their own."""
