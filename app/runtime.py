@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Self, TypeAlias
 
 from app.clock import FeatureClock, ReplayClock, WallClock
 from app.config import Settings
@@ -107,11 +107,8 @@ class Runtime:
         loaded = {name: model for name, model in self.models.items() if model is not None}
         if not self.models:
             reasons.append("no model is loaded")
-        for part, checks in (
-            ("features", {name: model.source.check() for name, model in loaded.items()}),
-            ("backend", {name: model.batcher.check() for name, model in loaded.items()}),
-        ):
-            reasons += await _failed(part, checks)
+        reasons += await _failed("features", loaded, lambda model: model.source.check())
+        reasons += await _failed("backend", loaded, lambda model: model.batcher.check())
         self.metrics.ready.set(0 if reasons else 1)
         return reasons
 
@@ -140,11 +137,13 @@ class Runtime:
             )
 
 
-async def _failed(part: str, checks: Mapping[str, Coroutine[Any, Any, None]]) -> list[str]:
-    """Which of the checks, by the model's name, failed and why."""
-    failures = await asyncio.gather(*checks.values(), return_exceptions=True)
+async def _failed(
+    part: str, models: Mapping[str, ServedModel], check: Callable[[ServedModel], Awaitable[None]]
+) -> list[str]:
+    """Of which models this check fails, and why."""
+    failures = await asyncio.gather(*map(check, models.values()), return_exceptions=True)
     reasons = []
-    for name, failure in zip(checks, failures, strict=True):
+    for name, failure in zip(models, failures, strict=True):
         if isinstance(failure, FeaturesUnavailable | ModelNotReady):
             reasons.append(f"{name}: {part}: {failure}")
         elif failure is not None:
