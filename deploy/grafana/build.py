@@ -181,6 +181,40 @@ def batching() -> list[Json]:
             about="At the instant of each scrape, over all replicas.",
         ),
         graph("Executions", [(total("model", f"{rows}_count"), "{{model}}")], "ops"),
+        graph(
+            "Time of an execution",
+            [
+                (quantile(0.5, "model", "hikyaku_execution_duration_seconds"), "p50 {{model}}"),
+                (quantile(0.99, "model", "hikyaku_execution_duration_seconds"), "p99 {{model}}"),
+            ],
+            "s",
+        ),
+        graph(
+            "Wait for an execution",
+            [
+                (quantile(0.5, "model", "hikyaku_queue_delay_seconds"), "p50 {{model}}"),
+                (quantile(0.99, "model", "hikyaku_queue_delay_seconds"), "p99 {{model}}"),
+            ],
+            "s",
+            about="Of the first row of each batch.",
+        ),
+        graph(
+            "Executions that fail or repeat",
+            [
+                (total("model, outcome", "hikyaku_failed_executions_total"), "{{outcome}}"),
+                (total("model", "hikyaku_repeated_executions_total"), "repeated"),
+            ],
+            "ops",
+            about="A batch that fails is run again in parts, to find the row that makes it fail.",
+        ),
+        graph(
+            "Requests not executed",
+            [
+                (total("model, reason", "hikyaku_queue_refusals_total"), "refused: {{reason}}"),
+                (total("model", "hikyaku_left_queue_total"), "left or expired"),
+            ],
+            "ops",
+        ),
     ]
 
 
