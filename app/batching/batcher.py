@@ -15,13 +15,15 @@ from app.batching.policy import BatchPolicy
 from app.batching.priority import Priority
 from app.batching.waiting import Entry, Execution, Shapes, WaitingRows
 from app.deadline import Deadline, DeadlineSweep
-from app.errors import BackendError, Overloaded, RequestError, ShuttingDown
+from app.errors import BackendError, DeadlineExceeded, Overloaded, RequestError, ShuttingDown
 from app.tensors import Tensors, concatenate, row_count, take_rows
 
 log = logging.getLogger(__name__)
 
 # Different shapes that may wait at once: each makes batches of its own.
 _MOST_SHAPES = 32
+# A queue that is predicted to the deadline exactly makes half of those who wait late.
+_MARGIN = 1.25
 # An execution that nobody waits for any more may take this long before it is given up.
 _GRACE_S, _GRACE_TIMES = 1.0, 4.0
 
@@ -181,9 +183,8 @@ class DynamicBatcher:
                 f"{queued} of {self._max_queue_rows} rows are queued",
                 retry_after_s=self.predicted_s(rows, priority),
             )
-        now_s = self._now_s()
         predicted_s = self.predicted_s(rows, priority)
-        if now_s + predicted_s > deadline.at_s:
+        if self._now_s() + _MARGIN * predicted_s > deadline.at_s:
             self._observer.refused("deadline")
             raise Overloaded(
                 f"an answer is expected after {predicted_s:.3f} s, which is after the deadline",
@@ -325,14 +326,19 @@ class DynamicBatcher:
             await self._arrival(hold_s)
 
     def _take_live_entries(self) -> list[Entry]:
+        """The next batch. While more wait than it takes, those that it would answer too late are
+        left out: what they would cost is of use to others."""
         rows = min(self._policy.batch_rows(self._waiting.rows), self._max_rows)
         now_s = self._now_s()
-        # Not executed when the deadline has passed: the sweep answers it at its next turn.
-        return [
-            entry
-            for entry in self._waiting.take(rows, self._budget.company)
-            if not entry.answer.done() and entry.deadline.at_s > now_s
-        ]
+        crowded = self._waiting.rows > rows
+        needed_s = self._times.predicted_s(rows) if crowded else 0.0
+        batch, late = self._waiting.take(rows, self._budget.company, now_s + needed_s)
+        if not batch:  # a wrong prediction must not leave everybody out, or it stayed for ever
+            batch, late = late[:1], late[1:]
+        for entry in late:
+            if not entry.answer.done():
+                entry.answer.set_exception(DeadlineExceeded("it could not be executed in time"))
+        return [e for e in batch if not e.answer.done() and e.deadline.at_s > now_s]
 
     async def _execute(self, slot: _Slot, batch: list[Entry]) -> None:
         self._budget.executed()

@@ -69,15 +69,12 @@ class _Flow:
         self._took(entry, lane)
         return True
 
-    def pop(self, lane: Lane) -> None:
-        entry, _ = lane.popitem(last=False)
-        self.served += entry.rows / self.weight
-        self._took(entry, lane)
-
-    def clear(self) -> None:
+    def take_all(self, lane: Lane) -> list[Entry]:
+        """Of the only lane."""
         self.served += self.rows / self.weight
         self.rows = 0
         self.lanes.clear()
+        return list(lane)
 
     def oldest_lane(self) -> Lane:
         if len(self.lanes) == 1:
@@ -145,44 +142,52 @@ class WaitingRows:
                 rows += min(flow.rows, (own.rows + 1) * flow.weight // own.weight)
         return rows
 
-    def take(self, max_rows: int, max_entries: int) -> list[Entry]:
-        """The next batch: entries of equal shapes, one by itself whose caller is kept alone.
+    def take(
+        self, max_rows: int, max_entries: int, ends_s: float
+    ) -> tuple[list[Entry], list[Entry]]:
+        """The next batch, and those before it whose deadline is not after `ends_s`.
 
-        An entry that is larger than `max_rows` comes by itself too. Something must be waiting.
+        A batch has entries of equal shapes, or one by itself whose caller is kept alone or that is
+        larger than `max_rows`. Something must be waiting.
         """
         flow = self._next([flow for flow in self._flows if flow.rows])
         lane = flow.oldest_lane()
-        first = next(iter(lane))
+        shapes = next(iter(lane)).shapes
         everything = flow.rows == self.rows and len(flow.lanes) == 1
         if everything and flow.rows <= max_rows and len(lane) <= max_entries and not self._alone:
-            batch = list(lane)
-            flow.clear()
             self.rows = 0
-        else:
-            batch = self._picked(first.shapes, max_rows, max_entries)
-        return batch
+            return flow.take_all(lane), []
+        return self._picked(shapes, max_rows, max_entries, ends_s)
 
-    def _picked(self, shapes: Shapes, max_rows: int, max_entries: int) -> list[Entry]:
+    def _picked(
+        self, shapes: Shapes, max_rows: int, max_entries: int, ends_s: float
+    ) -> tuple[list[Entry], list[Entry]]:
         """Entry by entry of the flow that got least, as long as they fit."""
         flows = [flow for flow in self._flows if shapes in flow.lanes]
         batch: list[Entry] = []
+        late: list[Entry] = []
         rows = 0
         while flows and len(batch) < max_entries:
             flow = self._next(flows)
             lane = flow.lanes[shapes]
             entry = next(iter(lane))
-            if batch and (rows + entry.rows > max_rows or entry.alone):
+            in_time = entry.deadline.at_s > ends_s
+            if in_time and batch and (rows + entry.rows > max_rows or entry.alone):
                 break
-            flow.pop(lane)
+            flow.remove(entry)
             self.rows -= entry.rows
             self._alone -= entry.alone
+            if not lane:
+                flows.remove(flow)
+            if not in_time:
+                late.append(entry)
+                continue
+            flow.served += entry.rows / flow.weight
             batch.append(entry)
             rows += entry.rows
             if entry.alone:
                 break
-            if not lane:
-                flows.remove(flow)
-        return batch
+        return batch, late
 
     def take_all(self) -> list[Entry]:
         """Everything that waits."""

@@ -450,11 +450,29 @@ async def test_what_cannot_be_answered_by_its_deadline_is_refused_at_once() -> N
         await queued(batcher, 24)
         # The rest of the half second under way, three full batches, and its own.
         with pytest.raises(Overloaded, match="after the deadline") as refused:
-            await ask(batcher, 1, within_s=3)
+            await ask(batcher, 1, within_s=4)
         assert 3.0 < refused.value.retry_after_s < 4.6
         backend.gate.set()
         await asyncio.gather(first, *waiting)
     assert ledger.refusals == ["deadline"]
+
+
+async def test_what_would_be_late_makes_room_in_the_batch_for_what_would_not() -> None:
+    backend = GatedBackend()
+    times = ExecutionTimes({1: 1e-6, 2: 1e-6})
+    async with batching(backend, times=times, max_batch_rows=2) as batcher:
+        first = await occupied(batcher, backend)
+        hurried = asyncio.create_task(ask(batcher, 1, within_s=5))
+        patient = [asyncio.create_task(ask(batcher, value)) for value in (2, 3)]
+        await queued(batcher, 3)
+        for _ in range(200):
+            times.observe(2, 10)  # from now on an execution takes ten seconds
+        assert times.predicted_s(2) > 5
+        backend.gate.set()
+        with pytest.raises(DeadlineExceeded, match="could not be executed in time"):
+            await hurried
+        assert await asyncio.gather(first, *patient) == [[0], [4], [6]]
+    assert [2, 3] in backend.batches
 
 
 async def test_a_free_backend_is_tried_whatever_is_predicted() -> None:

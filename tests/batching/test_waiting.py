@@ -33,45 +33,51 @@ def waiting(*entries: Entry) -> WaitingRows:
     return queue
 
 
+def taken(queue: WaitingRows, max_rows: int, max_entries: int = EVERYBODY) -> list[Entry]:
+    batch, late = queue.take(max_rows, max_entries, 0.0)
+    assert late == []
+    return batch
+
+
 def drained(queue: WaitingRows, max_rows: int = 1) -> list[Entry]:
     order = []
     while queue.rows:
-        order += queue.take(max_rows, EVERYBODY)
+        order += taken(queue, max_rows)
     return order
 
 
 async def test_the_first_goes_first() -> None:
     entries = [entry() for _ in range(5)]
-    assert waiting(*entries).take(3, EVERYBODY) == entries[:3]
+    assert taken(waiting(*entries), 3) == entries[:3]
 
 
 async def test_rows_are_counted_and_not_entries() -> None:
     queue = waiting(entry(3), entry(3), entry(3))
-    assert [e.rows for e in queue.take(8, EVERYBODY)] == [3, 3]
+    assert [e.rows for e in taken(queue, 8)] == [3, 3]
     assert queue.rows == 3
 
 
 async def test_entries_are_limited_too() -> None:
-    assert len(waiting(*(entry() for _ in range(5))).take(8, 2)) == 2
+    assert len(taken(waiting(*(entry() for _ in range(5))), 8, 2)) == 2
 
 
 async def test_the_next_is_not_passed_over_for_a_smaller_one() -> None:
     large = entry(6)
     queue = waiting(entry(5), large, entry(1))
-    queue.take(8, EVERYBODY)
-    assert queue.take(8, EVERYBODY)[0] is large
+    taken(queue, 8)
+    assert taken(queue, 8)[0] is large
 
 
 async def test_an_entry_larger_than_the_batch_goes_by_itself() -> None:
     large = entry(9)
     queue = waiting(large, entry(1))
-    assert queue.take(4, EVERYBODY) == [large]
+    assert taken(queue, 4) == [large]
 
 
 async def test_one_that_is_kept_alone_shares_with_nobody() -> None:
     alone = entry(alone=True)
     queue = waiting(entry(), alone, entry())
-    assert [len(queue.take(8, EVERYBODY)) for _ in range(3)] == [1, 1, 1]
+    assert [len(taken(queue, 8)) for _ in range(3)] == [1, 1, 1]
 
 
 async def test_only_equal_shapes_share_a_batch() -> None:
@@ -79,14 +85,14 @@ async def test_only_equal_shapes_share_a_batch() -> None:
     queue = waiting(
         entry(shapes=short, at_s=1), entry(shapes=long, at_s=2), entry(shapes=short, at_s=3)
     )
-    assert [e.shapes for e in queue.take(8, EVERYBODY)] == [short, short]
-    assert [e.shapes for e in queue.take(8, EVERYBODY)] == [long]
+    assert [e.shapes for e in taken(queue, 8)] == [short, short]
+    assert [e.shapes for e in taken(queue, 8)] == [long]
     assert queue.shapes == set()
 
 
 async def test_of_different_shapes_the_longest_waiting_goes_first() -> None:
     queue = waiting(entry(shapes=((3,),), at_s=2), entry(shapes=((2,),), at_s=1))
-    assert queue.take(8, EVERYBODY)[0].shapes == ((2,),)
+    assert taken(queue, 8)[0].shapes == ((2,),)
 
 
 async def test_priorities_share_by_their_weights_and_the_last_never_starves() -> None:
@@ -98,13 +104,13 @@ async def test_priorities_share_by_their_weights_and_the_last_never_starves() ->
 
 async def test_who_waits_alone_gets_everything() -> None:
     queue = waiting(*(entry(priority=Priority.BULK) for _ in range(8)))
-    assert len(queue.take(8, EVERYBODY)) == 8
+    assert len(taken(queue, 8)) == 8
 
 
 async def test_a_pause_saves_up_nothing() -> None:
     queue = waiting(*(entry(priority=Priority.SHADOW) for _ in range(300)))
     for _ in range(100):
-        queue.take(1, EVERYBODY)
+        taken(queue, 1)
     for _ in range(100):
         queue.put(entry(priority=Priority.BULK))
     order = [e.priority for e in drained(queue)][:90]
@@ -121,7 +127,7 @@ async def test_a_request_of_many_parts_does_not_stand_before_everybody_else() ->
 
 async def test_a_batch_mixes_flows_of_equal_shapes() -> None:
     queue = waiting(entry(priority=Priority.BULK), entry(), entry(priority=Priority.SHADOW))
-    assert len(queue.take(8, EVERYBODY)) == 3
+    assert len(taken(queue, 8)) == 3
 
 
 async def test_what_leaves_is_not_taken() -> None:
@@ -130,7 +136,15 @@ async def test_what_leaves_is_not_taken() -> None:
     assert queue.remove(leaves)
     assert not queue.remove(leaves)
     assert queue.rows == 1
-    assert queue.take(8, EVERYBODY) == [stays]
+    assert taken(queue, 8) == [stays]
+
+
+async def test_who_would_be_late_makes_room_for_others() -> None:
+    late, first, second = entry(), entry(), entry()
+    late.deadline = Deadline(5.0)
+    queue = waiting(first, late, second, entry())
+    assert queue.take(2, EVERYBODY, 5.0) == ([first, second], [late])
+    assert queue.rows == 1
 
 
 async def test_rows_ahead_are_ones_own_and_what_the_others_get_meanwhile() -> None:
