@@ -23,8 +23,8 @@ from typing import Literal, TypeAlias, get_args
 
 import redis
 
+from app.listener import bind
 from app.local.processes import child
-from app.server import bind
 from loadtests.fault_proxy import FaultProxy, Pass, Stall
 from loadtests.open_loop import Asked, OpenLoop
 from loadtests.prove_no_foreign_values import resident_mb
