@@ -169,6 +169,7 @@ def _worker(arguments: argparse.Namespace, settings: "Settings") -> int:
 
     parent = Parent(Assignment.from_json(arguments.assignment))
     configure_logging(settings.log_level)
+    # It takes over a second to import: a parent that ends or asks meanwhile finds us already.
     from app.server import serve
 
     serve(settings, parent)

@@ -77,7 +77,7 @@ def tell(connection: socket.socket, command: str) -> tuple[int, dict[str, int]]:
 
 
 @contextmanager
-def parent(at_start: str, *, stuck_s: float = 1.0, drain_s: float = 5.0) -> Iterator[Parent]:
+def parent(at_start: str, *, stuck_s: float = 60.0, drain_s: float = 5.0) -> Iterator[Parent]:
     with closing(bind("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     settings = {"PORT": str(port), "STUCK_S": str(stuck_s), "DRAIN_S": str(drain_s)}
@@ -124,7 +124,7 @@ def runs(process_id: int) -> bool:
 
 
 def test_a_worker_whose_loop_is_blocked_is_replaced_and_its_stack_is_logged() -> None:
-    with serving() as started:
+    with serving(stuck_s=1.0) as started:
         first, _ = started.who()
         started.tell("block")
         second, replaced = started.who()  # waits in the backlog meanwhile
@@ -137,7 +137,7 @@ def test_a_worker_whose_loop_is_blocked_is_replaced_and_its_stack_is_logged() ->
 
 
 def test_a_worker_that_is_stopped_is_replaced_though_it_cannot_tell_its_stack() -> None:
-    with serving() as started:
+    with serving(stuck_s=1.0) as started:
         first, _ = started.who()
         subprocess.run(["kill", "-STOP", str(first)], check=True)
         second, replaced = started.who()

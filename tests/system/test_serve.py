@@ -57,19 +57,18 @@ def environment(models: Path, port: int) -> dict[str, str]:
         "STATE_REDIS_URL": "",
         "HIKYAKU_PORT": str(port),
         "HIKYAKU_FEATURE_REPO": str(models / "no feature repository"),
-        "HIKYAKU_STUCK_S": "1",
     }
 
 
 @contextmanager
-def served(models: Path) -> Iterator[Serving]:
+def served(models: Path, stuck_s: float = 60.0) -> Iterator[Serving]:
     """Run `hikyaku serve` until the first answer; kill it at the end."""
     with closing(bind("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "serve"],
         cwd=ROOT,
-        env=environment(models, port),
+        env=environment(models, port) | {"HIKYAKU_STUCK_S": str(stuck_s)},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -95,12 +94,13 @@ def _wait_for_an_answer(serving: Serving) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "reason"), [(signal.SIGSTOP, "stuck"), (signal.SIGKILL, "died")]
+    ("number", "stuck_s", "reason"),
+    [(signal.SIGSTOP, 1.0, "stuck"), (signal.SIGKILL, 60.0, "died")],
 )
 def test_requests_that_wait_while_the_worker_is_replaced_are_answered(
-    repository: Path, number: signal.Signals, reason: str
+    repository: Path, number: signal.Signals, stuck_s: float, reason: str
 ) -> None:
-    with served(repository) as serving, ThreadPoolExecutor(4) as callers:
+    with served(repository, stuck_s) as serving, ThreadPoolExecutor(4) as callers:
         first = serving.worker()
         os.kill(first, number)
         if number == signal.SIGKILL:
@@ -191,3 +191,22 @@ def test_what_stops_the_start_is_one_sentence(
     (sentence,) = ended.stderr.splitlines()
     assert sentence.startswith("hikyaku: ")
     assert word in sentence
+
+
+def test_modules_of_the_working_directory_are_not_imported(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Started by its console script, neither process has it on its path."""
+    script = tmp_path / "bin" / "hikyaku"
+    script.parent.mkdir()
+    script.write_text("from app.cli import main\nmain()\n")
+    (tmp_path / "pydantic.py").write_text("raise SystemExit('hijacked')")
+    ended = subprocess.run(
+        [sys.executable, str(script), "serve"],
+        cwd=tmp_path,
+        env=environment(repository, 0) | {"PYTHONPATH": str(ROOT), "MODEL_REPOSITORY": "/nowhere"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.stderr.startswith("hikyaku: /nowhere")
