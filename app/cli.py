@@ -1,31 +1,27 @@
 """The `hikyaku` command."""
 
 import argparse
-import asyncio
 import os
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from app.config import Settings, load_settings
-from app.contract import load_contract
 from app.errors import ConfigurationError, HikyakuError
-from app.features.plan import NO_FEATURES
-from app.repository.layout import CONTRACT_FILE, model_folders
-from app.telemetry.logs import configure_logging
 
 if TYPE_CHECKING:
+    from app.config import Settings
     from app.features.push import PushTarget
     from app.features.push_progress import Progress
     from app.telemetry.metrics import PushMetrics
 
-# Feast takes seconds to import and training libraries need not be installed where a service runs:
-# each command imports what it alone needs.
+# Feast takes seconds to import, training libraries need not be installed where a service runs, and
+# the parent of `serve` stays beside its worker: each command imports what it alone needs.
 
 
 def main() -> None:
@@ -35,8 +31,7 @@ def main() -> None:
     for told_to_stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(told_to_stop, signal.default_int_handler)
     try:
-        settings = load_settings()
-        status = arguments.run(arguments, settings)
+        status = arguments.run(arguments)
     except HikyakuError as exc:
         print(f"hikyaku: {exc}", file=sys.stderr)
         status = 1
@@ -53,15 +48,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     command = commands.add_parser("up", help="prepare what is due on this machine and serve")
-    command.set_defaults(run=_up)
+    command.set_defaults(run=_with_settings(_up))
 
     command = commands.add_parser("serve", help="serve the published models")
     command.set_defaults(run=_serve)
 
+    # Not for people, and so without a help: what `serve` starts.
+    command = commands.add_parser("worker")
+    command.add_argument("assignment")
+    command.set_defaults(run=_with_settings(_worker))
+
     command = commands.add_parser("publish", help="make a trained model the current version")
     command.add_argument("model", help="name of a folder of the model repository")
     command.add_argument("artifact", type=Path, help="folder with model.onnx and training.json")
-    command.set_defaults(run=_publish)
+    command.set_defaults(run=_with_settings(_publish))
 
     command = commands.add_parser("evaluate", help="replay recorded requests through HTTP")
     command.add_argument("model", help="name of a published model whose model.yaml has `replay`")
@@ -72,12 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--min-auc", type=float, help="fail when the AUC is lower")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    command.set_defaults(run=_evaluate)
+    command.set_defaults(run=_with_settings(_evaluate))
 
     features = commands.add_parser("features", help="fill the online store")
     actions = features.add_subparsers(required=True, metavar="action")
     action = actions.add_parser("apply", help="write the definitions into Feast's registry")
-    action.set_defaults(run=_apply)
+    action.set_defaults(run=_with_settings(_apply))
     action = actions.add_parser("materialize", help="load the latest values into the online store")
     action.add_argument("--until", type=_instant, help="RFC 3339 instant (default: now)")
     action.add_argument(
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     action.add_argument("--views", nargs="+", metavar="VIEW", help="only these (default: all)")
     action.add_argument("--apply", action="store_true", help="apply the definitions first")
-    action.set_defaults(run=_materialize)
+    action.set_defaults(run=_with_settings(_materialize))
     action = actions.add_parser("push", help="push new values of a push source")
     action.add_argument("source", help="name of the push source")
     rows = action.add_mutually_exclusive_group(required=True)
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     stream.add_argument(
         "--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on HIKYAKU_HOST"
     )
-    action.set_defaults(run=_push)
+    action.set_defaults(run=_with_settings(_push))
     return parser
 
 
@@ -137,21 +137,51 @@ def _positive(text: str) -> int:
     return number
 
 
-def _up(arguments: argparse.Namespace, settings: Settings) -> int:
+def _with_settings(
+    run: "Callable[[argparse.Namespace, Settings], int]",
+) -> Callable[[argparse.Namespace], int]:
+    def with_settings(arguments: argparse.Namespace) -> int:
+        from app.config import load_settings
+
+        return run(arguments, load_settings())
+
+    return with_settings
+
+
+def _up(arguments: argparse.Namespace, settings: "Settings") -> int:
     from app.local.up import up
 
     return up(settings)
 
 
-def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
+def _serve(arguments: argparse.Namespace) -> int:
+    from app.supervisor import supervise
+
+    # Where the working directory is not on our path it must not come onto the worker's.
+    path = () if os.getcwd() in sys.path else ("-P",)
+    return supervise([sys.executable, *path, "-m", "app.cli", "worker"])
+
+
+def _worker(arguments: argparse.Namespace, settings: "Settings") -> int:
+    from app.supervisor import Assignment
+    from app.telemetry.logs import configure_logging
+    from app.worker import Parent
+
+    parent = Parent(Assignment.from_json(arguments.assignment))
+    configure_logging(settings.log_level)
+    # It takes over a second to import: a parent that ends or asks meanwhile finds us already.
     from app.server import serve
 
-    configure_logging(settings.log_level)
-    serve(settings)
+    serve(settings, parent)
     return 0
 
 
-def _publish(arguments: argparse.Namespace, settings: Settings) -> int:
+def _publish(arguments: argparse.Namespace, settings: "Settings") -> int:
+    import asyncio
+
+    from app.contract import load_contract
+    from app.features.plan import NO_FEATURES
+    from app.repository.layout import CONTRACT_FILE
     from app.repository.publish import fingerprint, publish
 
     folder = _model_folder(arguments.model, settings)
@@ -172,7 +202,7 @@ def _publish(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
+def _evaluate(arguments: argparse.Namespace, settings: "Settings") -> int:
     from app.evaluation.replay import evaluate
 
     folder = _model_folder(arguments.model, settings)
@@ -187,14 +217,14 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
     )
 
 
-def _apply(arguments: argparse.Namespace, settings: Settings) -> int:
+def _apply(arguments: argparse.Namespace, settings: "Settings") -> int:
     from app.features.feast_repo import apply
 
     apply(settings.feature_repo, settings.feature_redis_url)
     return 0
 
 
-def _materialize(arguments: argparse.Namespace, settings: Settings) -> int:
+def _materialize(arguments: argparse.Namespace, settings: "Settings") -> int:
     from app.features.feast_repo import apply, materialize, open_writer
 
     if arguments.apply:
@@ -212,7 +242,7 @@ def _materialize(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _push(arguments: argparse.Namespace, settings: Settings) -> int:
+def _push(arguments: argparse.Namespace, settings: "Settings") -> int:
     # Before Feast, which turns prometheus_client's multiprocess mode on.
     from app.telemetry.metrics import PushMetrics  # isort: split
     from app.features.feast_repo import open_writer
@@ -232,7 +262,7 @@ def _push(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _push_stream(
     arguments: argparse.Namespace,
-    settings: Settings,
+    settings: "Settings",
     target: "PushTarget",
     progress: "Progress",
     metrics: "PushMetrics",
@@ -282,7 +312,9 @@ def _say(line: str) -> None:
     print(f"  {line}", flush=True)
 
 
-def _model_folder(name: str, settings: Settings) -> Path:
+def _model_folder(name: str, settings: "Settings") -> Path:
+    from app.repository.layout import model_folders
+
     folders = model_folders(settings.model_repository)
     if name not in folders:
         raise ConfigurationError(
@@ -291,7 +323,7 @@ def _model_folder(name: str, settings: Settings) -> Path:
     return folders[name]
 
 
-def _redis_url(settings: Settings) -> str | None:
+def _redis_url(settings: "Settings") -> str | None:
     """The Redis of the settings, else the one that `hikyaku up` has started beside us."""
     from app.local.up import WORK_FOLDER
 

@@ -63,6 +63,12 @@ class Settings(BaseModel):
         alias="HIKYAKU_DRAIN_S",
         description="Longest wait for requests under way when the process is told to stop.",
     )
+    stuck_s: Annotated[float, Field(ge=0)] = Field(
+        10.0,
+        alias="HIKYAKU_STUCK_S",
+        description="A worker whose event loop has not run for so long is killed and replaced; "
+        "0: never.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="HIKYAKU_LOG_LEVEL", description="Least severe level that is logged."
     )

@@ -75,9 +75,13 @@ def _open_feast(settings: Settings, plan: FeaturePlan, clock: FeatureClock) -> F
     return FeastSource(store, plan, clock)
 
 
-def create_application(settings: Settings, open_features: OpenFeatures = open_features) -> Gateway:
+def create_application(
+    settings: Settings,
+    open_features: OpenFeatures = open_features,
+    metrics: Metrics | None = None,
+) -> Gateway:
     """The ASGI application; its lifespan loads the models and releases them."""
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     runtime = Runtime(settings, metrics, open_features)
     predictor = Predictor(runtime.models, runtime.clock)
     return Gateway(

@@ -1,4 +1,4 @@
-"""Runs the ASGI application with uvicorn on a socket of ours."""
+"""One worker: runs the ASGI application with uvicorn on the service's socket."""
 
 import asyncio
 import contextlib
@@ -9,30 +9,36 @@ import uvicorn
 import uvloop
 
 from app.config import Settings
-from app.errors import ConfigurationError
+from app.listener import bind
 from app.main import create_application
+from app.telemetry.metrics import Metrics
+from app.worker import Parent
 
 _BACKLOG = 2048
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, parent: Parent) -> None:
     """Serve until SIGTERM or SIGINT, then answer what is under way.
 
     Raises `ConfigurationError` when the address cannot be bound, `HikyakuError` when a model cannot
     be served.
     """
-    listener = bind(settings.host, settings.port)
+    listener = parent.listener or bind(settings.host, settings.port)
     listener.listen(_BACKLOG)  # ours from now on: whoever asks waits until the models are loaded
+    parent.tell(settings, listener)
     # uvicorn raises the signal that stopped it again, once everything is answered.
     with (
         contextlib.suppress(KeyboardInterrupt),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(_serve(settings, listener))
+        runner.run(_serve(settings, listener, parent))
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
-    application = create_application(settings)
+async def _serve(settings: Settings, listener: socket.socket, parent: Parent) -> None:
+    metrics = Metrics()
+    for reason, workers in parent.replaced.items():
+        metrics.worker_replacements.labels(reason).inc(workers)
+    application = create_application(settings, metrics=metrics)
     config = uvicorn.Config(
         application,
         http="httptools",
@@ -52,21 +58,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         gc.collect()
         gc.freeze()
         try:
-            await uvicorn.Server(config).serve(sockets=[listener])
+            async with parent.beating(metrics.loop_lag.observe):
+                await uvicorn.Server(config).serve(sockets=[listener])
         finally:
             gc.unfreeze()  # or extension modules report what was frozen as leaked
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises `ConfigurationError` when the address is taken or not ours."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as exc:
-        listener.close()
-        raise ConfigurationError(
-            f"cannot listen on {host}:{port}: {exc.strerror}; HIKYAKU_PORT names another port"
-        ) from exc
-    return listener

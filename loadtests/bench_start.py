@@ -1,4 +1,4 @@
-"""From exec to ready, and the memory that a serving process then holds.
+"""From exec to ready, and the memory that the worker and its parent then hold.
 
     make bench-start      (BENCH="--runs 5")
 
@@ -16,6 +16,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from loadtests.memory import resident_mb, worker_of
+
 REDIS_URL = Path(".hikyaku/feature-redis-url")
 
 
@@ -23,12 +25,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     runs = [start() for _ in range(parser.parse_args().runs)]
-    for name, values in zip(("s to ready", "MiB resident"), zip(*runs, strict=True), strict=True):
+    names = ("s to ready", "MB resident in the worker", "MB resident in its parent")
+    for name, values in zip(names, zip(*runs, strict=True), strict=True):
         print(f"{statistics.median(values):8.2f} {name} (largest {max(values):.2f})")
 
 
-def start() -> tuple[float, float]:
-    """Seconds from exec to ready, and MiB resident after a few requests for readiness."""
+def start() -> tuple[float, float, float]:
+    """Seconds from exec to ready, and MB resident after a few requests for readiness."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -50,9 +53,7 @@ def start() -> tuple[float, float]:
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.01)
         ready_s = time.monotonic() - started_s
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        resident_kib = int(status.split("VmRSS:")[1].split()[0])
-        return ready_s, resident_kib / 1024
+        return ready_s, resident_mb(worker_of(process.pid)), resident_mb(process.pid)
     finally:
         process.terminate()
         process.wait()

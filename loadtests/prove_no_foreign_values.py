@@ -31,6 +31,7 @@ from app.features.redis_features import RedisFeatures
 from app.features.redis_source import RedisSource
 from app.features.source import FeatureRows, ValueStatus
 from loadtests.fault_proxy import Cut, Delay, Fault, FaultProxy, Pass, Refuse, Split, Stall
+from loadtests.memory import resident_mb
 from loadtests.redis_process import RedisProcess
 from loadtests.telltale import READ_AT, TELLTALE, asked, faults_of, store
 
@@ -321,12 +322,6 @@ class _Readers:
             f"{s.memory_mb[-1]:.1f} MB; {len(s.violations)} violations",
             flush=True,
         )
-
-
-def resident_mb(process: int | str) -> float:
-    """Resident memory of a process of this machine (Linux)."""
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
 
 
 def main() -> int:

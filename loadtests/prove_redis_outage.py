@@ -23,11 +23,11 @@ from typing import Literal, TypeAlias, get_args
 
 import redis
 
+from app.listener import bind
 from app.local.processes import child
-from app.server import bind
 from loadtests.fault_proxy import FaultProxy, Pass, Stall
+from loadtests.memory import resident_mb, worker_of
 from loadtests.open_loop import Asked, OpenLoop
-from loadtests.prove_no_foreign_values import resident_mb
 from loadtests.redis_process import RedisProcess
 from loadtests.telltale import CLOCK, TELLTALE, city, store, value_of
 from tests.tiny_models import stored as score_of
@@ -77,7 +77,7 @@ class Report:
     """The longest that a caller waited, from sending."""
     connections: int
     memory_mb: tuple[float, float]
-    """Of the server, before the outage and at the end."""
+    """Of the worker, before the outage and at the end."""
     log_lines: int
     """Of the server, from the outage on."""
     violations: list[str] = field(default_factory=list)
@@ -118,13 +118,14 @@ async def prove(form: Form, load: Load) -> Report:
             loop.run(load.before_s + load.outage_s + load.after_s, _bodies(load.seed).__next__)
         )
         await asyncio.sleep(load.before_s)
-        early_mb, early_lines = resident_mb(server.pid), log.lines()
+        worker = worker_of(server.pid)
+        early_mb, early_lines = resident_mb(worker), log.lines()
         connections = _Connections(form, proxy, client)
         instants = await _outage(form, process, proxy, load.outage_s)
         await asking
         report = _report(form, loop.ledger, instants)
         report.connections = connections.since()
-        report.memory_mb = (early_mb, resident_mb(server.pid))
+        report.memory_mb = (early_mb, resident_mb(worker))
         report.log_lines = log.lines() - early_lines
     _judge(report, load)
     return report

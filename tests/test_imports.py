@@ -9,9 +9,9 @@ APP = Path(__file__).parent.parent / "app"
 
 # Each room may import from those that stand before it; `core` is the path of a prediction.
 LAYERS = [
-    {"errors"},
-    {"deadline", "breaker", "clock", "tensors", "telemetry"},
-    {"contract"},
+    {"errors", "heartbeat"},
+    {"deadline", "breaker", "clock", "listener", "tensors", "telemetry"},
+    {"contract", "supervisor"},
     {"features", "backends"},
     {"instances", "outputs", "state_store"},
     {"batching"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"config"},
     {"runtime"},
     {"api"},
-    {"main"},
+    {"main", "worker"},
     {"server"},
     {"local"},
     {"evaluation"},

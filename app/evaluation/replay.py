@@ -33,12 +33,12 @@ from app.features.missing import MissingValues
 from app.features.plan import FeaturePlan, plan_from_json
 from app.features.source import FeatureRows, ValueStatus, all_with_status
 from app.instances import InstanceDecoder
+from app.listener import bind
 from app.local.processes import child
 from app.local.redis_server import own_redis
 from app.outputs import OutputReader
 from app.repository.layout import CONTRACT_FILE, current_version
 from app.repository.manifest import MODEL_FILE, PLAN_FILE, Manifest, read_manifest, signature_of
-from app.server import bind
 from app.tensors import Tensors
 
 MAX_SKEW = 1e-6

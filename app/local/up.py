@@ -20,12 +20,12 @@ from app.config import Settings
 from app.errors import ConfigurationError, HikyakuError, InvalidModel
 from app.features.plan import plan_from_json
 from app.features.registry_watch import registry_file
+from app.listener import bind
 from app.local.processes import child
 from app.local.redis_server import own_redis
 from app.repository.layout import current_version, model_folders
 from app.repository.manifest import PLAN_FILE, read_manifest
 from app.repository.publish import fingerprint
-from app.server import bind
 
 WORK_FOLDER = Path(".hikyaku")
 # Written beside the features, so that an emptied or exchanged Redis is filled again.

@@ -180,6 +180,18 @@ class Metrics:
             "1 while models are warm and the feature store answers, looked at every few seconds.",
             registry=self.registry,
         )
+        self.loop_lag = Histogram(
+            "hikyaku_loop_lag_seconds",
+            "How late the event loop's heartbeat was, ten times a second.",
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.worker_replacements = Counter(
+            "hikyaku_worker_replacements",
+            "Workers replaced since the service started: stuck, or died by themselves.",
+            ["reason"],
+            registry=self.registry,
+        )
 
     def render(self) -> bytes:
         """The exposition format, for a scrape."""

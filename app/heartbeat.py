@@ -1,0 +1,64 @@
+"""The sign of life of one event loop, on a page of memory that two processes share."""
+
+import mmap
+import os
+import time
+from typing import Self
+
+BEAT_EVERY_S = 0.1
+
+
+class Heartbeat:
+    """The instant of the last beat. One process writes, the other reads without its help: a loop
+    that does not run, or a process that is stopped, cannot answer.
+
+    `descriptor` names the page in this process and stays the caller's.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._page = mmap.mmap(descriptor, mmap.PAGESIZE)
+        # One aligned store of eight bytes: a reader sees the old instant or the new one.
+        self._beats = memoryview(self._page).cast("d")
+
+    @classmethod
+    def create(cls) -> Self:
+        """A page of its own, on which nothing has beaten yet."""
+        descriptor = os.memfd_create("heartbeat")
+        os.ftruncate(descriptor, mmap.PAGESIZE)
+        return cls(descriptor)
+
+    def beat(self) -> None:
+        self._beats[0] = time.monotonic()
+
+    @property
+    def last_s(self) -> float | None:
+        """On the monotonic clock, which all processes of a machine share; None before the first."""
+        return self._beats[0] or None
+
+    def close(self) -> None:
+        self._beats.release()
+        self._page.close()
+
+
+class Vigil:
+    """Decides when a loop counts as stuck.
+
+    Time in which the watcher itself did not run counts for nobody: after the whole container was
+    suspended, or the machine too busy, the loop gets its full patience again.
+    """
+
+    def __init__(self, look_every_s: float, now_s: float) -> None:
+        self._late_s = 2 * look_every_s
+        self._looked_s = now_s
+        self._awake_since_s = now_s
+
+    def is_stuck(self, last_beat_s: float | None, patience_s: float, now_s: float) -> bool:
+        """To be asked every `look_every_s`. A loop that has never beaten is still starting; with a
+        patience of 0 nothing is ever stuck."""
+        if now_s - self._looked_s > self._late_s:
+            self._awake_since_s = now_s
+        self._looked_s = now_s
+        if last_beat_s is None or patience_s == 0:
+            return False
+        return now_s - max(last_beat_s, self._awake_since_s) > patience_s

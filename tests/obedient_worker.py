@@ -1,0 +1,69 @@
+"""A worker that says who it is and does what it is told, one command a connection.
+
+    python -m tests.obedient_worker COMMAND ASSIGNMENT
+
+COMMAND is done at the start: `serve`, or one of those that end it.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+
+from app.config import Settings
+from app.listener import bind
+from app.supervisor import Assignment
+from app.worker import Parent
+
+
+def stand_still() -> None:
+    time.sleep(3600)
+
+
+async def serve(parent: Parent) -> None:
+    """Until SIGTERM."""
+    listener = parent.listener or bind("127.0.0.1", int(os.environ["PORT"]))
+    listener.listen()
+    stuck_s, drain_s = float(os.environ["STUCK_S"]), float(os.environ["DRAIN_S"])
+    parent.tell(Settings(stuck_s=stuck_s, drain_s=drain_s), listener)
+    told_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, told_to_stop.set)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        command = (await reader.readline()).decode().strip()
+        writer.write(json.dumps([os.getpid(), parent.replaced]).encode() + b"\n")  # sent at once
+        match command:
+            case "orphan":
+                await asyncio.create_subprocess_shell("sleep 0.1 &")
+            case "defy":
+                loop.add_signal_handler(signal.SIGTERM, server.close)
+            case _:
+                obey(command)
+        writer.close()
+
+    server = await asyncio.start_server(answer, sock=listener)
+    async with server, parent.beating(lambda lag_s: None):
+        await told_to_stop.wait()
+
+
+def obey(command: str) -> None:
+    """`serve` and `who` are nothing to do."""
+    match command:
+        case "block":
+            stand_still()
+        case "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "ends":
+            print("there is no model", file=sys.stderr)
+            sys.exit(3)
+
+
+if __name__ == "__main__":
+    at_start, assignment = sys.argv[1:]
+    obey(at_start)
+    asyncio.run(serve(Parent(Assignment.from_json(assignment))))
