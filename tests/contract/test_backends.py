@@ -24,6 +24,8 @@ SIGNATURE = Signature((TensorSpec("x", "float32", (2,)),), (TensorSpec("y", "flo
 OPTIONS: dict[str, BackendOptions] = {
     "echo": EchoOptions(use="echo"),
     "onnx": OnnxOptions(use="onnx"),
+    "onnx, three instances": OnnxOptions(use="onnx", instances=3),
+    "onnx, bound": OnnxOptions(use="onnx", io_binding=True),
 }
 SOON = Deadline.after(300)
 
