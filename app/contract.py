@@ -134,7 +134,7 @@ class OnnxOptions(_Section):
     `threads`: threads to a node of the graph; workers times instances times threads should not be
     more than there are cores. `parallel_nodes` above 1 executes so many branches at once.
     `spinning`: threads wait actively; for one worker with cores to spare. `memory_arena` keeps
-    memory for the next execution, `memory_pattern` plans it ahead for each size of batch.
+    memory for the next execution, `memory_pattern` plans it for each size of batch and keeps that.
     `io_binding`: null binds inputs and outputs to the device where there is one.
     """
 
@@ -146,7 +146,7 @@ class OnnxOptions(_Section):
     parallel_nodes: Annotated[int, Field(ge=1, le=256)] = 1
     spinning: bool = False
     memory_arena: bool = True
-    memory_pattern: bool = True
+    memory_pattern: bool = False
     graph_optimisation: Literal["none", "basic", "extended", "all"] = "all"
     io_binding: bool | None = None
 
@@ -163,6 +163,12 @@ class OnnxOptions(_Section):
         unknown = self.provider_options.keys() - set(self.providers)
         if unknown:
             raise ValueError(f"provider_options: {sorted(unknown)} not among `providers`")
+        return self
+
+    @model_validator(mode="after")
+    def _patterns_are_kept_in_the_arena(self) -> "OnnxOptions":
+        if self.memory_pattern and not self.memory_arena:
+            raise ValueError("memory_pattern: without memory_arena it holds a block for every size")
         return self
 
 

@@ -177,7 +177,7 @@ async def test_more_than_one_at_once_is_for_executions_outside_the_event_loop(
         {"parallel_nodes": 2},
         {"spinning": True, "threads": 2},
         {"memory_arena": False},
-        {"memory_pattern": False},
+        {"memory_pattern": True},
         *({"graph_optimisation": level} for level in ("none", "basic", "extended", "all")),
         {"provider_options": {"cpu": {}}},
     ],

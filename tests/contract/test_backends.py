@@ -103,6 +103,15 @@ async def test_concurrent_executions_of_a_warm_backend_are_answered_with_their_o
     await asyncio.gather(*(assert_answers(case, rows(count, count)) for count in counts))
 
 
+async def test_a_warm_up_says_how_long_every_size_takes(case: Case) -> None:
+    times = await case.backend.warm_up({"x": rows(1)}, 6)
+    assert all(0 < times.predicted_s(count) < 60 for count in range(1, 7))
+
+
+async def test_a_backend_that_can_execute_says_so(case: Case) -> None:
+    await case.backend.check()
+
+
 async def test_the_signature_is_what_it_takes_and_returns(case: Case) -> None:
     assert case.backend.signature == SIGNATURE
 
