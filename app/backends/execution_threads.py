@@ -12,7 +12,9 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-_RETURN_S = 2.0
+# One that was told to stop and did not within this time is stuck.
+_STUCK_AFTER_S = 0.5
+_CLOSE_WITHIN_S = 2.0
 
 
 class _State(Enum):
@@ -43,7 +45,7 @@ class ExecutionThreads:
         self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._lock = threading.Lock()  # around every change of a call's state
         self._working = 0
-        self._left_behind: set[threading.Thread] = set()
+        self._left_behind: dict[threading.Thread, float] = {}  # since when
         for _ in range(count):
             self._start_thread()
 
@@ -51,6 +53,15 @@ class ExecutionThreads:
     def left_behind(self) -> int:
         """Threads whose call was given up and has not returned yet."""
         return len(self._left_behind)
+
+    @property
+    def stuck(self) -> int:
+        """Those of them that had time to return."""
+        if not self._left_behind:
+            return 0
+        with self._lock:
+            until_s = time.monotonic() - _STUCK_AFTER_S
+            return sum(since_s < until_s for since_s in self._left_behind.values())
 
     async def call(self, work: Callable[[], T], give_up: Callable[[], None]) -> T:
         """What `work` returns or raises, from one of the threads.
@@ -71,14 +82,14 @@ class ExecutionThreads:
     async def close(self) -> None:
         """Let the threads end. No call may be waited for.
 
-        Those left behind get `_RETURN_S`: native code that returns into an interpreter which is
-        going down aborts the process.
+        Those left behind get `_CLOSE_WITHIN_S`: native code that returns into an interpreter which
+        is going down aborts the process.
         """
         for _ in range(self._working):
             self._calls.put(None)
         self._working = 0
         if self._left_behind:
-            await asyncio.to_thread(_join, tuple(self._left_behind), _RETURN_S)
+            await asyncio.to_thread(_join, tuple(self._left_behind), _CLOSE_WITHIN_S)
 
     def _start_thread(self) -> None:
         self._working += 1
@@ -90,7 +101,7 @@ class ExecutionThreads:
             under_way = call.state is _State.RUNNING
             call.state = _State.GIVEN_UP
             if under_way and call.thread:
-                self._left_behind.add(call.thread)
+                self._left_behind[call.thread] = time.monotonic()
                 self._working -= 1
         if under_way:
             self._start_thread()
@@ -119,7 +130,7 @@ class ExecutionThreads:
         """Whether this thread has not been replaced meanwhile."""
         with self._lock:
             if call.state is _State.GIVEN_UP:
-                self._left_behind.discard(threading.current_thread())
+                del self._left_behind[threading.current_thread()]
                 return False
             call.state = _State.DONE
             return True

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Each takes a core and holds its rows, so there must be an end to it.
-_MOST_LEFT_BEHIND = 3
+_MOST_STUCK = 3
 _REBUILD_EVERY_S = 60.0
 
 
@@ -95,8 +95,8 @@ class OnnxBackend:
     async def check(self) -> None:
         if not self._session.is_loaded:
             raise ModelNotReady("ONNX Runtime ran out of memory and the model is not loaded again")
-        stuck = self._threads.left_behind
-        if stuck > _MOST_LEFT_BEHIND:
+        stuck = self._threads.stuck
+        if stuck > _MOST_STUCK:
             raise ModelNotReady(f"{stuck} executions in ONNX Runtime were given up and do not end")
 
     async def close(self) -> None:

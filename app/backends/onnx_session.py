@@ -1,6 +1,8 @@
 """A model file in ONNX Runtime, on the first preferred provider that really starts."""
 
+import contextlib
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -168,7 +170,8 @@ class OnnxSession:
     def _load(self, name: str) -> ort.InferenceSession:
         """With the CPU behind the provider, for the nodes that it does not execute."""
         if name in _ON_CUDA:
-            ort.preload_dlls()  # from the wheels of the extra `gpu`
+            with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses
+                ort.preload_dlls()  # from the wheels of the extra `gpu`
         wanted = [_full_name(provider) for provider in self._options.providers]
         available = ort.get_available_providers()
         behind = [other for other in wanted[wanted.index(name) + 1 :] if other in available]

@@ -101,6 +101,18 @@ async def test_another_thread_takes_the_place_of_one_whose_call_is_given_up(
     assert threads.left_behind == 1
 
 
+async def test_a_call_that_is_given_up_is_stuck_when_it_had_time_to_return(
+    threads: ExecutionThreads, gate: Gate
+) -> None:
+    hung = asyncio.create_task(threads.call(gate.work, gate.stop))
+    await gate.has_begun()
+    await left(hung)
+    assert threads.stuck == 0
+    async with asyncio.timeout(60):
+        while not threads.stuck:  # noqa: ASYNC110 - nothing happens but that time passes
+            await asyncio.sleep(0.01)
+
+
 async def test_a_thread_that_was_left_behind_ends_with_its_call(
     threads: ExecutionThreads, gate: Gate
 ) -> None:

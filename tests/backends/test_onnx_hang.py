@@ -88,17 +88,19 @@ async def test_the_next_execution_does_not_wait_for_one_that_cannot_be_interrupt
 
 
 async def test_it_is_not_ready_while_too_many_executions_do_not_end(long: OnnxBackend) -> None:
-    two = {"x": np.ones((2, 1), np.float32)}
+    some = {"x": np.ones((4, 1), np.float32)}
 
     async def give_up_until_it_is_not_ready() -> None:
-        for _ in range(10):
-            await given_up(long, two)
+        for already in range(12):
+            await given_up(long, some)
+            if already >= 3:
+                await asyncio.sleep(0.6)  # they might have returned soon
             await long.check()
 
     with pytest.raises(ModelNotReady, match=r"^\d executions in ONNX Runtime were given up"):
         await give_up_until_it_is_not_ready()
     with pytest.raises(ModelNotReady):
-        await long.execute(two, SOON)
+        await long.execute(some, SOON)
     await until_ready(long)
     assert len((await long.execute(ONE, SOON))["y"]) == 1
 

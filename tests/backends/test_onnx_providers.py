@@ -58,7 +58,7 @@ async def test_the_first_that_starts_is_used(model: Path, caplog: pytest.LogCapt
 async def test_another_provider_is_used_by_its_name(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    azure = "AzureExecutionProvider"  # the one that every wheel has beside the CPU's
+    azure = "AzureExecutionProvider"  # what the extra `cpu` has beside the CPU's
     said = vars(await statement(model, caplog, providers=[azure, "cpu"]))
     assert said["provider"] == azure
 
