@@ -3,12 +3,13 @@
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c \
 	'import sys; print("$(p)") if (3, 11) <= sys.version_info < (3, 13) else 0' 2>/dev/null | grep python)))
 BIN := .venv/bin
+BENCH_PYTHON ?= $(BIN)/python
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock"
 export PYTHONUNBUFFERED := 1
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage bench-features bench-start clean
+	prove-redis-outage bench-features bench-start bench-gpu clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -46,12 +47,16 @@ bench-features: .venv/train.installed  ## feature reads beside Feast's SDK and b
 bench-start: .venv/train.installed  ## from exec to ready, and memory; needs `make run` beside it
 	@$(BIN)/python -m loadtests.bench_start $(BENCH)
 
+bench-gpu: .venv/train.installed  ## batches of an MLP on a GPU (its docstring says what it needs)
+	@$(BENCH_PYTHON) -m loadtests.bench_gpu $(BENCH)
+
 lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.toml allows
-	@for group in dev train service; do \
+	@for group in dev train service service-gpu; do \
 		case $$group in \
-			dev) extras="--extra train --extra dev";; \
-			train) extras="--extra train --constraint requirements/dev.txt";; \
-			service) extras="--constraint requirements/dev.txt";; \
+			dev) extras="--extra cpu --extra train --extra dev";; \
+			train) extras="--extra cpu --extra train --constraint requirements/dev.txt";; \
+			service) extras="--extra cpu --constraint requirements/dev.txt";; \
+			service-gpu) extras="--extra gpu --constraint requirements/dev.txt";; \
 		esac; \
 		$(LOCK) $$extras pyproject.toml -o requirements/$$group.txt || exit 1; \
 	done

@@ -125,10 +125,51 @@ class EchoOptions(_Section):
 
 
 class OnnxOptions(_Section):
-    """ONNX Runtime in the server's process, `threads` to an execution."""
+    """ONNX Runtime in the server's process; docs/backends.md says when to change what.
+
+    `providers`: the first one that starts executes the model: `cuda`, `tensorrt`, `cpu`, or the
+    full name of another (`OpenVINOExecutionProvider`). A list without `cpu` refuses to load where
+    none of them starts. `provider_options` go to a provider as they are, by its name here.
+    `instances`: executions at once, where one takes longer than the event loop can spare.
+    `threads`: threads to a node of the graph; workers times instances times threads should not be
+    more than there are cores. `parallel_nodes` above 1 executes so many branches at once.
+    `spinning`: threads wait actively; for one worker with cores to spare. `memory_arena` keeps
+    memory for the next execution, `memory_pattern` plans it for each size of batch and keeps that.
+    `io_binding`: null binds inputs and outputs to the device where there is one.
+    """
 
     use: Literal["onnx"]
+    providers: Annotated[tuple[str, ...], Field(min_length=1)] = ("cuda", "cpu")
+    provider_options: Mapping[str, Mapping[str, str | int | float | bool]] = {}
+    instances: Annotated[int, Field(ge=1, le=64)] = 1
     threads: Annotated[int, Field(ge=1, le=256)] = 1
+    parallel_nodes: Annotated[int, Field(ge=1, le=256)] = 1
+    spinning: bool = False
+    memory_arena: bool = True
+    memory_pattern: bool = False
+    graph_optimisation: Literal["none", "basic", "extended", "all"] = "all"
+    io_binding: bool | None = None
+
+    @field_validator("providers")
+    @classmethod
+    def _names_of_providers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in {"cuda", "tensorrt", "cpu"} and not name.endswith("ExecutionProvider"):
+                raise ValueError(f"{name!r}: cuda, tensorrt, cpu or the name of another provider")
+        return value
+
+    @model_validator(mode="after")
+    def _options_of_those_providers(self) -> "OnnxOptions":
+        unknown = self.provider_options.keys() - set(self.providers)
+        if unknown:
+            raise ValueError(f"provider_options: {sorted(unknown)} not among `providers`")
+        return self
+
+    @model_validator(mode="after")
+    def _patterns_are_kept_in_the_arena(self) -> "OnnxOptions":
+        if self.memory_pattern and not self.memory_arena:
+            raise ValueError("memory_pattern: without memory_arena it holds a block for every size")
+        return self
 
 
 BackendOptions: TypeAlias = EchoOptions | OnnxOptions

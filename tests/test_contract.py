@@ -52,6 +52,12 @@ def test_a_policy_may_be_written_as_yaml_writes_null(tmp_path: Path) -> None:
         ({"decision": {"output": "z", "at_least": 1}}, "no output is named 'z'"),
         ({"decision": {"output": "y"}}, "at_least"),
         ({"batching": {"max_batch_rows": 0}}, "batching.max_batch_rows"),
+        ({"backend": {"use": "onnx", "providers": ["gpu"]}}, "backend.onnx.providers"),
+        ({"backend": {"use": "onnx", "provider_options": {"rocm": {}}}}, "backend.onnx: Value"),
+        (
+            {"backend": {"use": "onnx", "memory_arena": False, "memory_pattern": True}},
+            "backend.onnx: Value error, memory_pattern",
+        ),
         (missing(use="constant"), "features.missing.v:f: Value error, `use: constant` needs"),
         (missing(use="constant", value=[1]), "features.missing.v:f.value"),
         (missing(use="constant", value=float("nan")), "features.missing.v:f.value"),

@@ -42,7 +42,7 @@ OWNERS = {
         "features/registry_check.py",
         "evaluation/replay.py",
     },
-    "onnxruntime": {"backends/onnx_backend.py"},
+    "onnxruntime": {"backends/onnx_session.py"},
     "fastapi_offline": {"api/service.py"},
     "fastapi": {"api/service.py", "api/openapi.py", "api/gateway.py"},
     "uvicorn": {"server.py"},

@@ -42,12 +42,13 @@ class ExecutionTimes:
         return self._seconds[at - 1] * (1 - share) + self._seconds[at] * share
 
     def observe(self, rows: int, seconds: float) -> None:
-        """An execution of so many rows took so long: the sizes next to it follow, by a tenth."""
-        ratio = min(seconds / self.predicted_s(rows), _MOST)
-        factor = 1 + _WEIGHT * (ratio - 1)
-        at = bisect_left(self._rows, rows)
-        for size in {max(at - 1, 0), min(at, len(self._rows) - 1)}:
-            self._seconds[size] *= factor
+        """An execution of so many rows took so long: that size follows by a tenth, or the two
+        measured sizes between which it lies."""
+        factor = 1 + _WEIGHT * (min(seconds / self.predicted_s(rows), _MOST) - 1)
+        at = min(bisect_left(self._rows, rows), len(self._rows) - 1)
+        self._seconds[at] *= factor
+        if at and rows < self._rows[at]:
+            self._seconds[at - 1] *= factor
 
     def best_rows(self, max_rows: int) -> int:
         """The rows of a batch, `max_rows` at most, at which a row costs least.

@@ -1,116 +1,158 @@
 """Executes a model with ONNX Runtime, in the event loop while that is cheaper than a thread."""
 
 import asyncio
-import os
+import logging
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-# The wheel would write a device id below the home folder and may send usage data.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime as ort
-
+from app.backends.execution_threads import ExecutionThreads
 from app.backends.execution_times import MAX_INLINE_S, ExecutionTimes, warm_up_batches
+from app.backends.onnx_session import CPU, WHOLE_RUN, OnnxRun, OnnxSession, OutOfMemory
 from app.contract import OnnxOptions
 from app.deadline import Deadline
-from app.errors import BackendError, InvalidModel
-from app.tensors import Signature, Tensors, TensorSpec, row_count
+from app.errors import InvalidModel, ModelNotReady
+from app.tensors import Signature, Tensors, row_count
 
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(bool)": "bool",
-    "tensor(string)": "str",
-}
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Each takes a core and holds its rows, so there must be an end to it.
+_MOST_STUCK = 3
+_REBUILD_EVERY_S = 60.0
 
 
 class OnnxBackend:
-    """One session on the CPU, one thread an execution: cores are used by more workers."""
+    """One session, which `instances` threads share.
 
-    def __init__(self, session: ort.InferenceSession, outputs: Sequence[str]) -> None:
+    How long an execution is predicted to take, from the warm-up and from every execution since,
+    decides where it runs: up to `MAX_INLINE_S` in the event loop, else in a thread. Cancelling an
+    execution in a thread ends it at its next node and puts another thread in its place at once;
+    one in the event loop cannot be cancelled.
+    """
+
+    def __init__(self, session: OnnxSession, options: OnnxOptions) -> None:
         self._session = session
-        self._outputs = list(outputs)
-        self._signature = Signature(
-            tuple(_spec(node) for node in session.get_inputs()),
-            tuple(_spec(node) for node in session.get_outputs() if node.name in self._outputs),
-        )
+        self._instances = options.instances
+        self._threads = ExecutionThreads("onnx", options.instances)
+        # A GPU tries several kernels for a new size before it keeps to one.
+        self._warm_up_runs = (1, 5) if session.provider == CPU else (3, 15)
+        # The time of a thread also holds what it waited for the interpreter, which the event loop
+        # would not wait; where the thread computes alone its CPU time leaves that out.
+        alone = session.provider == CPU and options.threads == options.parallel_nodes == 1
+        self._thread_clock: Callable[[], float] = time.thread_time if alone else time.perf_counter
         self._times = ExecutionTimes({}, unknown_s=float("inf"))
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnx")
+        self._batch_rows = 1
+        self._out_of_memory_in_a_row = 0
+        self._rebuild_from_s = 0.0
 
     @property
     def signature(self) -> Signature:
-        return self._signature
+        return self._session.signature
 
     @property
     def concurrency(self) -> int:
-        return 1
+        """1 while full batches run in the event loop, which the warm-up finds out, else
+        `instances`."""
+        return 1 if self._is_inline(self._batch_rows) else self._instances
 
     async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
-        if self._times.predicted_s(row_count(inputs)) <= MAX_INLINE_S:
-            return self._run(inputs)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, inputs)
+        rows = row_count(inputs)
+        if not self._session.is_loaded:
+            await self._rebuild()
+        try:
+            if self._is_inline(rows):
+                outputs, seconds = self._run(inputs, time.perf_counter)
+            else:
+                outputs, seconds = await self._run_in_thread(inputs)
+        except OutOfMemory:
+            self._out_of_memory_in_a_row += 1
+            if self._out_of_memory_in_a_row > 1:
+                await self._rebuild()
+            raise
+        self._out_of_memory_in_a_row = 0
+        self._times.observe(rows, seconds)
+        return outputs
 
     async def warm_up(self, example: Tensors, max_rows: int) -> ExecutionTimes:
-        """What it measures also decides between the event loop and the thread."""
-        loop = asyncio.get_running_loop()
+        """What it measures also decides between the event loop and the threads."""
         measured: dict[int, float] = {}
+        batch = example
         for rows, batch in warm_up_batches(example, max_rows):
-            measured[rows] = await loop.run_in_executor(self._thread, self._measure_s, batch)
-        self._times = ExecutionTimes(measured)
+            run = OnnxRun()
+            measured[rows] = await self._in_thread(
+                partial(self._measured_s, batch, run), run.give_up
+            )
+        # CUDA's libraries hold state for each thread.
+        await asyncio.gather(*(self._run_in_thread(batch) for _ in range(self._instances)))
+        self._times = ExecutionTimes(measured, in_loop=True)
+        self._batch_rows = self._times.best_rows(max_rows)
         return ExecutionTimes(measured, in_loop=True)
 
     async def check(self) -> None:
-        return None
+        if not self._session.is_loaded:
+            raise ModelNotReady("ONNX Runtime ran out of memory and the model is not loaded again")
+        stuck = self._threads.stuck
+        if stuck > _MOST_STUCK:
+            raise ModelNotReady(f"{stuck} executions in ONNX Runtime were given up and do not end")
 
     async def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        await self._threads.close()
 
-    def _run(self, inputs: Tensors) -> Tensors:
+    def _is_inline(self, rows: int) -> bool:
+        return self._times.predicted_s(rows) <= MAX_INLINE_S
+
+    async def _run_in_thread(self, inputs: Tensors) -> tuple[Tensors, float]:
+        run = OnnxRun()
+        return await self._in_thread(
+            partial(self._run, inputs, self._thread_clock, run), run.give_up
+        )
+
+    async def _in_thread(self, work: Callable[[], T], give_up: Callable[[], None]) -> T:
+        await self.check()
+        return await self._threads.call(work, give_up)
+
+    def _run(
+        self, inputs: Tensors, clock: Callable[[], float], run: OnnxRun = WHOLE_RUN
+    ) -> tuple[Tensors, float]:
+        """The outputs, and how long they took by that clock, in seconds."""
+        started_s = clock()
+        outputs = self._session.run(inputs, run)
+        return outputs, clock() - started_s
+
+    def _measured_s(self, inputs: Tensors, run: OnnxRun) -> float:
+        """Seconds of an execution: the median of a few after those that are discarded."""
+        discarded, measured = self._warm_up_runs
+        seconds = [
+            self._run(inputs, time.perf_counter, run)[1] for _ in range(discarded + measured)
+        ]
+        return sorted(seconds[discarded:])[measured // 2]
+
+    async def _rebuild(self) -> None:
+        """Load the model again, at most once a minute: an arena that ran out of memory may never
+        have any again (ONNX Runtime's BFCArena on CUDA), but rows that ask for too much must not
+        take the model from everybody else."""
+        now_s = time.monotonic()
+        if now_s < self._rebuild_from_s:
+            return
+        self._rebuild_from_s = now_s + _REBUILD_EVERY_S
+        self._out_of_memory_in_a_row = 0
+        log.warning("out of memory again: the model is loaded anew")
         try:
-            results = self._session.run(self._outputs, dict(inputs))
-        except Exception as exc:  # onnxruntime raises RuntimeError and its own bare Exceptions
-            raise BackendError(f"ONNX Runtime: {exc}") from exc
-        return dict(zip(self._outputs, results, strict=True))
-
-    def _measure_s(self, inputs: Tensors) -> float:
-        """Seconds of an execution: the median of a few runs after a discarded one."""
-        self._run(inputs)
-        seconds = []
-        for _ in range(5):
-            started_s = time.perf_counter()
-            self._run(inputs)
-            seconds.append(time.perf_counter() - started_s)
-        return sorted(seconds)[2]
+            await self._threads.call(self._session.rebuild, _let_it_end)
+        except InvalidModel as exc:
+            raise ModelNotReady(f"out of memory, and loading it again failed: {exc}") from exc
 
 
 async def open_onnx(options: OnnxOptions, model: Path, outputs: Sequence[str]) -> OnnxBackend:
     """Load an ONNX file that computes `outputs`. Raises `InvalidModel` when it cannot be loaded."""
-    session_options = ort.SessionOptions()
-    session_options.intra_op_num_threads = options.threads
-    session_options.inter_op_num_threads = 1
-    # Spinning threads take the core from the event loop that feeds them.
-    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = ort.InferenceSession(
-            str(model), session_options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as exc:  # onnxruntime raises its own exceptions without a common base
-        raise InvalidModel(f"{model}: ONNX Runtime cannot load it: {exc}") from exc
-    known = {node.name for node in session.get_outputs()}
-    missing = [name for name in outputs if name not in known]
-    if missing:
-        raise InvalidModel(f"{model}: has no output {missing}, it has {sorted(known)}")
-    return OnnxBackend(session, outputs)
+    session = OnnxSession(options, model, outputs)
+    log.info("model in ONNX Runtime", extra={"file": str(model), **session.describe()})
+    return OnnxBackend(session, options)
 
 
-def _spec(node: Any) -> TensorSpec:
-    if node.type not in _DTYPES:
-        raise InvalidModel(f"{node.name}: tensors of type {node.type} cannot be served")
-    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape[1:])
-    return TensorSpec(node.name, _DTYPES[node.type], shape)
+def _let_it_end() -> None:
+    """Loading cannot be interrupted, and is not in vain when the one who waited has left."""

@@ -28,7 +28,16 @@ def test_the_prediction_follows_what_executions_take() -> None:
     for _ in range(100):
         times.observe(8, 0.008)
     assert times.predicted_s(8) == pytest.approx(0.008, rel=0.01)
-    assert times.predicted_s(64) == 0.02
+    assert (times.predicted_s(1), times.predicted_s(64)) == (0.001, 0.02)
+
+
+def test_both_measured_sizes_follow_what_lies_between_them_takes() -> None:
+    times = ExecutionTimes({1: 0.001, 8: 0.004, 64: 0.02})
+    for _ in range(200):
+        times.observe(32, 0.03)
+    assert times.predicted_s(32) == pytest.approx(0.03, rel=0.01)
+    assert times.predicted_s(8) > 0.008
+    assert times.predicted_s(64) > 0.04
 
 
 def test_one_pause_is_not_taken_for_the_pace() -> None:

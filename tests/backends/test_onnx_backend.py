@@ -14,6 +14,7 @@ from app.contract import OnnxOptions
 from app.deadline import Deadline
 from app.errors import InvalidModel
 from app.tensors import Signature, TensorSpec
+from tests.backends.onnx_graphs import loop_of_x_trips
 from tests.tiny_models import onnx_model
 
 OPTIONS = OnnxOptions(use="onnx")
@@ -131,3 +132,63 @@ async def test_many_rows_of_a_cheap_model_leave_the_event_loop_to_others(
     assert await gives_others_a_turn(
         backend.execute({"x": np.ones((100_000, 2), np.float32)}, SOON)
     )
+
+
+@pytest.fixture
+async def loops(tmp_path: Path) -> AsyncIterator[OnnxBackend]:
+    """Warm, and known as fast: none of the warm-up's loops has a trip."""
+    options = OnnxOptions(use="onnx", instances=3)
+    opened = await open_onnx(options, loop_of_x_trips(tmp_path / "loops.onnx"), ["y"])
+    await opened.warm_up(trips(0), 1)
+    yield opened
+    await opened.close()
+
+
+def trips(count: int) -> dict[str, Any]:
+    return {"x": np.array([[count]], np.float32)}
+
+
+async def test_a_model_that_becomes_slow_leaves_the_event_loop_and_may_come_back(
+    loops: OnnxBackend,
+) -> None:
+    async def leaves_it(count: int) -> bool:
+        return await gives_others_a_turn(loops.execute(trips(count), SOON))
+
+    assert not await leaves_it(0)
+    assert any([await leaves_it(3_000) for _ in range(30)])
+    assert await leaves_it(3_000)
+    assert not all([await leaves_it(0) for _ in range(300)])
+    assert not await leaves_it(0)
+
+
+async def test_more_than_one_at_once_is_for_executions_outside_the_event_loop(
+    loops: OnnxBackend,
+) -> None:
+    assert loops.concurrency == 1
+    for _ in range(30):
+        await loops.execute(trips(3_000), SOON)
+    assert loops.concurrency == 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"threads": 2},
+        {"parallel_nodes": 2},
+        {"spinning": True, "threads": 2},
+        {"memory_arena": False},
+        {"memory_pattern": True},
+        *({"graph_optimisation": level} for level in ("none", "basic", "extended", "all")),
+        {"provider_options": {"cpu": {}}},
+    ],
+    ids=str,
+)
+async def test_the_answer_is_the_same_with_every_option(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx_model("regression").SerializeToString())
+    backend = await open_onnx(OnnxOptions(use="onnx", **changed), path, ["y"])
+    x = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    assert (await backend.execute({"x": x}, SOON))["y"].tolist() == [[5.0], [11.0]]
+    await backend.close()

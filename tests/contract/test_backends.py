@@ -24,6 +24,8 @@ SIGNATURE = Signature((TensorSpec("x", "float32", (2,)),), (TensorSpec("y", "flo
 OPTIONS: dict[str, BackendOptions] = {
     "echo": EchoOptions(use="echo"),
     "onnx": OnnxOptions(use="onnx"),
+    "onnx, three instances": OnnxOptions(use="onnx", instances=3),
+    "onnx, bound": OnnxOptions(use="onnx", io_binding=True),
 }
 SOON = Deadline.after(300)
 
@@ -99,6 +101,15 @@ async def test_concurrent_executions_of_a_warm_backend_are_answered_with_their_o
     await case.backend.warm_up({"x": rows(1)}, 1)
     counts = (1, 2000, 1, 3, 2000)  # the large ones are not worth the event loop's time
     await asyncio.gather(*(assert_answers(case, rows(count, count)) for count in counts))
+
+
+async def test_a_warm_up_says_how_long_every_size_takes(case: Case) -> None:
+    times = await case.backend.warm_up({"x": rows(1)}, 6)
+    assert all(0 < times.predicted_s(count) < 60 for count in range(1, 7))
+
+
+async def test_a_backend_that_can_execute_says_so(case: Case) -> None:
+    await case.backend.check()
 
 
 async def test_the_signature_is_what_it_takes_and_returns(case: Case) -> None:
