@@ -1,0 +1,132 @@
+"""Hikyaku beside a bare ASGI echo and beside its peers: the same model, the same rows, one worker.
+
+    make bench      (BENCH="--quick", BENCH="--help")
+
+docs/benchmarks.md says how it is measured and what to make of the figures.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from loadtests.bench.contenders import CONTENDERS
+from loadtests.bench.failure import BenchFailure
+from loadtests.bench.figures import GOALS, Rounds, table
+from loadtests.bench.server import Reading, Server, running
+from loadtests.bench.workload import ModelName, prepare
+from loadtests.bench.wrk import find_wrk
+
+_PEERS = tuple(name for name in CONTENDERS if name not in ("echo", "ours"))
+_WARM_UP_S = 1
+
+
+def main() -> None:
+    options = _options()
+    try:
+        find_wrk()
+        measured = {name: measure(name, options) for name in options.model}
+    except BenchFailure as failure:
+        sys.exit(f"bench: {failure}")
+    titles = {contender.name: contender.title for contender in CONTENDERS.values()}
+    for name, rounds in measured.items():
+        print(f"\n{name}\n\n{table(rounds, titles)}")
+    if options.json:
+        options.json.write_text(json.dumps(_document(measured, options), indent=1))
+    if "gbdt" in measured:
+        print("\ngbdt, ours:", *(goal.line(measured["gbdt"]) for goal in GOALS), sep="\n")
+        sys.exit(not all(goal.met(measured["gbdt"]) for goal in GOALS))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=int, default=2, help="of load at a time (default 2)")
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument(
+        "--model", nargs="+", choices=get_args(ModelName), default=list(get_args(ModelName))
+    )
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=_PEERS,
+        default=list(_PEERS),
+        metavar="PEER",
+        help=f"beside the echo and ours (default: all of {', '.join(_PEERS)})",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every reading there")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="the echo and ours alone, GBDT, 1 and 64 connections, 5 rounds of 1 s: half a minute",
+    )
+    options = parser.parse_args()
+    if options.quick:
+        options.peers, options.model = [], ["gbdt"]
+        options.connections, options.rounds, options.seconds = [1, 64], 5, 1
+    return options
+
+
+def measure(name: ModelName, options: argparse.Namespace) -> Rounds:
+    """Every contender started, its answers checked, and measured in turn, round by round."""
+    _say(f"{name}: building and publishing the model")
+    workload = prepare(name)
+    wanted = [CONTENDERS[contender] for contender in ("echo", "ours", *options.peers)]
+    rounds: dict[tuple[str, int], list[Reading]] = {
+        (contender.name, connections): []
+        for contender in wanted
+        for connections in options.connections
+    }
+    with ExitStack() as stack:
+        servers = []
+        for contender in wanted:
+            _say(f"{name}: starting {contender.name} and checking its answers")
+            servers.append(stack.enter_context(running(contender, workload)))
+        for server in servers:
+            server.measure(max(options.connections), _WARM_UP_S)
+        for number in range(options.rounds):
+            _say(f"{name}: round {number + 1} of {options.rounds}")
+            turns = servers if number % 2 == 0 else servers[::-1]
+            for connections in options.connections:
+                _round(turns, connections, options.seconds, rounds)
+    return rounds
+
+
+def _round(
+    turns: Sequence[Server],
+    connections: int,
+    seconds: int,
+    rounds: dict[tuple[str, int], list[Reading]],
+) -> None:
+    for server in turns:
+        reading = server.measure(connections, seconds)
+        rounds[server.contender.name, connections].append(reading)
+
+
+def _document(measured: dict[ModelName, Rounds], options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "seconds": options.seconds,
+        "models": {
+            name: [
+                {
+                    "contender": contender,
+                    "connections": connections,
+                    "rounds": [asdict(reading) for reading in readings],
+                }
+                for (contender, connections), readings in rounds.items()
+            ]
+            for name, rounds in measured.items()
+        },
+    }
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
