@@ -63,7 +63,9 @@ lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.t
 		esac; \
 		$(LOCK) $$extras pyproject.toml -o requirements/$$group.txt || exit 1; \
 	done
-	@$(LOCK) --group pyproject.toml:bootstrap -o requirements/bootstrap.txt
+	@for group in bootstrap bench-bentoml bench-litserve bench-mlserver; do \
+		$(LOCK) --group pyproject.toml:$$group -o requirements/$$group.txt || exit 1; \
+	done
 
 clean:  ## remove everything that the two commands made
 	rm -rf .venv .hikyaku feature_repo/data models/*/[0-9]* models/*/CURRENT models/*/config.pbtxt

@@ -44,6 +44,12 @@ class ProcessTree:
         """Resident memory, summed: what two of them share counts twice."""
         return sum(_resident_kib(stat.pid) for stat in self._stats()) / 1024
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it to all of them."""
+        for stat in self._stats():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stat.pid, number)
+
     def kill(self, family: set[Member]) -> None:
         """End at once who is left of `family`, earlier members, and of those alive now."""
         for member in family | self.members():

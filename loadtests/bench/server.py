@@ -3,7 +3,7 @@
 import contextlib
 import http.client
 import json
-import socket
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from app.local.processes import child
 from loadtests.bench.answers import ask, check_answers
-from loadtests.bench.contenders import Contender, environment, python_of
+from loadtests.bench.contenders import Contender, environment, free_port
+from loadtests.bench.environments import python_of
 from loadtests.bench.failure import BenchFailure
 from loadtests.bench.process_tree import ProcessTree
 from loadtests.bench.workload import FOLDER, Workload
@@ -47,9 +48,10 @@ class Server:
 
     def measure(self, connections: int, seconds: int) -> Reading:
         """Raises `BenchFailure` when a request was refused or lost: such a rate says nothing."""
-        before_s = self._tree.cpu_s()
-        seen = load(self._url, self._bodies, connections, seconds)
-        used_s = self._tree.cpu_s() - before_s
+        with self._awake():
+            before_s = self._tree.cpu_s()
+            seen = load(self._url, self._bodies, connections, seconds)
+            used_s = self._tree.cpu_s() - before_s
         if seen.refused or seen.lost or not seen.requests:
             raise BenchFailure(
                 f"{self.contender.name} at {connections} connections: {seen.requests} answers, "
@@ -62,6 +64,18 @@ class Server:
             cpu_us=used_s / seen.requests * 1e6,
             resident_mib=self._tree.resident_mib(),
         )
+
+    def rest(self) -> None:
+        """Stop its processes until it is measured: some use the processor when nobody asks."""
+        self._tree.signal(signal.SIGSTOP)
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        self._tree.signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.rest()
 
 
 def log_of(contender: Contender, workload: Workload) -> Path:
@@ -78,8 +92,8 @@ def running(contender: Contender, workload: Workload) -> Iterator[Server]:
     """
     bodies = FOLDER / workload.name / f"{contender.name}.bodies"
     bodies.write_text("".join(f"{json.dumps(contender.body(row))}\n" for row in workload.rows))
-    port = _free_port()
-    command = contender.command(python_of(contender), port)
+    port = free_port()
+    command = contender.command(python_of(contender.peer), port)
     with (
         log_of(contender, workload).open("w") as output,
         child(command, environment(workload, port), output) as process,
@@ -89,16 +103,11 @@ def running(contender: Contender, workload: Workload) -> Iterator[Server]:
             _wait_until_it_answers(contender, workload, port, process)
             check_answers(contender, workload, port)
             url = f"http://127.0.0.1:{port}{contender.path(workload)}"
-            yield Server(contender, url, bodies, tree)
+            server = Server(contender, url, bodies, tree)
+            server.rest()
+            yield server
         finally:
             _end(process, tree)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_until_it_answers(
@@ -116,6 +125,7 @@ def _wait_until_it_answers(
 def _end(process: "subprocess.Popen[bytes]", tree: ProcessTree) -> None:
     """Ask the server to stop, then kill what is left of it."""
     family = tree.members()
+    tree.signal(signal.SIGCONT)  # what is stopped cannot end
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_TIMEOUT_S)
