@@ -7,6 +7,7 @@ docs/benchmarks.md says how it is measured and what to make of the figures.
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -27,11 +28,14 @@ _WARM_UP_S = 1
 
 def main() -> None:
     options = _options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers end with us
     try:
         find_wrk()
         measured = {name: measure(name, options) for name in options.model}
     except BenchFailure as failure:
         sys.exit(f"bench: {failure}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     titles = {contender.name: contender.title for contender in CONTENDERS.values()}
     for name, rounds in measured.items():
         print(f"\n{name}\n\n{table(rounds, titles)}")

@@ -35,6 +35,11 @@ def ask(contender: Contender, workload: Workload, port: int, row: int) -> tuple[
         connection.close()
 
 
+def body_of(contender: Contender, workload: Workload, row: int) -> str:
+    """What the contender is sent for a row, on one line."""
+    return json.dumps(contender.body(workload.rows[row]), separators=(",", ":"))
+
+
 def _check(contender: Contender, workload: Workload, port: int, share: Sequence[int]) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
     try:
@@ -51,8 +56,8 @@ def _check(contender: Contender, workload: Workload, port: int, share: Sequence[
 def _ask(
     connection: http.client.HTTPConnection, contender: Contender, workload: Workload, row: int
 ) -> tuple[int, bytes]:
-    body = json.dumps(contender.body(workload.rows[row]))
     headers = {"Content-Type": "application/json"}
+    body = body_of(contender, workload, row)
     connection.request("POST", contender.path(workload), body, headers)
     response = connection.getresponse()
     return response.status, response.read()
