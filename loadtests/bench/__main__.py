@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from loadtests.bench.contenders import CONTENDERS
+from loadtests.bench.environments import python_of
 from loadtests.bench.failure import BenchFailure
 from loadtests.bench.figures import GOALS, Rounds, table
 from loadtests.bench.server import Reading, Server, running
@@ -23,6 +24,7 @@ from loadtests.bench.workload import ModelName, prepare
 from loadtests.bench.wrk import find_wrk
 
 _PEERS = tuple(name for name in CONTENDERS if name not in ("echo", "ours"))
+_WORK = Path(".hikyaku/bench")
 _WARM_UP_S = 1
 
 
@@ -66,19 +68,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="the echo and ours alone, GBDT, 1 and 64 connections, 5 rounds of 1 s: half a minute",
+        help="unless said otherwise: the echo and ours alone, GBDT, 1 and 64 connections, 5 rounds "
+        "of 1 s, which takes half a minute",
     )
-    options = parser.parse_args()
-    if options.quick:
-        options.peers, options.model = [], ["gbdt"]
-        options.connections, options.rounds, options.seconds = [1, 64], 5, 1
-    return options
+    if parser.parse_args().quick:
+        quick = {"connections": [1, 64], "rounds": 5, "seconds": 1}
+        parser.set_defaults(peers=[], model=["gbdt"], **quick)
+    return parser.parse_args()
 
 
 def measure(name: ModelName, options: argparse.Namespace) -> Rounds:
     """Every contender started, its answers checked, and measured in turn, round by round."""
     _say(f"{name}: building and publishing the model")
-    workload = prepare(name)
+    workload = prepare(name, _WORK)
     wanted = [CONTENDERS[contender] for contender in ("echo", "ours", *options.peers)]
     rounds: dict[tuple[str, int], list[Reading]] = {
         (contender.name, connections): []
@@ -89,7 +91,8 @@ def measure(name: ModelName, options: argparse.Namespace) -> Rounds:
         servers = []
         for contender in wanted:
             _say(f"{name}: starting {contender.name} and checking its answers")
-            servers.append(stack.enter_context(running(contender, workload)))
+            python = python_of(contender.peer, _WORK)
+            servers.append(stack.enter_context(running(contender, python, workload)))
         for server in servers:
             server.measure(max(options.connections), _WARM_UP_S)
         for number in range(options.rounds):

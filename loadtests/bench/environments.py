@@ -8,20 +8,19 @@ import sys
 from pathlib import Path
 
 from loadtests.bench.failure import BenchFailure
-from loadtests.bench.workload import FOLDER
 
 _LOCKS = Path("requirements")
 
 
-def python_of(peer: str | None) -> Path:
-    """The interpreter of a peer's environment, which is made when its lock file
+def python_of(peer: str | None, work: Path) -> Path:
+    """The interpreter of a peer's environment `work`/`peer`, which is made when its lock file
     `requirements/bench-<peer>.txt` is not what it was made from; None: the service's own.
 
     Raises `BenchFailure` when it cannot be made.
     """
     if peer is None:
         return Path(sys.executable)
-    folder = (FOLDER / peer).absolute()
+    folder = (work / peer).absolute()
     lock = _LOCKS / f"bench-{peer}.txt"
     made_from = folder / "made-from"
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()

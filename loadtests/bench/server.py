@@ -13,10 +13,9 @@ from pathlib import Path
 from app.local.processes import child
 from loadtests.bench.answers import ask, body_of, check_answers
 from loadtests.bench.contenders import Contender, environment, free_port
-from loadtests.bench.environments import python_of
 from loadtests.bench.failure import BenchFailure
 from loadtests.bench.process_tree import ProcessTree
-from loadtests.bench.workload import FOLDER, ROWS, Workload
+from loadtests.bench.workload import ROWS, Workload
 from loadtests.bench.wrk import load
 
 _START_TIMEOUT_S = 120
@@ -91,20 +90,21 @@ class Server:
 
 def log_of(contender: Contender, workload: Workload) -> Path:
     """The file of what it writes."""
-    return FOLDER / workload.name / f"{contender.name}.log"
+    return workload.folder / f"{contender.name}.log"
 
 
 @contextmanager
-def running(contender: Contender, workload: Workload) -> Iterator[Server]:
-    """Start it, wait until it answers, and hold its answers against ONNX Runtime's.
+def running(contender: Contender, python: Path, workload: Workload) -> Iterator[Server]:
+    """Start it with the interpreter of its environment, wait until it answers, and hold its answers
+    against ONNX Runtime's.
 
     Leaving ends all of its processes. Raises `BenchFailure` when it does not start or answers
     wrongly; what it writes is in `log_of`.
     """
-    bodies = FOLDER / workload.name / f"{contender.name}.bodies"
+    bodies = workload.folder / f"{contender.name}.bodies"
     bodies.write_text("".join(f"{body_of(contender, workload, row)}\n" for row in range(ROWS)))
     port = free_port()
-    command = contender.command(python_of(contender.peer), port)
+    command = contender.command(python, port)
     with (
         log_of(contender, workload).open("w") as output,
         child(command, environment(workload, port), output) as process,

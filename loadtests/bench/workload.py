@@ -20,7 +20,6 @@ from onnx import helper, numpy_helper
 
 ModelName: TypeAlias = Literal["gbdt", "mlp"]
 
-FOLDER = Path(".hikyaku/bench")
 FIELDS = tuple(f"f{number:02}" for number in range(32))
 MAX_BATCH_ROWS = 32  # above about 50 rows a batch, a row of the GBDT costs more, not less
 ROWS = 2_000
@@ -41,6 +40,8 @@ class Workload:
     """
 
     name: ModelName
+    folder: Path
+    """Where everything about this model lies."""
     model: Path
     rows: NDArray[np.float32]
     expected: NDArray[np.float32]
@@ -48,22 +49,22 @@ class Workload:
     @property
     def repository(self) -> Path:
         """Where the model is published for `hikyaku serve`."""
-        return FOLDER / self.name / "repository"
+        return self.folder / "repository"
 
 
-def prepare(name: ModelName) -> Workload:
+def prepare(name: ModelName, work: Path) -> Workload:
     """Build the model, always the same one, ask it directly, and publish it for `hikyaku serve`.
 
-    What an earlier run left in the model's folder is removed.
+    It lies in `work`/`name`, from where what an earlier run left is removed.
     """
-    folder = FOLDER / name
+    folder = work / name
     shutil.rmtree(folder, ignore_errors=True)
     artifact = folder / "artifact"
     artifact.mkdir(parents=True)
     model = artifact / "model.onnx"
-    model.write_bytes(_built(name))
+    model.write_bytes(_built(name, work / "models"))
     rows = varied_rows(ROWS, SEED)
-    workload = Workload(name, model.resolve(), rows, ask_directly(model, rows))
+    workload = Workload(name, folder, model.resolve(), rows, ask_directly(model, rows))
     _publish(workload, artifact)
     return workload
 
@@ -85,12 +86,12 @@ def ask_directly(model: Path, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.array([run[0][0, -1] for run in runs], np.float32)
 
 
-def _built(name: ModelName) -> bytes:
+def _built(name: ModelName, folder: Path) -> bytes:
     """The model file; training takes seconds, so it is kept for as long as this code stays."""
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    kept = FOLDER / "models" / f"{name}-{digest}.onnx"
+    kept = folder / f"{name}-{digest}.onnx"
     if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         built = kept.with_suffix(".part")
         built.write_bytes(_gbdt() if name == "gbdt" else _mlp())
         built.rename(kept)

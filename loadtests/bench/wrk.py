@@ -9,6 +9,7 @@ from pathlib import Path
 from loadtests.bench.failure import BenchFailure
 
 _SCRIPT = Path(__file__).with_name("rows.lua")
+_LOST_AFTER_S = 20
 _HANGS_AFTER_S = 60
 
 
@@ -23,7 +24,7 @@ class Load:
     refused: int
     """Answers that were no 2xx or 3xx."""
     lost: int
-    """Connections refused or broken, and requests without an answer within wrk's two seconds."""
+    """Connections refused or broken, and requests without an answer for `_LOST_AFTER_S`."""
 
 
 def find_wrk() -> str:
@@ -36,9 +37,9 @@ def find_wrk() -> str:
 
 def load(url: str, bodies: Path, connections: int, seconds: int) -> Load:
     """POST the lines of `bodies` in turn for `seconds`, one request in flight a connection."""
-    command = [find_wrk(), "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(_SCRIPT), url]
+    amount = ["-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={_LOST_AFTER_S}s"]
     finished = subprocess.run(
-        [*command, "--", str(bodies)],
+        [find_wrk(), *amount, "-s", str(_SCRIPT), url, "--", str(bodies)],
         capture_output=True,
         text=True,
         timeout=seconds + _HANGS_AFTER_S,
