@@ -7,6 +7,8 @@ docs/benchmarks.md says how it is measured and what to make of the figures.
 
 import argparse
 import json
+import os
+import platform
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,6 +32,7 @@ _WARM_UP_S = 1
 
 def main() -> None:
     options = _options()
+    machine = _machine()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers end with us
     try:
         find_wrk()
@@ -39,10 +42,11 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     titles = {contender.name: contender.title for contender in CONTENDERS.values()}
+    print(f"{machine}; {options.rounds} rounds of {options.seconds} s")
     for name, rounds in measured.items():
         print(f"\n{name}\n\n{table(rounds, titles)}")
     if options.json:
-        options.json.write_text(json.dumps(_document(measured, options), indent=1))
+        options.json.write_text(json.dumps(_document(measured, machine, options), indent=1))
     if "gbdt" in measured:
         print("\ngbdt, ours:", *(goal.line(measured["gbdt"]) for goal in GOALS), sep="\n")
         sys.exit(not all(goal.met(measured["gbdt"]) for goal in GOALS))
@@ -50,9 +54,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=int, default=2, help="of load at a time (default 2)")
-    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--rounds", type=_positive, default=7)
+    parser.add_argument(
+        "--seconds", type=_positive, default=2, help="of load at a time (default 2)"
+    )
+    parser.add_argument("--connections", type=_positive, nargs="+", default=[1, 16, 64])
     parser.add_argument(
         "--model", nargs="+", choices=get_args(ModelName), default=list(get_args(ModelName))
     )
@@ -75,6 +81,13 @@ def _options() -> argparse.Namespace:
         quick = {"connections": [1, 64], "rounds": 5, "seconds": 1}
         parser.set_defaults(peers=[], model=["gbdt"], **quick)
     return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
 
 
 def measure(name: ModelName, options: argparse.Namespace) -> Rounds:
@@ -114,8 +127,18 @@ def _round(
         rounds[server.contender.name, connections].append(reading)
 
 
-def _document(measured: dict[ModelName, Rounds], options: argparse.Namespace) -> dict[str, Any]:
+def _machine() -> str:
+    """What the figures were taken on, and how busy others kept it."""
+    busy = os.getloadavg()[0]
+    cores = f"{os.cpu_count()} x {platform.machine()}"
+    return f"{cores}, Python {platform.python_version()}, load average {busy:.1f} at the start"
+
+
+def _document(
+    measured: dict[ModelName, Rounds], machine: str, options: argparse.Namespace
+) -> dict[str, Any]:
     return {
+        "machine": machine,
         "seconds": options.seconds,
         "models": {
             name: [
