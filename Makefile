@@ -9,7 +9,7 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-ha
 export PYTHONUNBUFFERED := 1
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage bench-features bench-start bench-gpu clean
+	prove-redis-outage bench bench-features bench-start bench-gpu clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -41,6 +41,9 @@ prove-no-foreign-values: .venv/train.installed  ## a million reads while Redis m
 prove-redis-outage: .venv/train.installed  ## answers under load while Redis is gone for 30 s, in three ways
 	@$(BIN)/python -m loadtests.prove_redis_outage $(PROVE)
 
+bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick is the echo alone
+	@$(BIN)/python -m loadtests.bench $(BENCH)
+
 bench-features: .venv/train.installed  ## feature reads beside Feast's SDK and beside bare hiredis
 	@$(BIN)/python -m loadtests.bench_features $(BENCH)
 
@@ -60,7 +63,9 @@ lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.t
 		esac; \
 		$(LOCK) $$extras pyproject.toml -o requirements/$$group.txt || exit 1; \
 	done
-	@$(LOCK) --group pyproject.toml:bootstrap -o requirements/bootstrap.txt
+	@for group in bootstrap bench-bentoml bench-litserve bench-mlserver; do \
+		$(LOCK) --group pyproject.toml:$$group -o requirements/$$group.txt || exit 1; \
+	done
 
 clean:  ## remove everything that the two commands made
 	rm -rf .venv .hikyaku feature_repo/data models/*/[0-9]* models/*/CURRENT models/*/config.pbtxt

@@ -1,0 +1,143 @@
+"""A contender that runs, from its start to its end."""
+
+import contextlib
+import http.client
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.local.processes import child
+from loadtests.bench.answers import ask, body_of, check_answers
+from loadtests.bench.contenders import Contender, environment, free_port
+from loadtests.bench.failure import BenchFailure
+from loadtests.bench.process_tree import ProcessTree
+from loadtests.bench.workload import ROWS, Workload
+from loadtests.bench.wrk import load
+
+_START_TIMEOUT_S = 120
+_STOP_TIMEOUT_S = 10
+_LOOK_EVERY_S = 0.05
+_SETTLE_S = 0.1
+_SETTLE_TIMEOUT_S = 5
+_IDLE_SHARE = 0.2  # the kernel counts processor time by hundredths of a second
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One contender in one round at one number of connections."""
+
+    requests_s: float
+    p50_us: float
+    p99_us: float
+    cpu_us: float
+    """Of all its processes, user and system, a request."""
+    resident_mib: float
+
+
+class Server:
+    """A contender that answers rightly on `port`; wrk sends it the bodies of a file."""
+
+    def __init__(self, contender: Contender, url: str, bodies: Path, tree: ProcessTree) -> None:
+        self.contender = contender
+        self._url = url
+        self._bodies = bodies
+        self._tree = tree
+
+    def measure(self, connections: int, seconds: int) -> Reading:
+        """Raises `BenchFailure` when a request was refused or lost: such a rate says nothing."""
+        with self._awake():
+            before_s = self._tree.cpu_s()
+            seen = load(self._url, self._bodies, connections, seconds)
+            used_s = self._tree.cpu_s() - before_s
+        if seen.refused or seen.lost or not seen.requests:
+            raise BenchFailure(
+                f"{self.contender.name} at {connections} connections: {seen.requests} answers, "
+                f"{seen.refused} of them refusals, {seen.lost} requests lost"
+            )
+        return Reading(
+            requests_s=seen.requests / seen.duration_s,
+            p50_us=seen.p50_us,
+            p99_us=seen.p99_us,
+            cpu_us=used_s / seen.requests * 1e6,
+            resident_mib=self._tree.resident_mib(),
+        )
+
+    def rest(self) -> None:
+        """Stop its processes until it is measured: some use the processor when nobody asks.
+
+        First let it finish what wrk left behind, which would seem to have waited all the while.
+        """
+        until_s = time.monotonic() + _SETTLE_TIMEOUT_S
+        while time.monotonic() < until_s:
+            before_s = self._tree.cpu_s()
+            time.sleep(_SETTLE_S)
+            if self._tree.cpu_s() - before_s < _SETTLE_S * _IDLE_SHARE:
+                break
+        self._tree.signal(signal.SIGSTOP)
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        self._tree.signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.rest()
+
+
+def log_of(contender: Contender, workload: Workload) -> Path:
+    """The file of what it writes."""
+    return workload.folder / f"{contender.name}.log"
+
+
+@contextmanager
+def running(contender: Contender, python: Path, workload: Workload) -> Iterator[Server]:
+    """Start it with the interpreter of its environment, wait until it answers, and hold its answers
+    against ONNX Runtime's.
+
+    Leaving ends all of its processes. Raises `BenchFailure` when it does not start or answers
+    wrongly; what it writes is in `log_of`.
+    """
+    bodies = workload.folder / f"{contender.name}.bodies"
+    bodies.write_text("".join(f"{body_of(contender, workload, row)}\n" for row in range(ROWS)))
+    port = free_port()
+    command = contender.command(python, port)
+    with (
+        log_of(contender, workload).open("w") as output,
+        child(command, environment(workload, port), output) as process,
+    ):
+        tree = ProcessTree(process.pid)
+        try:
+            _wait_until_it_answers(contender, workload, port, process)
+            check_answers(contender, workload, port)
+            url = f"http://127.0.0.1:{port}{contender.path(workload)}"
+            server = Server(contender, url, bodies, tree)
+            server.rest()
+            yield server
+        finally:
+            _end(process, tree)
+
+
+def _wait_until_it_answers(
+    contender: Contender, workload: Workload, port: int, process: "subprocess.Popen[bytes]"
+) -> None:
+    until_s = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < until_s and process.poll() is None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if ask(contender, workload, port, 0)[0] == 200:
+                return
+        time.sleep(_LOOK_EVERY_S)
+    raise BenchFailure(f"{contender.name} did not start; {log_of(contender, workload)} says why")
+
+
+def _end(process: "subprocess.Popen[bytes]", tree: ProcessTree) -> None:
+    """Ask the server to stop, then kill what is left of it."""
+    family = tree.members()
+    tree.signal(signal.SIGCONT)  # what is stopped cannot end
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_TIMEOUT_S)
+    tree.kill(family)

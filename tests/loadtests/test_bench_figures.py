@@ -1,0 +1,59 @@
+"""The benchmark's ratios are those of one round, and its goals say what they rest on."""
+
+import pytest
+
+from loadtests.bench.figures import GOALS, Goal, Rounds, cpu_us, ratio, requests_s, spread, table
+from loadtests.bench.server import Reading
+
+
+def reading(requests_s: float, cpu_us: float = 50.0) -> Reading:
+    return Reading(requests_s, p50_us=100.0, p99_us=900.0, cpu_us=cpu_us, resident_mib=64.0)
+
+
+# The machine slows down fourfold in the second round; ours keeps half of the echo's rate.
+ROUNDS: Rounds = {
+    ("echo", 64): [reading(8000, 25), reading(2000, 100), reading(8000, 25)],
+    ("ours", 64): [reading(4000, 50), reading(1000, 200), reading(4400, 50)],
+}
+
+
+def test_a_spread_is_the_median_and_the_range() -> None:
+    seen = spread([3.0, 1.0, 2.0, 10.0])
+    assert (seen.median, seen.lowest, seen.highest) == (2.5, 1.0, 10.0)
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    seen = ratio(ROUNDS, requests_s, "ours", "echo", 64)
+    assert (seen.median, seen.lowest, seen.highest) == (0.5, 0.5, 0.55)
+
+
+@pytest.mark.parametrize(
+    ("goal", "verdict"),
+    [
+        (Goal("rate", requests_s, "echo", 64, "at least", 0.5), "PASS"),
+        (Goal("rate", requests_s, "echo", 64, "at least", 0.51), "FAIL"),
+        (Goal("processor", cpu_us, "echo", 64, "at most", 2.0), "PASS"),
+        (Goal("processor", cpu_us, "echo", 64, "at most", 1.9), "FAIL"),
+    ],
+)
+def test_a_goal_is_held_against_the_median(goal: Goal, verdict: str) -> None:
+    assert goal.line(ROUNDS).startswith(verdict)
+    assert goal.met(ROUNDS) == (verdict == "PASS")
+
+
+def test_what_was_not_measured_is_neither_passed_nor_failed() -> None:
+    goal = Goal("rate", requests_s, "litserve", 64, "at least", 15)
+    assert "not measured" in goal.line(ROUNDS)
+    assert goal.met(ROUNDS)
+
+
+def test_goals_speak_of_contenders_that_exist() -> None:
+    from loadtests.bench.contenders import CONTENDERS
+
+    assert {goal.other for goal in GOALS} <= set(CONTENDERS)
+
+
+def test_the_table_has_a_line_for_each_contender_and_number_of_connections() -> None:
+    lines = table(ROUNDS, {"echo": "the echo", "ours": "Hikyaku"}).splitlines()
+    assert len(lines) == 2 + len(ROUNDS)
+    assert lines[3].startswith("| Hikyaku | 64 | 4,000 | 0.5 [0.5-0.55] | 100 | 900 | 50 | 2 [2-2]")
