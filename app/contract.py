@@ -123,15 +123,13 @@ class Isolation(_Section):
 
     It may allocate `memory_mb`, and is replaced when it has taken half of what a fresh one leaves.
     It gets `start_s` to open and warm the model, and an execution that nobody waits for any more
-    gets `stuck_s` before the process is killed. `nice` is added to its priority for the CPU;
-    `cpu_s` ends it when it has used so much CPU time, for verifying rather than for serving.
+    gets `stuck_s` before the process is killed. `nice` puts its CPU time behind that of others.
     """
 
     memory_mb: Annotated[int, Field(ge=256)] = 1_024
     start_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60
     stuck_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
     nice: Annotated[int, Field(ge=0, le=19)] = 0
-    cpu_s: Annotated[int, Field(ge=1)] | None = None
 
 
 class EchoOptions(_Section):

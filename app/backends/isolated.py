@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.backends.backend import BackendDied
 from app.backends.execution_times import ExecutionTimes, warm_up_batches
-from app.backends.isolated_model import Execution, IsolatedModel, Opening
+from app.backends.isolated_model import AHEAD, Execution, IsolatedModel, Opening
 from app.backends.isolated_wire import Run, TensorHeader, encoded
 from app.contract import EchoOptions, Isolation, OnnxOptions
 from app.deadline import Deadline
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.25
 _MAX_PAUSE_S = 10.0
-_END_S = 1.0
 _MEASURED = 5
 
 
@@ -87,9 +86,11 @@ class IsolatedBackend:
         self._pausing = True
         self._reason = "it is closed"
         self._refuse_waiting()
-        if self._model is not None:
-            self._model.retire()
-        await self._watched()
+        model, self._model = self._model, None
+        if model is not None:
+            model.retire()
+        if self._watches:
+            await asyncio.wait(self._watches)
 
     async def _run(self, run: Run, tensors: list[memoryview]) -> Tensors:
         execution = Execution(run, tensors, self._loop.create_future())
@@ -125,22 +126,22 @@ class IsolatedBackend:
     def _progressed(self, model: IsolatedModel) -> None:
         if model is not self._model:
             return
-        self._failures = 0
         if model.worn:
             self._replacement_due.set()
+        else:
+            self._failures = 0
         self._dispatch()
 
     async def _supervise(self) -> None:
         while True:
             await self._replacement_due.wait()
-            self._replacement_due.clear()
-            before = self._model
-            if before is not None:
-                log.warning("an isolated process has grown", extra=self._named(before))
+            if self._model is not None:
+                log.warning("an isolated process has grown", extra=self._named(self._model))
             replacement = await self._replacement()
             if self._model is not None:
                 self._model.retire()
             self._serve_from(replacement)
+            self._replacement_due.clear()
 
     async def _replacement(self) -> IsolatedModel:
         """Start one after another until one is open; those that wait know when that takes long."""
@@ -164,7 +165,10 @@ class IsolatedBackend:
 
     async def _opened(self) -> IsolatedModel:
         """A process that is open and warm. Raises `InvalidModel`, or what the warm-up raised."""
-        model = IsolatedModel(self._opening, self._progressed)
+        try:
+            model = IsolatedModel(self._opening, self._progressed)
+        except OSError as exc:
+            raise InvalidModel(f"{self._opening.model}: no process for it: {exc}") from exc
         watch = asyncio.create_task(self._watch(model), name="isolated process")
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
@@ -190,7 +194,7 @@ class IsolatedBackend:
                 "an isolated process is less confined than it should be",
                 extra=self._named(model) | {"gaps": ready.gaps},
             )
-        self._signature, self._concurrency = ready.signature, ready.concurrency
+        self._signature, self._concurrency = ready.signature, ready.concurrency + AHEAD
         return model
 
     def _serve_from(self, model: IsolatedModel) -> None:
@@ -239,11 +243,6 @@ class IsolatedBackend:
             await self.execute(batch, Deadline.after(self._opening.isolation.start_s))
             seconds.append(time.perf_counter() - started_s)
         return sorted(seconds)[_MEASURED // 2]
-
-    async def _watched(self) -> None:
-        """All processes have ended, those that do not by themselves because they are killed."""
-        if self._watches:
-            await asyncio.wait(self._watches)
 
     def _named(self, model: IsolatedModel) -> dict[str, object]:
         return {"model": str(self._opening.model), "pid": model.pid}

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections import deque
 from pathlib import Path
 
 import uvloop
@@ -13,20 +13,18 @@ from pydantic import TypeAdapter
 from app.backends import open_backend
 from app.backends.backend import Backend
 from app.backends.isolated_confinement import confine
+from app.backends.isolated_link import Link
 from app.backends.isolated_wire import (
     Failed,
     Frame,
-    FrameReader,
     Message,
     Open,
     Ran,
     Ready,
     Refused,
     Run,
-    TensorHeader,
     decoded,
     encoded,
-    frame,
 )
 from app.contract import BackendOptions
 from app.deadline import Deadline
@@ -44,85 +42,86 @@ def main() -> None:
 
 
 async def _serve(connection: socket.socket) -> None:
-    connection.setblocking(False)
-    link = _Link(connection)
-    opening = (await link.receive()).message
-    assert isinstance(opening, Open)  # what our server sends first
+    """Until the server closes its end; then the process ends."""
+    opening: asyncio.Future[Open] = asyncio.get_running_loop().create_future()
+    executor: _Executor | None = None
+
+    def take(frame: Frame) -> None:
+        if executor is not None:
+            executor.take(frame)
+        elif isinstance(frame.message, Open):
+            opening.set_result(frame.message)
+
+    link = Link(connection, _MAX_PAYLOAD, take, _end)
+    backend, gaps = await _opened(await opening)
+    if isinstance(backend, InvalidModel):
+        link.send(Refused(str(backend)[:_MAX_REASON]))
+    else:
+        executor = _Executor(backend, link)
+        link.send(Ready(backend.signature, backend.concurrency, tuple(gaps)))
+    await asyncio.Event().wait()
+
+
+async def _opened(opening: Open) -> tuple[Backend | InvalidModel, list[str]]:
+    """The backend, or why it is none; and what the kernel did not take from this process."""
     limits = opening.limits
-    gaps = confine(
-        opening.parent, memory_bytes=limits.memory_mb << 20, nice=limits.nice, cpu_s=limits.cpu_s
-    )
+    gaps = confine(opening.parent, memory_bytes=limits.memory_mb << 20, nice=limits.nice)
     options: BackendOptions = TypeAdapter[BackendOptions](BackendOptions).validate_python(
         opening.options
     )
     try:
-        backend = await open_backend(options, Path(opening.model), opening.signature)
+        return await open_backend(options, Path(opening.model), opening.signature), gaps
     except InvalidModel as exc:
-        await link.send(Refused(str(exc)[:_MAX_REASON]))
-        return
-    await link.send(Ready(backend.signature, backend.concurrency, tuple(gaps)))
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(backend.concurrency):
-            tasks.create_task(_execute_frames(link, backend))
+        return exc, gaps
 
 
-async def _execute_frames(link: "_Link", backend: Backend) -> None:
-    while True:
-        received = await link.receive()
-        assert isinstance(received.message, Run)
-        message, tensors = await _answer(backend, received.message, received)
-        await link.send(message, tensors)
+def _end(why: str | None) -> None:
+    # At once: a thread in an endless execution must not keep the process.
+    os._exit(0 if why is None else 1)
 
 
-async def _answer(backend: Backend, run: Run, received: Frame) -> tuple[Message, list[memoryview]]:
-    """Whatever the backend raises is said to the server: only a death ends this process."""
-    try:
-        headers, buffers = await _run(backend, run, received)
-    except RequestError as exc:
-        return Failed(run.id, exc.code, str(exc)[:_MAX_REASON]), []
-    except Exception as exc:
-        reason = f"the backend failed: {type(exc).__name__}: {exc}"
-        return Failed(run.id, BackendError.code, reason[:_MAX_REASON]), []
-    return Ran(run.id, headers), buffers
+class _Executor:
+    """Executes in the order of arrival, as many at once as the backend takes."""
 
+    def __init__(self, backend: Backend, link: Link) -> None:
+        self._backend = backend
+        self._link = link
+        self._waiting: deque[Frame] = deque()
+        self._executing = 0
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop holds them only weakly
 
-async def _run(
-    backend: Backend, run: Run, received: Frame
-) -> tuple[tuple[TensorHeader, ...], list[memoryview]]:
-    deadline = Deadline(run.deadline_s)
-    deadline.check()
-    tensors = decoded(run.tensors, received.payload)
-    if run.warm_up_rows is not None:
-        await backend.warm_up(tensors, run.warm_up_rows)
-        return (), []
-    return encoded(await backend.execute(tensors, deadline))
+    def take(self, frame: Frame) -> None:
+        self._waiting.append(frame)
+        if self._executing < self._backend.concurrency:
+            self._executing += 1
+            task = asyncio.create_task(self._execute_waiting())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
+    async def _execute_waiting(self) -> None:
+        while self._waiting:
+            frame = self._waiting.popleft()
+            assert isinstance(frame.message, Run)  # all that our server says after the first
+            message, tensors = await self._answer(frame.message, frame)
+            self._link.send(message, tensors)
+        self._executing -= 1
 
-class _Link:
-    """The socket to the server, for several tasks: each receives and sends whole frames."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._loop = asyncio.get_running_loop()
-        self._reader = FrameReader(_MAX_PAYLOAD)
-        self._frames: list[Frame] = []
-        self._receiving = asyncio.Lock()
-        self._sending = asyncio.Lock()
-
-    async def receive(self) -> Frame:
-        """The next frame. When the server has closed its end, this process ends."""
-        async with self._receiving:
-            while not self._frames:
-                count = await self._loop.sock_recv_into(self._connection, self._reader.space())
-                if count == 0:
-                    # At once: a thread in an endless execution must not keep the process.
-                    os._exit(0)
-                self._frames = list(self._reader.received(count))
-            return self._frames.pop(0)
-
-    async def send(self, message: Message, tensors: Sequence[memoryview] = ()) -> None:
-        async with self._sending:
-            await self._loop.sock_sendall(self._connection, b"".join(frame(message, tensors)))
+    async def _answer(self, run: Run, frame: Frame) -> tuple[Message, list[memoryview]]:
+        """Whatever the backend raises is said to the server: only a death ends this process."""
+        try:
+            deadline = Deadline(run.deadline_s)
+            deadline.check()
+            tensors = decoded(run.tensors, frame.payload)
+            if run.warm_up_rows is not None:
+                await self._backend.warm_up(tensors, run.warm_up_rows)
+                return Ran(run.id, ()), []
+            headers, buffers = encoded(await self._backend.execute(tensors, deadline))
+            return Ran(run.id, headers), buffers
+        except RequestError as exc:
+            return Failed(run.id, exc.code, str(exc)[:_MAX_REASON]), []
+        except Exception as exc:
+            reason = f"the backend failed: {type(exc).__name__}: {exc}"
+            return Failed(run.id, BackendError.code, reason[:_MAX_REASON]), []
 
 
 if __name__ == "__main__":

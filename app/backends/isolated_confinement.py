@@ -24,13 +24,13 @@ _REFUSED_CALLS = {
 _X32 = 0x40000000
 
 
-def confine(parent: int, *, memory_bytes: int, nice: int, cpu_s: int | None) -> list[str]:
+def confine(parent: int, *, memory_bytes: int, nice: int) -> list[str]:
     """No network, no new programs, bounded memory, nothing written; killed when the parent ends.
 
     Call it while the process has one thread; there is no way back. Returns what the kernel did not
     grant, a sentence each. Raises `SystemExit` when the parent has ended already.
     """
-    _limit(memory_bytes, cpu_s)
+    _limit(memory_bytes)
     os.nice(nice)
     if sys.platform != "linux":
         return [f"{sys.platform}: only Linux can keep a process from the network"]
@@ -52,14 +52,12 @@ def confine(parent: int, *, memory_bytes: int, nice: int, cpu_s: int | None) -> 
     return gaps
 
 
-def _limit(memory_bytes: int, cpu_s: int | None) -> None:
+def _limit(memory_bytes: int) -> None:
     # The data segment, not the address space: libraries map much more than they use.
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
-    if cpu_s is not None:
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
 
 
 def _own_network(libc: ctypes.CDLL) -> str | None:

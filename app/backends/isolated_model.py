@@ -26,8 +26,8 @@ from app.tensors import Signature, Tensors
 
 _ERRORS = {error.code: error for error in (BackendError, DeadlineExceeded, ModelNotReady)}
 _MAX_CONCURRENCY = 256
-# One execution is sent ahead, so that the process need not wait for us between two.
-_AHEAD = 1
+# Of executions, so that the process need not wait for us between two: a third more a second.
+AHEAD = 1
 _MEASURE_EVERY_S = 1.0
 _END_S = 1.0
 
@@ -45,7 +45,7 @@ class Opening:
         isolation = self.isolation
         return Open(
             os.getpid(),
-            Limits(isolation.memory_mb, isolation.nice, isolation.cpu_s),
+            Limits(isolation.memory_mb, isolation.nice),
             self.options.model_dump(mode="json", exclude={"isolated"}),
             str(self.model.absolute()),
             self.signature,
@@ -75,7 +75,6 @@ class IsolatedModel:
         self._retired = False
         self._measure_at_s = 0.0
         self._worn_bytes = float("inf")
-        self.served = False
         self.worn = False
         memory_bytes = opening.isolation.memory_mb << 20
         self._process = IsolatedProcess(opening.model, memory_bytes, self._on_frame)
@@ -90,7 +89,7 @@ class IsolatedModel:
         return (
             self._process.running
             and not self._retired
-            and len(self._in_flight) < self._concurrency + _AHEAD
+            and len(self._in_flight) < self._concurrency + AHEAD
         )
 
     async def opened(self) -> Ready:
@@ -178,7 +177,6 @@ class IsolatedModel:
             if outputs.keys() != names:
                 raise WireError(f"outputs {sorted(outputs)} instead of {sorted(names)}")
         del self._in_flight[message.id]
-        self.served = True
         if not execution.answer.done():
             execution.answer.set_result(outputs)
         self._progressed()

@@ -6,17 +6,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import app
+from app.backends.isolated_link import Link
 from app.backends.isolated_output import ForwardedOutput
-from app.backends.isolated_wire import Frame, FrameReader, Message, WireError, frame
+from app.backends.isolated_wire import Frame, Message
 
 _PROGRAM = "app.backends.isolated_child"
-_BUFFER_BYTES = 1 << 20
-_MOST_PARTS = 512  # of one sendmsg; the kernel takes 1024
 
 
 class IsolatedProcess:
@@ -27,10 +25,6 @@ class IsolatedProcess:
     """
 
     def __init__(self, model: Path, max_payload: int, on_frame: Callable[[Frame], None]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._on_frame = on_frame
-        self._reader = FrameReader(max_payload)
-        self._unsent: deque[memoryview] = deque()
         self._why: str | None = None
         self._closed = asyncio.Event()
         ours, theirs = socket.socketpair()
@@ -44,12 +38,9 @@ class IsolatedProcess:
         finally:
             theirs.close()
             os.close(theirs_output)
-        self._socket = ours
-        self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         os.set_blocking(output, False)
         self._output = ForwardedOutput(output, str(model), self._process.pid)
-        self._loop.add_reader(self._socket.fileno(), self._readable)
+        self._link = Link(ours, max_payload, on_frame, self._on_end)
 
     @property
     def pid(self) -> int:
@@ -58,7 +49,7 @@ class IsolatedProcess:
     @property
     def running(self) -> bool:
         """False from the moment at which nothing can be sent to it any more."""
-        return not self._closed.is_set()
+        return self._link.open
 
     def private_bytes(self) -> int:
         """What counts against its memory limit; 0 where the system does not say."""
@@ -69,26 +60,16 @@ class IsolatedProcess:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def send(self, message: Message, tensors: Sequence[memoryview] = ()) -> None:
-        """Never blocks; what the socket does not take now is kept, not copied, and sent later."""
-        if not self.running:
-            return
-        self._unsent.extend(frame(message, tensors))
-        if len(self._unsent) == len(tensors) + 1:  # else the writer is waiting already
-            self._write()
-            if self._unsent and self.running:
-                self._loop.add_writer(self._socket.fileno(), self._writable)
+        """Never blocks; the tensors must stay as they are until they are answered."""
+        self._link.send(message, tensors)
 
     def kill(self, why: str) -> None:
-        if self.running:
-            self._why = why
-            self._close()
+        """`why` is told as its end, where it had not ended already."""
+        self._link.end(why)
 
     def finish(self) -> None:
         """Let it end by itself: it does when it sees that the server has nothing more to say."""
-        if self.running:
-            self._loop.remove_writer(self._socket.fileno())
-            self._unsent.clear()
-            self._socket.shutdown(socket.SHUT_WR)
+        self._link.finish()
 
     async def ended(self) -> str:
         """Wait for its end, and say what it was."""
@@ -101,47 +82,8 @@ class IsolatedProcess:
         last = f": {self._output.last_line}" if self._output.last_line else ""
         return f"{_described(status)}{last}"
 
-    def _readable(self) -> None:
-        try:
-            count = self._socket.recv_into(self._reader.space())
-        except BlockingIOError:
-            return
-        except ConnectionError:  # it ended with something of ours unread
-            count = 0
-        if count == 0:
-            self._close()
-            return
-        try:
-            for received in self._reader.received(count):
-                self._on_frame(received)
-        except WireError as exc:
-            self.kill(f"it said what it must not say: {exc}")
-
-    def _writable(self) -> None:
-        self._write()
-        if not self._unsent and self.running:
-            self._loop.remove_writer(self._socket.fileno())
-
-    def _write(self) -> None:
-        try:
-            sent = self._socket.sendmsg(
-                [part for part, _ in zip(self._unsent, range(_MOST_PARTS), strict=False)]
-            )
-        except BlockingIOError:
-            return
-        except ConnectionError:  # what it said last can still be read; then it has ended
-            self._unsent.clear()
-            return
-        while self._unsent and sent >= self._unsent[0].nbytes:
-            sent -= self._unsent.popleft().nbytes
-        if sent:
-            self._unsent[0] = self._unsent[0][sent:]
-
-    def _close(self) -> None:
-        self._loop.remove_reader(self._socket.fileno())
-        self._loop.remove_writer(self._socket.fileno())
-        self._socket.close()
-        self._unsent.clear()
+    def _on_end(self, why: str | None) -> None:
+        self._why = why
         self._process.kill()
         self._closed.set()
 

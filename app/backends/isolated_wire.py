@@ -45,11 +45,10 @@ class TensorHeader(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What the process may use; `cpu_s` None is any time."""
+    """What the process may use."""
 
     memory_mb: int
     nice: int
-    cpu_s: int | None
 
 
 class Open(msgspec.Struct, tag="open", frozen=True):
