@@ -94,7 +94,7 @@ class IsolatedModel:
 
     async def opened(self) -> Ready:
         """Wait until it is open. Raises `InvalidModel` when it cannot be opened."""
-        ready = await asyncio.shield(self._opened)
+        ready = await self._opened
         if not 0 < ready.concurrency <= _MAX_CONCURRENCY:
             raise InvalidModel(f"{self._opening.model}: {ready.concurrency} executions at once")
         self._concurrency = ready.concurrency

@@ -79,9 +79,13 @@ def test_a_process_whose_server_has_ended_does_not_begin() -> None:
 
 async def test_the_process_sees_nothing_of_the_environment(backend: Backend) -> None:
     (process,) = processes()
-    content = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-    names = {entry.split(b"=")[0].decode() for entry in content if entry}
-    assert names <= {"PYTHONPATH", "OPENBLAS_NUM_THREADS", "LD_LIBRARY_PATH"}
+    assert environment(process) <= {"PYTHONPATH", "OPENBLAS_NUM_THREADS", "LD_LIBRARY_PATH"}
+
+
+def environment(process: int) -> set[str]:
+    """The names of its variables."""
+    content = Path(f"/proc/{process}/environ").read_bytes()
+    return {entry.split(b"=")[0].decode() for entry in content.split(b"\0") if entry}
 
 
 async def test_the_process_is_confined_while_it_serves(backend: Backend) -> None:

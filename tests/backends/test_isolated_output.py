@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -22,13 +22,17 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [vars(record).get("line", record.getMessage()) for record in caplog.records]
 
 
+async def until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110  (the pipe is read when the loop gets to it)
+        await asyncio.sleep(0)
+
+
 async def test_lines_are_logged_with_the_model_and_the_process(
     pipe: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     output = ForwardedOutput(pipe[0], "model.onnx", 42)
     os.write(pipe[1], b"first\n\n  second \nwithout an end")
-    while len(lines(caplog)) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(lines(caplog)) == 2)
     output.close()
     assert lines(caplog) == ["first", "second"]
     assert output.last_line == "second"
@@ -48,8 +52,7 @@ async def test_a_flood_is_cut(pipe: tuple[int, int], caplog: pytest.LogCaptureFi
     output = ForwardedOutput(pipe[0], "model.onnx", 42)
     os.write(pipe[1], b"x" * 10_000 + b"\n" + b"y\n" * 1_000)
     with caplog.at_level(logging.WARNING):
-        while output.last_line != "y":
-            await asyncio.sleep(0)
+        await until(lambda: output.last_line == "y")
     output.close()
     assert len(caplog.records) <= 2 * 61  # of two minutes, where the second began meanwhile
     assert max(map(len, lines(caplog))) <= 500
