@@ -45,7 +45,7 @@ class IsolatedBackend:
         self._pausing = False
         self._replacement_due = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
-        self._watches: set[asyncio.Task[None]] = set()
+        self._watches: dict[asyncio.Task[None], IsolatedModel] = {}
 
     @property
     def signature(self) -> Signature:
@@ -89,6 +89,14 @@ class IsolatedBackend:
         model, self._model = self._model, None
         if model is not None:
             model.retire()
+        await self._end_all()
+
+    async def _end_all(self) -> None:
+        """Those that have not ended by themselves when their time is over are killed."""
+        if self._watches:
+            await asyncio.wait(self._watches, timeout=self._opening.isolation.stuck_s)
+        for model in self._watches.values():
+            model.kill("it is closed")
         if self._watches:
             await asyncio.wait(self._watches)
 
@@ -170,8 +178,8 @@ class IsolatedBackend:
         except OSError as exc:
             raise InvalidModel(f"{self._opening.model}: no process for it: {exc}") from exc
         watch = asyncio.create_task(self._watch(model), name="isolated process")
-        self._watches.add(watch)
-        watch.add_done_callback(self._watches.discard)
+        self._watches[watch] = model
+        watch.add_done_callback(self._watches.pop)
         start_s = self._opening.isolation.start_s
         try:
             async with asyncio.timeout(start_s):

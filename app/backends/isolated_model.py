@@ -72,6 +72,7 @@ class IsolatedModel:
         self._opened: asyncio.Future[Ready] = self._loop.create_future()
         self._in_flight: dict[int, Execution] = {}
         self._concurrency = 1
+        self._outputs: set[str] = set()
         self._retired = False
         self._measure_at_s = 0.0
         self._worn_bytes = float("inf")
@@ -98,6 +99,7 @@ class IsolatedModel:
         if not 0 < ready.concurrency <= _MAX_CONCURRENCY:
             raise InvalidModel(f"{self._opening.model}: {ready.concurrency} executions at once")
         self._concurrency = ready.concurrency
+        self._outputs = {spec.name for spec in ready.signature.outputs}
         return ready
 
     def accept(self) -> None:
@@ -114,7 +116,8 @@ class IsolatedModel:
     def give_up(self, execution: Execution) -> None:
         """Nobody waits for it any more: it may take `stuck_s` from now, or from its beginning."""
         if execution.run.id in self._in_flight:
-            self._loop.call_later(self._opening.isolation.stuck_s, self._overdue, execution)
+            stuck_s = self._opening.isolation.stuck_s
+            self._loop.call_later(stuck_s, self._overdue, execution, self._begun(execution))
 
     def kill(self, why: str) -> None:
         self._process.kill(why)
@@ -144,10 +147,10 @@ class IsolatedModel:
     def _begun(self, execution: Execution) -> bool:
         return execution in list(self._in_flight.values())[: self._concurrency]
 
-    def _overdue(self, execution: Execution) -> None:
-        if self._begun(execution):
+    def _overdue(self, execution: Execution, had_begun: bool) -> None:
+        if had_begun and execution.run.id in self._in_flight:
             stuck_s = self._opening.isolation.stuck_s
-            self.kill(f"it was stuck: {stuck_s:g} s after nobody waited for it any more")
+            self.kill(f"it was stuck: nobody had waited for {stuck_s:g} s for what it executed")
         else:
             self.give_up(execution)
 
@@ -172,10 +175,8 @@ class IsolatedModel:
 
     def _ran(self, execution: Execution, message: Ran, frame: Frame) -> None:
         outputs = decoded(message.tensors, frame.payload)
-        if execution.run.warm_up_rows is None:
-            names = {spec.name for spec in self._opened.result().signature.outputs}
-            if outputs.keys() != names:
-                raise WireError(f"outputs {sorted(outputs)} instead of {sorted(names)}")
+        if execution.run.warm_up_rows is None and outputs.keys() != self._outputs:
+            raise WireError(f"outputs {sorted(outputs)} instead of {sorted(self._outputs)}")
         del self._in_flight[message.id]
         if not execution.answer.done():
             execution.answer.set_result(outputs)

@@ -1,6 +1,8 @@
 """Models that do to their process what a model must not do, and a look at that process."""
 
+import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,12 @@ def processes(parent: int | None = None) -> list[int]:
 def cpu_ticks(pid: int) -> int:
     """CPU time that it has used, in hundredths of a second."""
     return sum(map(int, Path(f"/proc/{pid}/stat").read_text().split()[13:15]))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """What a process does is seen only by looking."""
+    while not true():  # noqa: ASYNC110  (no event can be set by what another process does)
+        await asyncio.sleep(0.005)
 
 
 def _written(path: Path, nodes: list[NodeProto]) -> Path:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from tests.backends.isolated_models import (
     opened,
     processes,
     rows,
+    until,
 )
 
 
@@ -39,12 +40,6 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
     isolated = await opened(looping(tmp_path / "model.onnx"), stuck_s=0.25)
     yield isolated
     await isolated.close()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """What a process does is seen only by looking."""
-    while not true():  # noqa: ASYNC110  (no event can be set by what another process does)
-        await asyncio.sleep(0.005)
 
 
 async def until_it_answers(backend: Backend) -> None:
