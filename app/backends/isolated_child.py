@@ -28,7 +28,7 @@ from app.backends.isolated_wire import (
 )
 from app.contract import BackendOptions
 from app.deadline import Deadline
-from app.errors import BackendError, InvalidModel, RequestError
+from app.errors import BackendError, ConfigurationError, InvalidModel, RequestError
 
 _MAX_PAYLOAD = 1 << 40  # our server may send what fits into our memory
 _MAX_REASON = 2_000
@@ -73,6 +73,8 @@ async def _opened(opening: Open) -> tuple[Backend | InvalidModel, list[str]]:
         return await open_backend(options, Path(opening.model), opening.signature), gaps
     except InvalidModel as exc:
         return exc, gaps
+    except ConfigurationError as exc:  # what the backend needs is not installed
+        return InvalidModel(str(exc)), gaps
 
 
 def _end(why: str | None) -> None:
