@@ -9,7 +9,7 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-ha
 export PYTHONUNBUFFERED := 1
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage bench bench-features bench-start bench-gpu clean
+	prove-redis-outage bench bench-features bench-start bench-gpu bench-isolated clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -52,6 +52,9 @@ bench-start: .venv/train.installed  ## from exec to ready, and memory; needs `ma
 
 bench-gpu: .venv/train.installed  ## batches of an MLP on a GPU (its docstring says what it needs)
 	@$(BENCH_PYTHON) -m loadtests.bench_gpu $(BENCH)
+
+bench-isolated: .venv/train.installed  ## what a process of its own costs an execution
+	@$(BIN)/python -m loadtests.bench_isolated $(BENCH)
 
 lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.toml allows
 	@for group in dev train service service-gpu; do \

@@ -118,10 +118,25 @@ class Features(_Section):
     last_good_entities: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
 
 
+class Isolation(_Section):
+    """A process of its own for what executes: it crashes, hangs or leaks alone.
+
+    It may allocate `memory_mb`, and is replaced when it has taken half of what a fresh one leaves.
+    It gets `start_s` to open and warm the model, and an execution that nobody waits for any more
+    gets `stuck_s` before the process is killed. `nice` puts its CPU time behind that of others.
+    """
+
+    memory_mb: Annotated[int, Field(ge=256)] = 1_024
+    start_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60
+    stuck_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
+    nice: Annotated[int, Field(ge=0, le=19)] = 0
+
+
 class EchoOptions(_Section):
     """Answers each output with the input of the same position: for tests and floors."""
 
     use: Literal["echo"]
+    isolated: Isolation | None = None
 
 
 class OnnxOptions(_Section):
@@ -143,6 +158,7 @@ class OnnxOptions(_Section):
     provider_options: Mapping[str, Mapping[str, str | int | float | bool]] = {}
     instances: Annotated[int, Field(ge=1, le=64)] = 1
     threads: Annotated[int, Field(ge=1, le=256)] = 1
+    isolated: Isolation | None = None
     parallel_nodes: Annotated[int, Field(ge=1, le=256)] = 1
     spinning: bool = False
     memory_arena: bool = True

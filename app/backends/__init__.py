@@ -4,6 +4,7 @@ from pathlib import Path
 
 from app.backends.backend import Backend
 from app.backends.echo import EchoBackend
+from app.backends.isolated import open_isolated
 from app.contract import BackendOptions, EchoOptions
 from app.errors import ConfigurationError
 from app.tensors import Signature
@@ -15,6 +16,8 @@ async def open_backend(options: BackendOptions, model: Path, signature: Signatur
     `signature` names the outputs that are wanted. Raises `InvalidModel` when the backend cannot
     load the file, `ConfigurationError` when what it needs is not installed.
     """
+    if options.isolated is not None:
+        return await open_isolated(options, options.isolated, model, signature)
     if isinstance(options, EchoOptions):
         return EchoBackend(signature)
     # Here, because a process that executes elsewhere needs no ONNX Runtime.

@@ -6,13 +6,11 @@ from typing import Any
 from app.backends.backend import Backend
 from app.contract import Contract, FieldType, MissingValue, Transform
 from app.deadline import Deadline
-from app.errors import BackendError, InvalidModel
+from app.errors import BackendError, DeadlineExceeded, InvalidModel
 from app.features.plan import FeaturePlan, JoinKeyType
 from app.outputs import OutputReader
 from app.repository.manifest import Golden, Training
 from app.tensors import Signature, Tensors, TensorSpec
-
-_GOLDEN_S = 60
 
 _FIELD_TYPES: Mapping[str, FieldType | None] = {
     "String": "string",
@@ -150,12 +148,18 @@ def check_inputs(contract: Contract, signature: Signature) -> None:
 
 
 async def run_golden(
-    backend: Backend, outputs: OutputReader, rows: Tensors, golden: Golden, *, what: str
+    backend: Backend,
+    outputs: OutputReader,
+    rows: Tensors,
+    golden: Golden,
+    *,
+    what: str,
+    within_s: float = 60.0,
 ) -> None:
     """Execute the golden rows. Raises `InvalidModel` unless they come out as training said."""
     try:
-        predictions, _ = outputs.read(await backend.execute(rows, Deadline.after(_GOLDEN_S)))
-    except BackendError as exc:
+        predictions, _ = outputs.read(await backend.execute(rows, Deadline.after(within_s)))
+    except (BackendError, DeadlineExceeded) as exc:
         raise InvalidModel(f"{what}: golden rows: {exc}") from exc
     check_golden(predictions, golden, what=what)
 

@@ -14,7 +14,14 @@ from pathlib import Path
 
 from app.backends import open_backend
 from app.backends.backend import Backend
-from app.contract import Contract, load_contract
+from app.contract import (
+    BackendOptions,
+    Contract,
+    EchoOptions,
+    Isolation,
+    OnnxOptions,
+    load_contract,
+)
 from app.errors import InvalidModel
 from app.features import encoding
 from app.features.encoding import Encoder
@@ -37,14 +44,28 @@ from app.tensors import Signature, TensorSpec
 
 TRAINING_FILE = "training.json"
 
+_VERIFYING_MB = 1_024
+_MEMORY_OF_A_FILE = 4  # weights are read, converted and packed: up to this many times the file
+
 _TRAINED_WITH = ("feast", "numpy", "onnx", "onnxruntime", "pandas", "scikit-learn", "skl2onnx")
 
 
-async def publish(model_dir: Path, artifact: Path, plan: FeaturePlan, fingerprint: str) -> Manifest:
+async def publish(
+    model_dir: Path,
+    artifact: Path,
+    plan: FeaturePlan,
+    fingerprint: str,
+    *,
+    isolated: bool = True,
+    within_s: float = 60.0,
+) -> Manifest:
     """Make `artifact` (a folder with model.onnx and training.json) the CURRENT version.
 
-    Nothing of it is visible before it is whole and checked. Raises `InvalidModel` when the file
-    does not fit the contract or does not say what training said on the golden rows.
+    Nothing of it is visible before it is whole and checked. The model file is opened in a process
+    of its own, which may crash, and gets `within_s` to open it and as long again for the golden
+    rows; without `isolated` it is opened in this one, for files whose author is the caller. Raises
+    `InvalidModel` when the file does not fit the contract or does not say what training said on
+    the golden rows.
     """
     contract = load_contract(model_dir / CONTRACT_FILE)
     training = read_training(artifact / TRAINING_FILE)
@@ -56,7 +77,9 @@ async def publish(model_dir: Path, artifact: Path, plan: FeaturePlan, fingerprin
     try:
         shutil.copyfile(artifact / MODEL_FILE, staging / MODEL_FILE)
         # The copy, in its place: what the file needs beside it is not there for the server either.
-        signature = await _checked_signature(contract, plan, training, staging / MODEL_FILE)
+        model = staging / MODEL_FILE
+        options = _verifying(contract.backend, model, within_s) if isolated else contract.backend
+        signature = await _checked_signature(contract, options, plan, training, model, within_s)
         version = max(versions(model_dir), default=0) + 1
         (staging / PLAN_FILE).write_bytes(plan.to_json())
         manifest = Manifest(
@@ -97,8 +120,25 @@ def fingerprint(model_dir: Path, feature_repo: Path) -> str:
     return digest.hexdigest()
 
 
+def _verifying(options: BackendOptions, model: Path, within_s: float) -> BackendOptions:
+    """The same backend, isolated, with the memory that it will serve with or that such a file may
+    need."""
+    if not isinstance(options, EchoOptions | OnnxOptions):
+        return options
+    if options.isolated is not None:
+        memory_mb = options.isolated.memory_mb
+    else:
+        memory_mb = _VERIFYING_MB + _MEMORY_OF_A_FILE * (model.stat().st_size >> 20)
+    return options.model_copy(update={"isolated": Isolation(memory_mb=memory_mb, start_s=within_s)})
+
+
 async def _checked_signature(
-    contract: Contract, plan: FeaturePlan, training: Training, model: Path
+    contract: Contract,
+    options: BackendOptions,
+    plan: FeaturePlan,
+    training: Training,
+    model: Path,
+    within_s: float,
 ) -> Signature:
     """Run the golden rows through the model file; its signature when they come out right."""
     needed = sorted({output.tensor for output in contract.outputs.values()})
@@ -109,13 +149,13 @@ async def _checked_signature(
         for name, spec in zip(needed, cycle(inputs), strict=False)
     )
     declared = Signature(inputs, tuple(outputs))
-    backend: Backend = await open_backend(contract.backend, model, declared)
+    backend: Backend = await open_backend(options, model, declared)
     try:
         check_inputs(contract, backend.signature)
         reader = OutputReader(contract.outputs, contract.decision, backend.signature)
         encoder = Encoder(contract.inputs, training.categories)
         rows = golden_tensors(training.golden, InstanceDecoder(contract, plan), plan, encoder)
-        await run_golden(backend, reader, rows, training.golden, what=str(model))
+        await run_golden(backend, reader, rows, training.golden, what=MODEL_FILE, within_s=within_s)
         return backend.signature
     finally:
         await backend.close()

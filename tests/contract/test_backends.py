@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.backends import open_backend
 from app.backends.backend import Backend
-from app.contract import BackendOptions, EchoOptions, OnnxOptions
+from app.contract import BackendOptions, EchoOptions, Isolation, OnnxOptions
 from app.deadline import Deadline
 from app.errors import BackendError
 from app.tensors import Signature, TensorSpec
@@ -26,6 +26,7 @@ OPTIONS: dict[str, BackendOptions] = {
     "onnx": OnnxOptions(use="onnx"),
     "onnx, three instances": OnnxOptions(use="onnx", instances=3),
     "onnx, bound": OnnxOptions(use="onnx", io_binding=True),
+    "isolated": OnnxOptions(use="onnx", isolated=Isolation()),
 }
 SOON = Deadline.after(300)
 
@@ -145,7 +146,7 @@ async def test_a_caller_that_leaves_harms_no_other(case: Case) -> None:
     [np.zeros((2, 3), np.float32), np.zeros(2, np.float32), np.zeros((2, 2), np.float64)],
     ids=["width", "rank", "dtype"],
 )
-@pytest.mark.parametrize("case", ["onnx"], indirect=True)
+@pytest.mark.parametrize("case", ["onnx", "isolated"], indirect=True)
 @pytest.mark.parametrize("warm", [False, True])
 async def test_onnx_refuses_a_tensor_that_does_not_fit(
     case: Case, x: NDArray[Any], warm: bool

@@ -172,7 +172,7 @@ class Attempt:
         self.plan: FeaturePlan = DRIVERS if kind == "stored" else NO_FEATURES
 
     async def publish(self) -> None:
-        await publish(self.model_dir, self.artifact, self.plan, "tiny")
+        await publish(self.model_dir, self.artifact, self.plan, "tiny", isolated=False)
 
 
 def _golden(attempt: Attempt) -> dict[str, Any]:

@@ -1,0 +1,192 @@
+"""A model that is open in an isolated process, and the executions that it has been sent."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.backends.isolated_process import IsolatedProcess
+from app.backends.isolated_wire import (
+    Failed,
+    Frame,
+    Limits,
+    Open,
+    Ran,
+    Ready,
+    Refused,
+    Run,
+    WireError,
+    decoded,
+)
+from app.contract import EchoOptions, Isolation, OnnxOptions
+from app.errors import BackendError, DeadlineExceeded, InvalidModel, ModelNotReady
+from app.tensors import Signature, Tensors
+
+_ERRORS = {error.code: error for error in (BackendError, DeadlineExceeded, ModelNotReady)}
+_MAX_CONCURRENCY = 256
+# Of executions, so that the process need not wait for us between two: a third more a second.
+AHEAD = 1
+_MEASURE_EVERY_S = 1.0
+_END_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What an isolated process is to open, and as what."""
+
+    options: EchoOptions | OnnxOptions
+    isolation: Isolation
+    model: Path
+    signature: Signature
+
+    def message(self) -> Open:
+        isolation = self.isolation
+        return Open(
+            os.getpid(),
+            Limits(isolation.memory_mb, isolation.nice),
+            self.options.model_dump(mode="json", exclude={"isolated"}),
+            str(self.model.absolute()),
+            self.signature,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Execution:
+    """What is to run, its tensors, and who waits for it. It is given up when `answer` is done."""
+
+    run: Run
+    tensors: list[memoryview] = field(repr=False)
+    answer: "asyncio.Future[Tensors]"
+    sent_to: "IsolatedModel | None" = None
+
+
+class IsolatedModel:
+    """One process; `on_progress` is called when it answered or grew too large."""
+
+    def __init__(self, opening: Opening, on_progress: Callable[["IsolatedModel"], None]) -> None:
+        self._opening = opening
+        self._on_progress = on_progress
+        self._loop = asyncio.get_running_loop()
+        self._opened: asyncio.Future[Ready] = self._loop.create_future()
+        self._in_flight: dict[int, Execution] = {}
+        self._concurrency = 1
+        self._outputs: set[str] = set()
+        self._retired = False
+        self._measure_at_s = 0.0
+        self._worn_bytes = float("inf")
+        self.worn = False
+        memory_bytes = opening.isolation.memory_mb << 20
+        self._process = IsolatedProcess(opening.model, memory_bytes, self._on_frame)
+        self._process.send(opening.message())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def has_room(self) -> bool:
+        return (
+            self._process.running
+            and not self._retired
+            and len(self._in_flight) < self._concurrency + AHEAD
+        )
+
+    async def opened(self) -> Ready:
+        """Wait until it is open. Raises `InvalidModel` when it cannot be opened."""
+        ready = await self._opened
+        if not 0 < ready.concurrency <= _MAX_CONCURRENCY:
+            raise InvalidModel(f"{self._opening.model}: {ready.concurrency} executions at once")
+        self._concurrency = ready.concurrency
+        self._outputs = {spec.name for spec in ready.signature.outputs}
+        return ready
+
+    def accept(self) -> None:
+        """It is warm: from here on it may take half of the memory that is left."""
+        limit = self._opening.isolation.memory_mb << 20
+        fresh = self._process.private_bytes()
+        self._worn_bytes = fresh + (limit - fresh) / 2 if fresh else float("inf")
+
+    def send(self, execution: Execution) -> None:
+        execution.sent_to = self
+        self._in_flight[execution.run.id] = execution
+        self._process.send(execution.run, execution.tensors)
+
+    def give_up(self, execution: Execution) -> None:
+        """Nobody waits for it any more: it may take `stuck_s` from now, or from its beginning."""
+        if execution.run.id in self._in_flight:
+            stuck_s = self._opening.isolation.stuck_s
+            self._loop.call_later(stuck_s, self._overdue, execution, self._begun(execution))
+
+    def kill(self, why: str) -> None:
+        self._process.kill(why)
+
+    def retire(self) -> None:
+        """It gets no more executions, and ends when those that it has are answered."""
+        self._retired = True
+        if not self._in_flight:
+            self._process.finish()
+            self._loop.call_later(_END_S, self._process.kill, "it did not end by itself")
+
+    async def ended(self) -> str:
+        """Wait for its end, and say what it was."""
+        why = await self._process.ended()
+        if not self._opened.done():
+            reason = f"{self._opening.model}: the process that opened it ended: {why}"
+            self._opened.set_exception(InvalidModel(reason))
+            self._opened.exception()  # seen, whether somebody waits for it or not
+        return why
+
+    def unanswered(self) -> tuple[list[Execution], list[Execution]]:
+        """Those that it may have begun, and those that it cannot have: it takes them in order."""
+        executions = list(self._in_flight.values())
+        self._in_flight.clear()
+        return executions[: self._concurrency], executions[self._concurrency :]
+
+    def _begun(self, execution: Execution) -> bool:
+        return execution in list(self._in_flight.values())[: self._concurrency]
+
+    def _overdue(self, execution: Execution, had_begun: bool) -> None:
+        if had_begun and execution.run.id in self._in_flight:
+            stuck_s = self._opening.isolation.stuck_s
+            self.kill(f"it was stuck: nobody had waited for {stuck_s:g} s for what it executed")
+        else:
+            self.give_up(execution)
+
+    def _on_frame(self, frame: Frame) -> None:
+        message = frame.message
+        match message:
+            case Ready() if not self._opened.done():
+                self._opened.set_result(message)
+            case Refused() if not self._opened.done():
+                self._opened.set_exception(InvalidModel(message.reason))
+                self._opened.exception()  # seen, whether somebody waits for it or not
+            case Ran() if message.id in self._in_flight:
+                self._ran(self._in_flight[message.id], message, frame)
+            case Failed() if message.id in self._in_flight:
+                execution = self._in_flight.pop(message.id)
+                if not execution.answer.done():
+                    error = _ERRORS.get(message.error, BackendError)
+                    execution.answer.set_exception(error(message.reason))
+                self._progressed()
+            case _:
+                raise WireError(f"{message.__class__.__name__} where none was due")
+
+    def _ran(self, execution: Execution, message: Ran, frame: Frame) -> None:
+        outputs = decoded(message.tensors, frame.payload)
+        if execution.run.warm_up_rows is None and outputs.keys() != self._outputs:
+            raise WireError(f"outputs {sorted(outputs)} instead of {sorted(self._outputs)}")
+        del self._in_flight[message.id]
+        if not execution.answer.done():
+            execution.answer.set_result(outputs)
+        self._progressed()
+
+    def _progressed(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._measure_at_s:
+            self._measure_at_s = now_s + _MEASURE_EVERY_S
+            self.worn = self._process.private_bytes() > self._worn_bytes
+        if self._retired:
+            self.retire()
+        self._on_progress(self)

@@ -1,0 +1,123 @@
+"""The server's side of one isolated process: started, sent to, listened to, ended."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import app
+from app.backends.isolated_link import Link
+from app.backends.isolated_output import ForwardedOutput
+from app.backends.isolated_wire import Frame, Message
+
+_PROGRAM = "app.backends.isolated_child"
+
+
+class IsolatedProcess:
+    """A running `isolated_child`. `on_frame` gets what it says, in order; a `WireError` that it
+    raises ends the process, as does anything the process says that is no frame.
+
+    Start it in the main thread: the kernel kills the process when the thread that started it ends.
+    """
+
+    def __init__(self, model: Path, max_payload: int, on_frame: Callable[[Frame], None]) -> None:
+        self._why: str | None = None
+        self._closed = asyncio.Event()
+        ours, theirs = socket.socketpair()
+        output, theirs_output = os.pipe()
+        try:
+            self._process = _spawn(theirs, theirs_output)
+        except BaseException:
+            ours.close()
+            os.close(output)
+            raise
+        finally:
+            theirs.close()
+            os.close(theirs_output)
+        os.set_blocking(output, False)
+        self._output = ForwardedOutput(output, str(model), self._process.pid)
+        self._link = Link(ours, max_payload, on_frame, self._on_end)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """False from the moment at which nothing can be sent to it any more."""
+        return self._link.open
+
+    def private_bytes(self) -> int:
+        """What counts against its memory limit; 0 where the system does not say."""
+        try:
+            pages = Path(f"/proc/{self.pid}/statm").read_text().split()[5]
+        except OSError:
+            return 0
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def send(self, message: Message, tensors: Sequence[memoryview] = ()) -> None:
+        """Never blocks; the tensors must stay as they are until they are answered."""
+        self._link.send(message, tensors)
+
+    def kill(self, why: str) -> None:
+        """`why` is told as its end, where it had not ended already."""
+        self._link.end(why)
+
+    def finish(self) -> None:
+        """Let it end by itself: it does when it sees that the server has nothing more to say."""
+        self._link.finish()
+
+    async def ended(self) -> str:
+        """Wait for its end, and say what it was."""
+        await self._closed.wait()
+        # It is killed: this takes as long as the kernel needs to free its memory.
+        status = await asyncio.to_thread(self._process.wait)
+        self._output.close()
+        if self._why is not None:
+            return self._why
+        last = f": {self._output.last_line}" if self._output.last_line else ""
+        return f"{_described(status)}{last}"
+
+    def _on_end(self, why: str | None) -> None:
+        self._why = why
+        self._process.kill()
+        self._closed.set()
+
+
+def _spawn(connection: socket.socket, output: int) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [
+            sys.executable,
+            *("-P", "-s", "-B", "-X", "utf8", "-X", "faulthandler"),
+            *("-m", _PROGRAM, str(connection.fileno())),
+        ],
+        env=_environment(),
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=[connection.fileno()],
+        start_new_session=True,
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Where Python finds itself and this package, and nothing that the server was told."""
+    found = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    here = str(Path(app.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    # A thread of OpenBLAS would be one too many to enter a namespace.
+    return found | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _described(status: int) -> str:
+    if status >= 0:
+        return f"it ended with status {status}"
+    try:
+        return f"it was killed by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"it was killed by signal {-status}"
