@@ -14,7 +14,7 @@ from pathlib import Path
 
 from app.backends import open_backend
 from app.backends.backend import Backend
-from app.contract import Contract, load_contract
+from app.contract import BackendOptions, Contract, OnnxOptions, TritonOptions, load_contract
 from app.errors import InvalidModel
 from app.features import encoding
 from app.features.encoding import Encoder
@@ -36,6 +36,8 @@ from app.repository.manifest import (
 from app.tensors import Signature, TensorSpec
 
 TRAINING_FILE = "training.json"
+
+_TRITON_VERSIONS = 3
 
 _TRAINED_WITH = ("feast", "numpy", "onnx", "onnxruntime", "pandas", "scikit-learn", "skl2onnx")
 
@@ -109,7 +111,7 @@ async def _checked_signature(
         for name, spec in zip(needed, cycle(inputs), strict=False)
     )
     declared = Signature(inputs, tuple(outputs))
-    backend: Backend = await open_backend(contract.backend, model, declared)
+    backend: Backend = await open_backend(_executed_here(contract.backend), model, declared)
     try:
         check_inputs(contract, backend.signature)
         reader = OutputReader(contract.outputs, contract.decision, backend.signature)
@@ -121,11 +123,21 @@ async def _checked_signature(
         await backend.close()
 
 
+def _executed_here(options: BackendOptions) -> BackendOptions:
+    """No Triton has a version that is being published: its file is checked by ONNX Runtime."""
+    if isinstance(options, TritonOptions):
+        return options.failover or OnnxOptions(use="onnx")
+    return options
+
+
 def _triton_config(name: str, contract: Contract) -> str:
-    """Inputs and outputs are left out: Triton completes them from the ONNX file."""
+    """Inputs and outputs are left out: Triton completes them from the ONNX file. The version in
+    charge stays loaded beside a newer one, and a request may say how long it may be queued."""
     return (
         f'name: "{name}"\nbackend: "onnxruntime"\n'
-        f"max_batch_size: {contract.batching.max_batch_rows}\ndynamic_batching {{ }}\n"
+        f"max_batch_size: {contract.batching.max_batch_rows}\n"
+        f"version_policy {{ latest {{ num_versions: {_TRITON_VERSIONS} }} }}\n"
+        "dynamic_batching { default_queue_policy { allow_timeout_override: true } }\n"
     )
 
 
