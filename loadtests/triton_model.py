@@ -1,6 +1,6 @@
 """What the Python backend of our test Triton executes: model.onnx, or the mischief a row asks for.
 
-A row whose first number is a marker asks for it; it harms the batch that it is executed in.
+What a row asks for harms the batch that it is executed in.
 """
 
 import json
@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
-
-RAISE, SLEEP, DIE, SHORT = -1001, -1002, -1003, -1004
-"""SLEEP: for the milliseconds that the row's second number says. SHORT: a row less is answered."""
+from triton_markers import DIE, RAISE, SHORT, SLEEP
 
 _TYPES = {
     "tensor(float)": "TYPE_FP32",

@@ -19,7 +19,8 @@ from app.local.processes import child
 from loadtests.triton_environment import triton_environment
 
 ENVIRONMENT = Path(__file__).parent.parent / ".venv-triton"
-_MODEL_PY = Path(__file__).parent / "triton_model.py"
+_MODEL_PY = Path(__file__).with_name("triton_model.py")
+_MARKERS = Path(__file__).with_name("triton_markers.py")
 _START_TIMEOUT_S = 60
 _LOOK_EVERY_S = 0.01
 _SHARED_MEMORY = Path("/dev/shm")
@@ -62,6 +63,7 @@ class TritonProcess:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.onnx").write_bytes(model)
         shutil.copy(_MODEL_PY, folder / "model.py")
+        shutil.copy(_MARKERS, folder)
         (folder.parent / "config.pbtxt").write_text(
             f'name: "{name}"\nbackend: "python"\nmax_batch_size: {max_batch_size}\n{more}\n'
         )

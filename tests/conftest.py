@@ -60,10 +60,9 @@ def fleet_behind_sentinels(fleet: Fleet, sentinels: Watched) -> Fleet:
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonProcess]:
-    """A real Triton with the tiny models, by their kind. A test may put others into it and stop it,
-    but leaves it running with these."""
+    """A real Triton with the tiny model `regression`. A test may put others into it and stop it,
+    but leaves it running with this one."""
     process = TritonProcess(tmp_path_factory.mktemp("triton"))
-    for kind in ("binary", "regression", "multiclass", "stored"):
-        process.put(kind, onnx_model(kind).SerializeToString())
+    process.put("regression", onnx_model("regression").SerializeToString())
     with process:
         yield process

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from app.backends.backend import BackendDied
 from app.backends.reference import Reference
 from app.backends.triton_wire import Answer, Description, InputRefused, Unreachable, Wire
 from app.breaker import CircuitBreaker, StillDown
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 # ready while the model executes.
 _SILENCE_S = 0.05
 _PATIENCE_S = 0.15
+# What is large is under way for longer, and with gRPC the question waits behind it.
+_BYTES_PER_S = 20_000_000
 _PROBE_S = 0.3
 # What nobody waits for any more goes on, as Triton goes on with it, and keeps its place until then.
 _ABANDONED_S = 30.0
@@ -66,6 +69,7 @@ class TritonEndpoint:
         self._breaker = CircuitBreaker(f"triton {address}", self._probe)
         self._calls: set[asyncio.Task[Answer]] = set()
         self._waiting = 0
+        self._waiting_bytes = 0
         self._watcher: asyncio.Task[None] | None = None
         self._silent: asyncio.Future[None] | None = None
         self._heard_s = 0.0
@@ -125,6 +129,8 @@ class TritonEndpoint:
         call = self._begin(inputs, deadline)
         silent = self._watch()
         self._waiting += 1
+        size = sum(tensor.nbytes for tensor in inputs.values())
+        self._waiting_bytes += size
         try:
             either: set[asyncio.Future[Any]] = {call, silent}
             await asyncio.wait(
@@ -134,6 +140,7 @@ class TritonEndpoint:
             )
         finally:
             self._waiting -= 1
+            self._waiting_bytes -= size
         if call.done():
             return self._outputs(call, started_s)
         if silent.done():
@@ -192,6 +199,9 @@ class TritonEndpoint:
         except ModelNotReady as exc:
             self.put_down(str(exc))
             raise
+        except BackendDied as exc:  # Triton goes on calling the model ready, and starts none anew
+            self.put_down(str(exc))
+            raise
         except (InputRefused, Overloaded):
             raise
         except (BackendError, DeadlineExceeded):
@@ -232,13 +242,14 @@ class TritonEndpoint:
                 await asyncio.sleep(_SILENCE_S - quiet_s)
                 continue
             asked_s = time.monotonic()
+            patience_s = _PATIENCE_S + self._waiting_bytes / _BYTES_PER_S
             try:
-                async with asyncio.timeout(_PATIENCE_S):
+                async with asyncio.timeout(patience_s):
                     ready = await self._wire.ready()
             except (TimeoutError, Unreachable) as exc:
-                if time.monotonic() - asked_s > 2 * _PATIENCE_S:
+                if time.monotonic() - asked_s > 2 * patience_s:
                     continue  # it was we who did not listen
-                self.put_down(str(exc) or f"it says nothing, for {_SILENCE_S + _PATIENCE_S:g} s")
+                self.put_down(str(exc) or f"it says nothing, for {_SILENCE_S + patience_s:g} s")
                 silent.set_result(None)
                 return
             except RequestError:  # an answer, though of an error
