@@ -21,6 +21,11 @@ class FakeTriton:
         """What it says the model returns."""
         self.hang_up_after = 1_000_000
         """Requests of a connection after which it is closed without a word."""
+        self.answers = [5.0, 11.0]
+        """The output of each execution, whatever is sent."""
+        self.is_ready = True
+        self.was_asked = asyncio.Event()
+        """Set once somebody has asked whether the model is ready."""
         self.asked = 0
         """Executions that were asked for."""
         self._connections: set[asyncio.StreamWriter] = set()
@@ -70,11 +75,12 @@ class FakeTriton:
             self.asked += 1
             if self.failing:
                 return 500, {"error": "the server's fault"}
-            outputs = [{"name": "y", "datatype": "FP32", "shape": [2, 1], "data": [5.0, 11.0]}]
+            outputs = [{"name": "y", "datatype": "FP32", "shape": [2, 1], "data": self.answers}]
             return 200, {"model_version": self.version, "outputs": outputs}
         if path.endswith("/config"):
             return 200, {"max_batch_size": 8}
         if path.endswith("/ready"):
-            return 200, {}
+            self.was_asked.set()
+            return (200 if self.is_ready else 400), {}
         inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
         return 200, {"inputs": inputs, "outputs": self.outputs}
