@@ -42,6 +42,10 @@ class FailoverBackend:
         return self._primary.concurrency
 
     @property
+    def primary(self) -> Backend:
+        return self._primary
+
+    @property
     def on_fallback(self) -> bool:
         """Whether the last execution was left to the fallback."""
         return self._on_fallback
