@@ -14,6 +14,7 @@ from app.backends.triton_wire import (
     described,
     error_of,
     from_wire,
+    queue_timeout_us,
     to_wire,
 )
 from app.tensors import Tensor, Tensors
@@ -54,7 +55,7 @@ class GrpcWire:
                 [_input(name, tensor) for name, tensor in inputs.items()],
                 model_version=self._version,
                 outputs=self._outputs,
-                timeout=max(1, int(queue_timeout_s * 1e6)),
+                timeout=queue_timeout_us(queue_timeout_s),
             )
         version = result.get_response().model_version
         return Answer(from_wire(self._model.outputs, result), version)

@@ -16,6 +16,7 @@ from app.backends.triton_wire import (
     described,
     error_of,
     from_wire,
+    queue_timeout_us,
     to_wire,
 )
 from app.tensors import Tensor, Tensors
@@ -53,7 +54,7 @@ class HttpWire:
             tensors,
             model_version=self._version,
             outputs=self._outputs,
-            timeout=max(1, int(queue_timeout_s * 1e6)),
+            timeout=queue_timeout_us(queue_timeout_s),
         )
 
     async def ready(self) -> bool:

@@ -34,6 +34,7 @@ _DTYPES = {
 }
 _NOT_READY = ("not at ready state", "unknown model", "is not found", "has no available versions")
 _RETRY_AFTER_S = 0.1
+_QUEUED_AT_MOST_S = 3_600.0
 
 
 class Unreachable(ModelNotReady):
@@ -147,6 +148,11 @@ def described(
         ),
         max_batch_rows,
     )
+
+
+def queue_timeout_us(timeout_s: float) -> int:
+    """As Triton takes it; 0 would mean that there is none."""
+    return max(1, int(min(timeout_s, _QUEUED_AT_MOST_S) * 1e6))
 
 
 def to_wire(tensor: Tensor) -> Tensor:
