@@ -7,17 +7,24 @@ BENCH_PYTHON ?= $(BIN)/python
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock"
 export PYTHONUNBUFFERED := 1
+ifeq ($(TRITON),0)
+WITHOUT_TRITON := -m "not triton"
+else
+TRITON_SERVER := .venv-triton/installed
+endif
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage bench bench-features bench-start bench-gpu bench-isolated clean
+	prove-redis-outage prove-triton-outage bench bench-features bench-start bench-gpu bench-isolated \
+	clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
 	@$(BIN)/hikyaku up
 
-test: .venv/dev.installed  ## install and run the tests
+test: .venv/dev.installed $(TRITON_SERVER)  ## install and run the tests; TRITON=0 leaves those with a Triton out
 	@$(BIN)/python -m feature_repo.history
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST)
+	@$(if $(WITHOUT_TRITON),echo "• TRITON=0: the tests against a real Triton are left out")
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile $(WITHOUT_TRITON) $(PYTEST)
 
 lint: .venv/dev.installed  ## formatting, lint, types
 	@$(BIN)/ruff format --check .
@@ -41,6 +48,9 @@ prove-no-foreign-values: .venv/train.installed  ## a million reads while Redis m
 prove-redis-outage: .venv/train.installed  ## answers under load while Redis is gone for 30 s, in three ways
 	@$(BIN)/python -m loadtests.prove_redis_outage $(PROVE)
 
+prove-triton-outage: .venv/dev.installed .venv-triton/installed  ## answers under load while Triton is gone for 30 s
+	@$(BIN)/python -m loadtests.prove_triton_outage $(PROVE)
+
 bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick is the echo alone
 	@$(BIN)/python -m loadtests.bench $(BENCH)
 
@@ -59,19 +69,19 @@ bench-isolated: .venv/train.installed  ## what a process of its own costs an exe
 lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.toml allows
 	@for group in dev train service service-gpu; do \
 		case $$group in \
-			dev) extras="--extra cpu --extra train --extra dev";; \
+			dev) extras="--extra cpu --extra triton --extra train --extra dev";; \
 			train) extras="--extra cpu --extra train --constraint requirements/dev.txt";; \
-			service) extras="--extra cpu --constraint requirements/dev.txt";; \
-			service-gpu) extras="--extra gpu --constraint requirements/dev.txt";; \
+			service) extras="--extra cpu --extra triton --constraint requirements/dev.txt";; \
+			service-gpu) extras="--extra gpu --extra triton --constraint requirements/dev.txt";; \
 		esac; \
 		$(LOCK) $$extras pyproject.toml -o requirements/$$group.txt || exit 1; \
 	done
-	@for group in bootstrap bench-bentoml bench-litserve bench-mlserver; do \
+	@for group in bootstrap triton-server bench-bentoml bench-litserve bench-mlserver; do \
 		$(LOCK) --group pyproject.toml:$$group -o requirements/$$group.txt || exit 1; \
 	done
 
 clean:  ## remove everything that the two commands made
-	rm -rf .venv .hikyaku feature_repo/data models/*/[0-9]* models/*/CURRENT models/*/config.pbtxt
+	rm -rf .venv .venv-triton .hikyaku feature_repo/data models/*/[0-9]* models/*/CURRENT models/*/config.pbtxt
 
 .venv/bootstrap.installed: requirements/bootstrap.txt
 	@test -n "$(PYTHON)" || { echo "Hikyaku needs Python 3.11 or 3.12; set PYTHON=/path/to/python"; exit 1; }
@@ -84,4 +94,12 @@ clean:  ## remove everything that the two commands made
 	@echo "• installing requirements/$*.txt"
 	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/$*.txt
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# It cannot share an environment with the service: it executes models with numpy 1.26.
+.venv-triton/installed: requirements/triton-server.txt loadtests/triton_environment.py .venv/bootstrap.installed
+	@echo "• a real Triton server for the tests: .venv-triton, 370 MB (TRITON=0 does without)"
+	@$(BIN)/uv venv -q --allow-existing --python $(BIN)/python .venv-triton
+	@$(BIN)/uv pip install -q --python .venv-triton/bin/python --require-hashes -r requirements/triton-server.txt
+	@$(BIN)/python -m loadtests.triton_environment .venv-triton
 	@touch $@

@@ -11,6 +11,9 @@ from app.errors import InvalidModel
 
 FieldType: TypeAlias = Literal["string", "float", "int", "bool", "timestamp"]
 Transform: TypeAlias = Literal["number", "category", "minute_of_day", "day_of_week", "text"]
+Endpoint: TypeAlias = Annotated[
+    str, Field(pattern=r"^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")
+]
 
 
 class _Section(BaseModel):
@@ -188,7 +191,38 @@ class OnnxOptions(_Section):
         return self
 
 
-BackendOptions: TypeAlias = EchoOptions | OnnxOptions
+class TritonOptions(_Section):
+    """A model on a Triton server. `endpoints` (`host:port`) are equal; up to `in_flight` executions
+    are under way at each.
+
+    `model` and `version` are those in Triton's repository, by default the published ones. When no
+    endpoint answers the start waits for `start_timeout_s`. While none is there, `failover` executes
+    the published file in the server's process.
+    """
+
+    use: Literal["triton"]
+    endpoints: Annotated[tuple[Endpoint, ...], Field(min_length=1)]
+    protocol: Literal["grpc", "http"] = "grpc"
+    model: str | None = None
+    version: Annotated[int, Field(ge=1)] | None = None
+    in_flight: Annotated[int, Field(ge=1, le=1_024)] = 4
+    start_timeout_s: Annotated[float, Field(ge=0, le=600)] = 10.0
+    failover: OnnxOptions | None = None
+
+    @field_validator("failover", mode="before")
+    @classmethod
+    def _failover_by_its_name(cls, value: Any) -> Any:
+        return {"use": value} if isinstance(value, str) else value
+
+    @field_validator("endpoints")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("an endpoint is named twice")
+        return value
+
+
+BackendOptions: TypeAlias = EchoOptions | OnnxOptions | TritonOptions
 
 
 class Batching(_Section):

@@ -8,7 +8,9 @@ from dataclasses import replace
 import hypothesis
 import pytest
 
+from loadtests.triton_process import TritonProcess
 from tests.tiny_feast import Fleet, materialize_fleet, running_fleet
+from tests.tiny_models import onnx_model
 from tests.topologies import Server, Watched, cluster, cluster_url, sentinel_url, watched
 
 # A busy machine must not fail a property, nor a run leave files behind.
@@ -54,3 +56,13 @@ def fleet_in_cluster(fleet: Fleet, cluster_nodes: list[Server]) -> Fleet:
 def fleet_behind_sentinels(fleet: Fleet, sentinels: Watched) -> Fleet:
     """The fleet's values, written by Feast to the master that sentinels name."""
     return materialize_fleet(replace(fleet, redis_url=sentinel_url(sentinels.sentinels)))
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonProcess]:
+    """A real Triton with the tiny model `regression`. A test may put others into it and stop it,
+    but leaves it running with this one."""
+    process = TritonProcess(tmp_path_factory.mktemp("triton"))
+    process.put("regression", onnx_model("regression").SerializeToString())
+    with process:
+        yield process

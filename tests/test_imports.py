@@ -43,6 +43,8 @@ OWNERS = {
         "evaluation/replay.py",
     },
     "onnxruntime": {"backends/onnx_session.py"},
+    "tritonclient": {"backends/triton_grpc.py", "backends/triton_http.py"},
+    "aiohttp": {"backends/triton_http.py"},
     "fastapi_offline": {"api/service.py"},
     "fastapi": {"api/service.py", "api/openapi.py", "api/gateway.py"},
     "uvicorn": {"server.py"},
@@ -90,6 +92,10 @@ def room(path: Path) -> str:
     return path.relative_to(APP).parts[0].removesuffix(".py")
 
 
+# What takes long to import and is used by few: imported by a file only when it opens a model.
+ON_DEMAND = {"app.backends.triton_grpc", "app.backends.triton_http"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(APP)))
 def test_imports_point_down(path: Path) -> None:
     if path == APP / "__init__.py":
@@ -111,3 +117,8 @@ def test_a_foreign_library_stays_in_its_files(path: Path) -> None:
 def test_a_command_line_does_not_load_feast_to_start() -> None:
     slow = {"feast", "pandas", "sklearn", "onnxruntime"}
     assert not slow & {name.split(".")[0] for name in imports(APP / "cli.py", top_level=True)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(APP)))
+def test_what_few_use_is_imported_on_demand(path: Path) -> None:
+    assert not ON_DEMAND & imports(path, top_level=True)

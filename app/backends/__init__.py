@@ -1,12 +1,15 @@
 """What executes a batch: the port, its adapters, and which of them model.yaml asks for."""
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from app.backends.backend import Backend
 from app.backends.echo import EchoBackend
+from app.backends.failover import FailoverBackend
 from app.backends.isolated import open_isolated
-from app.contract import BackendOptions, EchoOptions
-from app.errors import ConfigurationError
+from app.backends.triton import open_triton
+from app.contract import BackendOptions, OnnxOptions, TritonOptions
+from app.errors import ConfigurationError, InvalidModel
 from app.tensors import Signature
 
 
@@ -16,10 +19,18 @@ async def open_backend(options: BackendOptions, model: Path, signature: Signatur
     `signature` names the outputs that are wanted. Raises `InvalidModel` when the backend cannot
     load the file, `ConfigurationError` when what it needs is not installed.
     """
+    if isinstance(options, TritonOptions):
+        return await _open_triton(options, model, signature)
+    if isinstance(options, OnnxOptions):
+        return await _open_onnx(options, model, signature)
     if options.isolated is not None:
         return await open_isolated(options, options.isolated, model, signature)
-    if isinstance(options, EchoOptions):
-        return EchoBackend(signature)
+    return EchoBackend(signature)
+
+
+async def _open_onnx(options: OnnxOptions, model: Path, signature: Signature) -> Backend:
+    if options.isolated is not None:
+        return await open_isolated(options, options.isolated, model, signature)
     # Here, because a process that executes elsewhere needs no ONNX Runtime.
     try:
         from app.backends.onnx_backend import open_onnx
@@ -30,3 +41,17 @@ async def open_backend(options: BackendOptions, model: Path, signature: Signatur
             "onnxruntime is not installed: install hikyaku with the extra `cpu`, or `gpu` for CUDA"
         ) from exc
     return await open_onnx(options, model, [spec.name for spec in signature.outputs])
+
+
+async def _open_triton(options: TritonOptions, model: Path, signature: Signature) -> Backend:
+    if options.failover is None:
+        return await open_triton(options, model, signature)
+    async with AsyncExitStack() as opened:
+        local = await _open_onnx(options.failover, model, signature)
+        opened.push_async_callback(local.close)
+        triton = await open_triton(options, model, local.signature)
+        opened.push_async_callback(triton.close)
+        if triton.signature != local.signature:
+            raise InvalidModel(f"{model}: Triton's model has another signature than this file")
+        opened.pop_all()
+        return FailoverBackend(triton, local)

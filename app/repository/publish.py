@@ -20,6 +20,7 @@ from app.contract import (
     EchoOptions,
     Isolation,
     OnnxOptions,
+    TritonOptions,
     load_contract,
 )
 from app.errors import InvalidModel
@@ -46,6 +47,7 @@ TRAINING_FILE = "training.json"
 
 _VERIFYING_MB = 1_024
 _MEMORY_OF_A_FILE = 4  # weights are read, converted and packed: up to this many times the file
+_TRITON_VERSIONS = 3
 
 _TRAINED_WITH = ("feast", "numpy", "onnx", "onnxruntime", "pandas", "scikit-learn", "skl2onnx")
 
@@ -78,7 +80,9 @@ async def publish(
         shutil.copyfile(artifact / MODEL_FILE, staging / MODEL_FILE)
         # The copy, in its place: what the file needs beside it is not there for the server either.
         model = staging / MODEL_FILE
-        options = _verifying(contract.backend, model, within_s) if isolated else contract.backend
+        options = _executed_here(contract.backend)
+        if isolated:
+            options = _verifying(options, model, within_s)
         signature = await _checked_signature(contract, options, plan, training, model, within_s)
         version = max(versions(model_dir), default=0) + 1
         (staging / PLAN_FILE).write_bytes(plan.to_json())
@@ -120,11 +124,11 @@ def fingerprint(model_dir: Path, feature_repo: Path) -> str:
     return digest.hexdigest()
 
 
-def _verifying(options: BackendOptions, model: Path, within_s: float) -> BackendOptions:
+def _verifying(
+    options: EchoOptions | OnnxOptions, model: Path, within_s: float
+) -> EchoOptions | OnnxOptions:
     """The same backend, isolated, with the memory that it will serve with or that such a file may
     need."""
-    if not isinstance(options, EchoOptions | OnnxOptions):
-        return options
     if options.isolated is not None:
         memory_mb = options.isolated.memory_mb
     else:
@@ -161,11 +165,21 @@ async def _checked_signature(
         await backend.close()
 
 
+def _executed_here(options: BackendOptions) -> EchoOptions | OnnxOptions:
+    """No Triton has a version that is being published: its file is checked by ONNX Runtime."""
+    if isinstance(options, TritonOptions):
+        return options.failover or OnnxOptions(use="onnx")
+    return options
+
+
 def _triton_config(name: str, contract: Contract) -> str:
-    """Inputs and outputs are left out: Triton completes them from the ONNX file."""
+    """Inputs and outputs are left out: Triton completes them from the ONNX file. The version in
+    charge stays loaded beside a newer one, and a request may say how long it may be queued."""
     return (
         f'name: "{name}"\nbackend: "onnxruntime"\n'
-        f"max_batch_size: {contract.batching.max_batch_rows}\ndynamic_batching {{ }}\n"
+        f"max_batch_size: {contract.batching.max_batch_rows}\n"
+        f"version_policy {{ latest {{ num_versions: {_TRITON_VERSIONS} }} }}\n"
+        "dynamic_batching { default_queue_policy { allow_timeout_override: true } }\n"
     )
 
 

@@ -12,22 +12,39 @@ from numpy.typing import NDArray
 
 from app.backends import open_backend
 from app.backends.backend import Backend
-from app.contract import BackendOptions, EchoOptions, Isolation, OnnxOptions
+from app.contract import BackendOptions, EchoOptions, Isolation, OnnxOptions, TritonOptions
 from app.deadline import Deadline
 from app.errors import BackendError
 from app.tensors import Signature, TensorSpec
+from loadtests.triton_process import TritonProcess
 from tests.tiny_models import onnx_model
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (2,)),), (TensorSpec("y", "float32", (1,)),))
 
 
-OPTIONS: dict[str, BackendOptions] = {
-    "echo": EchoOptions(use="echo"),
+def options(name: str, request: pytest.FixtureRequest) -> BackendOptions:
+    match name.split("-"):
+        case ["echo"]:
+            return EchoOptions(use="echo")
+        case ["triton", "grpc" | "http" as protocol]:
+            triton: TritonProcess = request.getfixturevalue("triton")
+            endpoint = triton.endpoint(protocol)
+            return TritonOptions(use="triton", protocol=protocol, endpoints=(endpoint,))
+    return ONNX[name]
+
+
+ONNX = {
     "onnx": OnnxOptions(use="onnx"),
     "onnx, three instances": OnnxOptions(use="onnx", instances=3),
     "onnx, bound": OnnxOptions(use="onnx", io_binding=True),
     "isolated": OnnxOptions(use="onnx", isolated=Isolation()),
 }
+BACKENDS = [
+    "echo",
+    *ONNX,
+    pytest.param("triton-grpc", marks=pytest.mark.triton),
+    pytest.param("triton-http", marks=pytest.mark.triton),
+]
 SOON = Deadline.after(300)
 
 
@@ -39,11 +56,12 @@ class Case:
     expected: Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-@pytest.fixture(params=list(OPTIONS))
+@pytest.fixture(params=BACKENDS)
 async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Case]:
-    model = tmp_path / "model.onnx"
+    model = tmp_path / "regression" / "1" / "model.onnx"
+    model.parent.mkdir(parents=True)
     model.write_bytes(onnx_model("regression").SerializeToString())
-    backend = await open_backend(OPTIONS[request.param], model, SIGNATURE)
+    backend = await open_backend(options(request.param, request), model, SIGNATURE)
     if request.param == "echo":
         yield Case(backend, lambda x: x)
     else:

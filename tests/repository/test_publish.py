@@ -137,7 +137,16 @@ async def test_triton_is_told_the_batch_limit_and_completes_the_rest(tmp_path: P
         'name: "tiny"',
         'backend: "onnxruntime"',
         "max_batch_size: 7",
-        "dynamic_batching { }",
+        "version_policy { latest { num_versions: 3 } }",
+        "dynamic_batching { default_queue_policy { allow_timeout_override: true } }",
+    ]
+
+
+async def test_a_model_for_a_triton_that_is_not_there_can_be_published(tmp_path: Path) -> None:
+    backend = {"use": "triton", "endpoints": ["127.0.0.1:1"]}
+    manifest = await write_model(tmp_path / "models", "tiny", "binary", backend=backend)
+    assert manifest.signature["outputs"] == [
+        {"name": "probabilities", "dtype": "float32", "shape": [2]}
     ]
 
 

@@ -1,0 +1,144 @@
+"""What the Triton backend does with several endpoints, and with answers no real Triton gives."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from app.backends.triton import TritonBackend
+from app.errors import BackendError, InvalidModel, ModelNotReady
+from loadtests.triton_process import TritonProcess
+from tests.backends.fake_triton import FakeTriton
+from tests.backends.opened_triton import SOON, answered, opened, rows
+from tests.tiny_models import onnx_model
+
+NOBODY = "127.0.0.1:1"
+
+
+async def test_the_answer_of_another_version_is_never_given() -> None:
+    async with FakeTriton() as fake, opened([fake.endpoint], protocol="http") as backend:
+        fake.version = "2"
+        with pytest.raises(ModelNotReady, match="version 2 answered for version 1"):
+            await backend.execute(rows(), SOON)
+
+
+async def test_a_connection_that_was_kept_for_too_long_fails_no_caller() -> None:
+    async with FakeTriton() as fake, opened([fake.endpoint], protocol="http") as backend:
+        fake.hang_up_after = 4
+        for _ in range(20):
+            assert await answered(backend) == [5.0, 11.0]
+
+
+async def test_without_any_endpoint_nothing_is_opened() -> None:
+    with pytest.raises(InvalidModel, match=r"no Triton has it ready: 127.0.0.1:1: .*refused"):
+        async with opened([NOBODY]):
+            pass
+
+
+async def test_the_start_waits_for_an_endpoint() -> None:
+    async with FakeTriton() as fake:
+        fake.is_ready = False
+        opening = asyncio.create_task(_opened_and_closed(fake.endpoint))
+        await fake.was_asked.wait()
+        fake.is_ready = True
+        await opening
+
+
+async def test_an_endpoint_that_is_not_there_harms_nobody() -> None:
+    async with (
+        FakeTriton() as fake,
+        opened([NOBODY, fake.endpoint], protocol="http") as backend,
+    ):
+        for _ in range(10):
+            assert await answered(backend) == [5.0, 11.0]
+        await backend.check()
+        assert backend.retries == 0
+
+
+async def test_an_endpoint_with_another_signature_is_not_asked() -> None:
+    async with FakeTriton() as good, FakeTriton() as other:
+        other.outputs = [{"name": "y", "datatype": "FP64", "shape": [-1, 1]}]
+        async with opened([good.endpoint, other.endpoint], protocol="http") as backend:
+            for _ in range(10):
+                await answered(backend)
+    assert (good.asked, other.asked) == (10, 0)
+
+
+async def test_what_is_under_way_is_spread_over_the_endpoints() -> None:
+    async with AsyncExitStack() as stack:
+        fakes = [await stack.enter_async_context(FakeTriton()) for _ in range(3)]
+        endpoints = [fake.endpoint for fake in fakes]
+        async with opened(endpoints, protocol="http", in_flight=2) as backend:
+            assert backend.concurrency == 6
+            await asyncio.gather(*(answered(backend) for _ in range(60)))
+    assert [fake.asked for fake in fakes] == [20, 20, 20]
+
+
+async def test_an_endpoint_that_keeps_failing_is_ejected() -> None:
+    async with (
+        FakeTriton() as good,
+        FakeTriton() as bad,
+        opened([good.endpoint, bad.endpoint], protocol="http") as backend,
+    ):
+        bad.failing = True
+        failures = await _failures(backend, 100)
+    assert failures == bad.asked == 5
+    assert good.asked == 95
+
+
+async def test_the_last_endpoint_is_not_ejected() -> None:
+    async with (
+        FakeTriton() as one,
+        FakeTriton() as other,
+        opened([one.endpoint, other.endpoint], protocol="http") as backend,
+    ):
+        one.failing = other.failing = True
+        assert await _failures(backend, 100) == 100
+        one.failing = other.failing = False
+        assert await _failures(backend, 10) == 0
+
+
+async def test_endpoints_that_answer_differently_are_refused_at_warm_up() -> None:
+    async with FakeTriton() as one, FakeTriton() as other:
+        other.answers = [5.0, 12.0]
+        async with opened([one.endpoint, other.endpoint], protocol="http") as backend:
+            with pytest.raises(InvalidModel, match="'y' is not the same at"):
+                await backend.warm_up(rows(), 2)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+async def test_of_two_tritons_one_may_be_killed_under_load(
+    triton: TritonProcess, protocol: str, tmp_path: Path
+) -> None:
+    other = TritonProcess(tmp_path)
+    other.put("regression", onnx_model("regression").SerializeToString())
+    endpoints = [triton.endpoint(protocol), other.endpoint(protocol)]
+    with other:
+        async with opened(endpoints, protocol=protocol, in_flight=2) as backend:
+
+            async def ask(times: int) -> None:
+                for turn in range(times):
+                    assert await answered(backend, (turn, 1)) == [turn + 2.0]
+
+            asking = [asyncio.create_task(ask(300)) for _ in range(4)]
+            await answered(backend, (1, 2))
+            other.kill()
+            await asyncio.gather(*asking)
+            assert backend.retries <= 10
+
+
+async def _opened_and_closed(endpoint: str) -> None:
+    async with opened([endpoint], protocol="http", start_timeout_s=60):
+        pass
+
+
+async def _failures(backend: TritonBackend, executions: int) -> int:
+    failures = 0
+    for _ in range(executions):
+        try:
+            await answered(backend)
+        except BackendError:
+            failures += 1
+    return failures
