@@ -338,7 +338,12 @@ class DynamicBatcher:
         for entry in late:
             if not entry.answer.done():
                 entry.answer.set_exception(DeadlineExceeded("it could not be executed in time"))
-        return [e for e in batch if not e.answer.done() and e.deadline.at_s > now_s]
+        return self._live(batch)
+
+    def _live(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those to execute. Where the deadline has passed the sweep answers at its next turn."""
+        now_s = self._now_s()
+        return [e for e in entries if not e.answer.done() and e.deadline.at_s > now_s]
 
     async def _execute(self, slot: _Slot, batch: list[Entry]) -> None:
         self._budget.executed()
@@ -358,7 +363,7 @@ class DynamicBatcher:
 
         async def run(entries: list[Entry]) -> BackendError | None:
             await asyncio.sleep(0)
-            entries = [entry for entry in entries if not entry.answer.done()]
+            entries = self._live(entries)
             if not entries:
                 return None
             self._budget.repeated()

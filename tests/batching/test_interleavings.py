@@ -46,7 +46,10 @@ def test_two_requests_in_every_order(setting: Setting, orders: int) -> None:
         pytest.param(Setting(concurrency=2), 989, id="two executions at a time"),
         pytest.param(Setting(concurrency=2, batch_rows=1), 989, id="each by itself"),
         pytest.param(Setting(occupied=True), 869, id="waiting together"),
+        pytest.param(
+            Setting(rows=TWO, occupied=True, hurries=1), 2100, id="waiting together, between turns"
+        ),
     ],
 )
-def test_three_requests_in_some_orders(setting: Setting, orders: int) -> None:
+def test_more_requests_in_some_orders(setting: Setting, orders: int) -> None:
     assert try_all(setting, share=0.02) >= orders
