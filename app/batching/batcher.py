@@ -353,10 +353,16 @@ class DynamicBatcher:
                 await self._settle(slot, batch, error)
         except asyncio.CancelledError:
             if slot.given_up:
-                _fail(batch, BackendError("the execution took too long and was given up"))
+                self._put_back(batch)
             else:
                 _fail(batch, ShuttingDown("this model is being closed"))
             raise
+
+    def _put_back(self, batch: Sequence[Entry]) -> None:
+        """Nobody waited for the execution, but for the parts that were to follow it."""
+        for entry in self._live(batch):
+            self._waiting.put(entry)
+            self._wake(1)
 
     async def _settle(self, slot: _Slot, batch: list[Entry], error: BackendError) -> None:
         """Repeat the rows of a failed batch in parts; what fails for good is refused."""

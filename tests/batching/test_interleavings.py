@@ -31,6 +31,7 @@ def _silent() -> Iterator[None]:
         pytest.param(Setting(rows=(2, 1), batch_rows=1), 302, id="larger than a batch"),
         pytest.param(Setting(rows=TWO, ends=ALL_ENDS), 1065, id="the backend dies"),
         pytest.param(Setting(rows=TWO, step_s=10.0), 208, id="given up"),
+        pytest.param(Setting(rows=TWO, step_s=10.0, occupied=True), 679, id="given up in parts"),
         pytest.param(Setting(rows=TWO, asks=("asks", "asks_late")), 193, id="late already"),
     ],
 )
