@@ -349,7 +349,8 @@ class _Proof:
                 self._violated("rows that are refused were answered")
             return "answered"
         name = type(error).__name__
-        expired = request.deadline_s <= self._loop.now_s
+        # The batcher refuses sooner what waits and could not be executed in time.
+        expired = request.deadline_s <= self._loop.now_s or "could not be executed" in str(error)
         if not (
             name in request.may_get
             or (name == DeadlineExceeded.__name__ and expired)
