@@ -9,7 +9,7 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-ha
 export PYTHONUNBUFFERED := 1
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage bench bench-features bench-start bench-gpu clean
+	prove-redis-outage prove-batcher bench bench-features bench-start bench-gpu clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -43,6 +43,11 @@ prove-redis-outage: .venv/train.installed  ## answers under load while Redis is 
 
 bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick is the echo alone
 	@$(BIN)/python -m loadtests.bench $(BENCH)
+
+prove-batcher: .venv/dev.installed  ## every order of three requests, a million random operations, poison
+	@$(BIN)/python -m loadtests.prove_batcher --orders
+	@$(BIN)/python -m loadtests.prove_batcher $(PROVE)
+	@$(BIN)/python -m loadtests.prove_batcher --poison 0.01 --operations 260000
 
 bench-features: .venv/train.installed  ## feature reads beside Feast's SDK and beside bare hiredis
 	@$(BIN)/python -m loadtests.bench_features $(BENCH)
