@@ -14,8 +14,8 @@ TRITON_SERVER := .venv-triton/installed
 endif
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage prove-triton-outage bench bench-features bench-start bench-gpu bench-isolated \
-	clean
+	prove-redis-outage prove-triton-outage prove-batcher bench bench-features bench-start bench-gpu \
+	bench-isolated clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -53,6 +53,11 @@ prove-triton-outage: .venv/dev.installed .venv-triton/installed  ## answers unde
 
 bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick is the echo alone
 	@$(BIN)/python -m loadtests.bench $(BENCH)
+
+prove-batcher: .venv/dev.installed  ## every order of three requests, a million random operations, poison
+	@$(BIN)/python -m loadtests.prove_batcher --orders
+	@$(BIN)/python -m loadtests.prove_batcher $(PROVE)
+	@$(BIN)/python -m loadtests.prove_batcher --poison 0.01 --operations 260000
 
 bench-features: .venv/train.installed  ## feature reads beside Feast's SDK and beside bare hiredis
 	@$(BIN)/python -m loadtests.bench_features $(BENCH)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -39,11 +39,15 @@ class DeadlineSweep:
     """Fails the futures whose deadline has passed: one timer per worker, not one per request.
 
     A watched future gets `DeadlineExceeded` at most `interval_s` after its deadline; a future that
-    is done is forgotten. The timer runs only while something is watched.
+    is done is forgotten. The timer runs only while something is watched. `now_s` is the clock of
+    the deadlines.
     """
 
-    def __init__(self, interval_s: float = 0.005) -> None:
+    def __init__(
+        self, interval_s: float = 0.005, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._interval_s = interval_s
+        self._now_s = now_s
         self._watched: list[tuple[Deadline, asyncio.Future[Any]]] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -62,7 +66,7 @@ class DeadlineSweep:
             self._arm()
 
     def _still_waiting(self) -> Iterator[tuple[Deadline, asyncio.Future[Any]]]:
-        now_s = time.monotonic()
+        now_s = self._now_s()
         for deadline, future in self._watched:
             if future.done():
                 continue

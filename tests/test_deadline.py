@@ -49,3 +49,18 @@ async def test_leaving_cancels_what_still_waits() -> None:
 def test_a_share_leaves_the_rest_of_the_time() -> None:
     deadline = Deadline.after(10)
     assert 3.9 < deadline.share(0.4).remaining_s() < 4.1
+
+
+async def test_the_sweep_goes_by_the_clock_it_is_given() -> None:
+    now_s = 0.0
+    async with DeadlineSweep(interval_s=0.001, now_s=lambda: now_s) as sweep:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        sweep.watch(future, Deadline(1.0))
+        passed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        sweep.watch(passed, Deadline(0.0))
+        with pytest.raises(DeadlineExceeded):
+            await passed
+        assert not future.done()
+        now_s = 1.0
+        with pytest.raises(DeadlineExceeded):
+            await future

@@ -55,9 +55,11 @@ class BatchObserver(Protocol):
 class _Slot:
     """Room for one execution, and the task that runs one after the other in it."""
 
-    __slots__ = ("batch", "given_up", "predicted_s", "runner", "started_s", "waiting")
+    __slots__ = ("batch", "budget", "given_up", "predicted_s", "runner", "started_s", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, budget: IsolationBudget) -> None:
+        self.budget = budget
+        """Of its own: nobody else spends what a batch counted on when it was taken."""
         self.runner: asyncio.Task[None] | None = None
         self.batch: Sequence[Entry] = ()
         self.waiting = 0
@@ -109,7 +111,7 @@ class DynamicBatcher:
         self._now_s = now_s
         self._varies = any(-1 in spec.shape for spec in backend.signature.inputs)
         self._waiting = WaitingRows()
-        self._budget = IsolationBudget(isolation_share)
+        self._isolation_share = isolation_share
         self._suspects = Suspects()
         self._slots: list[_Slot] = []
         self._under_way = 0
@@ -274,16 +276,16 @@ class DynamicBatcher:
         slot.runner.cancel()
         if not self._closing:
             self._slots.remove(slot)
-            self._open_slot()
+            self._open_slot(slot.budget)
 
-    def _open_slot(self) -> None:
-        slot = _Slot()
+    def _open_slot(self, budget: IsolationBudget) -> None:
+        slot = _Slot(budget)
         slot.runner = asyncio.create_task(self._run(slot), name="batcher")
         self._slots.append(slot)
 
     async def _run(self, slot: _Slot) -> None:
         while not slot.given_up:
-            batch = await self._next_batch()
+            batch = await self._next_batch(slot)
             if not batch:
                 return
             await self._execute(slot, batch)
@@ -292,7 +294,7 @@ class DynamicBatcher:
                 # a caller that this batch made leave can take its other rows out of the queue.
                 await asyncio.sleep(0)
 
-    async def _next_batch(self) -> list[Entry]:
+    async def _next_batch(self, slot: _Slot) -> list[Entry]:
         """Wait for rows, hold as long as the policy asks, take what fits; empty when closing."""
         while True:
             while not self._waiting.rows:
@@ -300,7 +302,7 @@ class DynamicBatcher:
                     return []
                 await self._arrival()
             await self._hold()
-            if self._waiting.rows and (batch := self._take_live_entries()):
+            if self._waiting.rows and (batch := self._take_live_entries(slot)):
                 return batch
 
     async def _arrival(self, timeout_s: float | None = None) -> None:
@@ -325,50 +327,61 @@ class DynamicBatcher:
                 return
             await self._arrival(hold_s)
 
-    def _take_live_entries(self) -> list[Entry]:
+    def _take_live_entries(self, slot: _Slot) -> list[Entry]:
         """The next batch. While more wait than it takes, those that it would answer too late are
         left out: what they would cost is of use to others."""
         rows = min(self._policy.batch_rows(self._waiting.rows), self._max_rows)
         now_s = self._now_s()
         crowded = self._waiting.rows > rows
         needed_s = self._times.predicted_s(rows) if crowded else 0.0
-        batch, late = self._waiting.take(rows, self._budget.company, now_s + needed_s)
+        batch, late = self._waiting.take(rows, slot.budget.company, now_s + needed_s)
         if not batch:  # a wrong prediction must not leave everybody out, or it stayed for ever
             batch, late = late[:1], late[1:]
         for entry in late:
             if not entry.answer.done():
                 entry.answer.set_exception(DeadlineExceeded("it could not be executed in time"))
-        return [e for e in batch if not e.answer.done() and e.deadline.at_s > now_s]
+        return self._live(batch)
+
+    def _live(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those to execute. Where the deadline has passed the sweep answers at its next turn."""
+        now_s = self._now_s()
+        return [e for e in entries if not e.answer.done() and e.deadline.at_s > now_s]
 
     async def _execute(self, slot: _Slot, batch: list[Entry]) -> None:
-        self._budget.executed()
+        slot.budget.executed()
         try:
             error = await self._answered(slot, batch)
             if error is not None:
                 await self._settle(slot, batch, error)
         except asyncio.CancelledError:
             if slot.given_up:
-                _fail(batch, BackendError("the execution took too long and was given up"))
+                self._put_back(batch)
             else:
                 _fail(batch, ShuttingDown("this model is being closed"))
             raise
+
+    def _put_back(self, batch: Sequence[Entry]) -> None:
+        """Nobody waited for the execution, but for the parts that were to follow it."""
+        for entry in self._live(batch):
+            self._waiting.put(entry)
+            self._wake(1)
 
     async def _settle(self, slot: _Slot, batch: list[Entry], error: BackendError) -> None:
         """Repeat the rows of a failed batch in parts; what fails for good is refused."""
 
         async def run(entries: list[Entry]) -> BackendError | None:
             await asyncio.sleep(0)
-            entries = [entry for entry in entries if not entry.answer.done()]
+            entries = self._live(entries)
             if not entries:
                 return None
-            self._budget.repeated()
+            slot.budget.repeated()
             self._observer.repeated()
             return await self._answered(slot, entries)
 
         if isinstance(error, BackendDied):
-            await self._run_once_more(batch, error, run)
+            await self._run_once_more(batch, error, run, slot.budget)
             return
-        for entries, fault in await isolate(batch, error, run, self._budget):
+        for entries, fault in await isolate(batch, error, run, slot.budget):
             self._refuse(entries, fault)
 
     async def _run_once_more(
@@ -376,10 +389,11 @@ class DynamicBatcher:
         batch: list[Entry],
         error: BackendDied,
         run: Run,
+        budget: IsolationBudget,
     ) -> None:
         """What executed these rows died. Once is no row's fault for sure, twice is: they are run
         once more, in as many parts as isolation may cost."""
-        runs = min(most_runs(len(batch)), self._budget.runs)
+        runs = min(most_runs(len(batch)), budget.runs)
         if not runs:
             self._refuse(batch, error)
             return
@@ -463,7 +477,7 @@ class DynamicBatcher:
 
     async def __aenter__(self) -> Self:
         for _ in range(self._backend.concurrency):
-            self._open_slot()
+            self._open_slot(IsolationBudget(self._isolation_share))
         return self
 
     async def __aexit__(
