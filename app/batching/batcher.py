@@ -114,6 +114,8 @@ class DynamicBatcher:
         self._isolation_share = isolation_share
         self._suspects = Suspects()
         self._slots: list[_Slot] = []
+        # A reference: the loop holds tasks only weakly (asyncio docs, create_task).
+        self._given_up: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._idle: deque[asyncio.Future[None]] = deque()
         self._closing = False
@@ -136,7 +138,8 @@ class DynamicBatcher:
         priority: Priority = Priority.LIVE,
         caller: str = "",
     ) -> Execution:
-        """Outputs for these rows, in order; a request over the batch limit is split and joined.
+        """Outputs for these rows, one at least, in order; a request over the batch limit is split
+        and joined.
 
         `caller` names who asks, so that one whose rows keep failing can be kept apart. Raises
         `Overloaded` when the queue is full or the answer could not be there by the deadline,
@@ -274,9 +277,10 @@ class DynamicBatcher:
         self._observer.failed("given_up")
         slot.given_up = True
         slot.runner.cancel()
-        if not self._closing:
-            self._slots.remove(slot)
-            self._open_slot(slot.budget)
+        self._given_up.add(slot.runner)
+        slot.runner.add_done_callback(self._given_up.discard)
+        self._slots.remove(slot)
+        self._open_slot(slot.budget)
 
     def _open_slot(self, budget: IsolationBudget) -> None:
         slot = _Slot(budget)
@@ -475,6 +479,11 @@ class DynamicBatcher:
             max(part.finished_s for part in parts),
         )
 
+    def _runners(self) -> "set[asyncio.Task[None]]":
+        """Those that have not ended."""
+        running = {slot.runner for slot in self._slots if slot.runner is not None}
+        return {runner for runner in running | self._given_up if not runner.done()}
+
     async def __aenter__(self) -> Self:
         for _ in range(self._backend.concurrency):
             self._open_slot(IsolationBudget(self._isolation_share))
@@ -488,13 +497,13 @@ class DynamicBatcher:
     ) -> None:
         self._closing = True
         self._wake(len(self._idle))
-        runners = {slot.runner for slot in self._slots if slot.runner is not None}
-        if runners:
-            _, stuck = await asyncio.wait(runners, timeout=self._drain_s)
-            for runner in stuck:  # an execution that never ends must not keep the process
-                runner.cancel()
-            if stuck:
-                await asyncio.wait(stuck)
+        until_s = self._now_s() + self._drain_s
+        while (runners := self._runners()) and (left_s := until_s - self._now_s()) > 0:
+            await asyncio.wait(runners, timeout=left_s)
+        for stuck in self._runners():  # an execution that never ends must not keep the process
+            stuck.cancel()
+        if runners := self._runners():
+            await asyncio.wait(runners, timeout=_GRACE_S)
         _fail(self._waiting.take_all(), ShuttingDown("this model is being closed"))
 
 

@@ -377,6 +377,16 @@ async def test_an_execution_that_nobody_waits_for_any_more_is_given_up() -> None
     assert ledger.outcomes == ["given_up"]
 
 
+async def test_what_waits_behind_a_stuck_execution_is_answered_while_closing() -> None:
+    backend = StuckBackend()
+    async with batching(backend) as batcher:
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, 1, within_s=0.01)
+        waiting = asyncio.create_task(ask(batcher, 2))
+        await queued(batcher, 1)
+    assert await waiting == [4]
+
+
 async def test_several_executions_are_under_way_where_the_backend_takes_them() -> None:
     backend = GatedBackend()
     backend.concurrency = 2
