@@ -55,7 +55,7 @@ class TritonProcess:
         model: bytes,
         *,
         version: int = 1,
-        max_batch_size: int = 4096,
+        max_batch_size: int = 2_000_000,
         more: str = "",
     ) -> None:
         """Write a version of a model, an ONNX file; what runs takes it at its next `load`."""
