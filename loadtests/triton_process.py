@@ -55,7 +55,7 @@ class TritonProcess:
         model: bytes,
         *,
         version: int = 1,
-        max_batch_size: int = 4096,
+        max_batch_size: int = 2_000_000,
         more: str = "",
     ) -> None:
         """Write a version of a model, an ONNX file; what runs takes it at its next `load`."""
@@ -135,12 +135,14 @@ class TritonProcess:
             region.unlink()
 
     def pause(self) -> None:
-        """SIGSTOP: its TCP stays up, it says nothing."""
-        self._signal(signal.SIGSTOP)
+        """SIGSTOP: its TCP stays up, it says nothing. Not the processes of its models: their shared
+        locks time out after 10 s, and a Triton that wakes up with them ends of it."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        if self.is_alive:
-            self._signal(signal.SIGCONT)
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     def __enter__(self) -> Self:
         for port in self._reserved:

@@ -77,7 +77,7 @@ class FailoverBackend:
         except ModelNotReady as exc:
             self._verified = False
             self._turn_to_fallback(str(exc))
-            rows = reference_rows(example)
+            rows = reference_rows(example, max_rows)
             outputs = await self._fallback.execute(rows, Deadline.after(_VERIFY_S))
             self._arrival = asyncio.create_task(
                 self._verify_on_arrival(Reference(rows, outputs), example, max_rows),

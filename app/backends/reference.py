@@ -6,7 +6,7 @@ import numpy as np
 
 from app.tensors import Tensor, Tensors, take_rows
 
-REFERENCE_ROWS = 8
+_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Reference:
         return next((n for n in self.outputs if not _same(self.outputs[n], outputs[n])), "")
 
 
-def reference_rows(example: Tensors) -> Tensors:
-    return take_rows(example, 0, REFERENCE_ROWS)
+def reference_rows(example: Tensors, max_rows: int) -> Tensors:
+    return take_rows(example, 0, min(_ROWS, max_rows))
 
 
 def _same(expected: Tensor, found: Tensor) -> bool:

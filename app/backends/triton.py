@@ -13,7 +13,7 @@ from app.backends.triton_wire import Description, ModelOnTriton, Wire
 from app.contract import TritonOptions
 from app.deadline import Deadline
 from app.errors import InvalidModel, ModelNotReady, RequestError
-from app.tensors import Signature, Tensors
+from app.tensors import Signature, Tensors, concatenate, row_count, take_rows
 
 _ASK_EVERY_S = 0.2
 _WARM_UP_S = 60.0
@@ -54,6 +54,16 @@ class TritonBackend:
         return self._retries
 
     async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
+        """More rows than Triton takes at once go in parts, one after the other."""
+        rows = row_count(inputs)
+        known = [e.max_batch_rows for e in self._endpoints if e.max_batch_rows]
+        most = min(known, default=rows)
+        if rows <= most:
+            return await self._execute(inputs, deadline)
+        parts = (take_rows(inputs, start, start + most) for start in range(0, rows, most))
+        return concatenate([await self._execute(part, deadline) for part in parts])
+
+    async def _execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
         self._budget.earn()
         failed: TritonEndpoint | None = None
         while True:
@@ -76,7 +86,7 @@ class TritonBackend:
         up = self._up()
         if not up:
             raise self._down()
-        rows = reference_rows(example)
+        rows = reference_rows(example, max_rows)
         reference = Reference(rows, await up[0].execute(rows, Deadline.after(_WARM_UP_S)))
         for endpoint in up[1:]:
             differs = reference.differs(await endpoint.execute(rows, Deadline.after(_WARM_UP_S)))

@@ -31,7 +31,7 @@ _PATIENCE_S = 0.15
 _BYTES_PER_S = 20_000_000
 _PROBE_S = 0.3
 # What nobody waits for any more goes on, as Triton goes on with it, and keeps its place until then.
-_ABANDONED_S = 30.0
+_ABANDONED_S = 60.0
 _EJECT_AFTER = 5
 _EJECTED_S = 30.0
 _EJECTED_AT_MOST_S = 300.0
@@ -72,6 +72,7 @@ class TritonEndpoint:
         self._waiting_bytes = 0
         self._watcher: asyncio.Task[None] | None = None
         self._silent: asyncio.Future[None] | None = None
+        self._question: asyncio.Task[bool] | None = None
         self._heard_s = 0.0
         self._lost_s: float | None = None
         self._failures = 0
@@ -108,9 +109,9 @@ class TritonEndpoint:
     async def describe(self) -> Description:
         """Raises `Unreachable`, `ModelNotReady`, `InvalidModel`."""
         try:
+            if not await self._is_ready(_PROBE_S):
+                raise ModelNotReady("the model is not ready")
             async with asyncio.timeout(_PROBE_S):
-                if not await self._wire.ready():
-                    raise ModelNotReady("the model is not ready")
                 described = await self._wire.describe()
         except TimeoutError as exc:
             raise Unreachable(f"it says nothing, for {_PROBE_S:g} s") from exc
@@ -164,6 +165,9 @@ class TritonEndpoint:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.wait({self._watcher})
+        if self._question is not None:
+            self._question.cancel()
+            await asyncio.gather(self._question, return_exceptions=True)
         if self._calls:
             await asyncio.wait(self._calls, timeout=_DRAIN_S)
         for call in self._calls:
@@ -244,8 +248,7 @@ class TritonEndpoint:
             asked_s = time.monotonic()
             patience_s = _PATIENCE_S + self._waiting_bytes / _BYTES_PER_S
             try:
-                async with asyncio.timeout(patience_s):
-                    ready = await self._wire.ready()
+                ready = await self._is_ready(patience_s)
             except (TimeoutError, Unreachable) as exc:
                 if time.monotonic() - asked_s > 2 * patience_s:
                     continue  # it was we who did not listen
@@ -258,6 +261,18 @@ class TritonEndpoint:
             if not ready:
                 self.put_down("the model is not ready")  # what is under way may still be answered
                 return
+
+    async def _is_ready(self, patience_s: float) -> bool:
+        """One question is under way at a time, and goes on when nobody waits for it any longer: a
+        Triton that was stopped would find hundreds of them taken back, and crash of it."""
+        if self._question is None:
+            self._question = asyncio.create_task(self._wire.ready(), name="triton: ready?")
+        question = self._question
+        await asyncio.wait({question}, timeout=patience_s)
+        if not question.done():
+            raise TimeoutError
+        self._question = None
+        return question.result()
 
     async def _probe(self) -> None:
         try:

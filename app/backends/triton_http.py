@@ -1,5 +1,6 @@
 """Speaks HTTP with a Triton server."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,7 @@ from app.backends.triton_wire import (
 from app.tensors import Tensor, Tensors
 
 _PROBES = 4
+_SILENT_S = 2.0
 # Who waits knows when to give up; the default of 60 s would cut off a model that takes longer.
 _NEVER_S = 86_400.0
 
@@ -58,8 +60,10 @@ class HttpWire:
         )
 
     async def ready(self) -> bool:
+        # Nothing else ends the wait on a connection whose other end is gone without a word.
         with _errors():
-            return bool(await self._client.is_model_ready(self._model.name, self._version))
+            async with asyncio.timeout(_SILENT_S):
+                return bool(await self._client.is_model_ready(self._model.name, self._version))
 
     async def describe(self) -> Description:
         with _errors():

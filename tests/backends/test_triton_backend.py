@@ -149,8 +149,16 @@ async def test_smaller_batches_than_the_contract_promises_are_refused(
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 async def test_ten_megabytes_are_answered(endpoint: str, protocol: str) -> None:
     async with opened([endpoint], protocol=protocol) as backend:
-        with pytest.raises(BackendError, match="batch-size must be <= 4096"):  # it took all of it
-            await backend.execute({"x": np.zeros((1_400_000, 2), np.float32)}, SOON)
+        x = np.arange(2_800_000, dtype=np.float32).reshape(-1, 2) % 1000
+        outputs = await backend.execute({"x": x}, SOON)
+    np.testing.assert_array_equal(outputs["y"], x[:, :1] + 2 * x[:, 1:])
+
+
+async def test_more_rows_than_triton_takes_at_once_are_answered_in_order(
+    endpoint: str, protocol: str
+) -> None:
+    async with opened([endpoint], "small/1", protocol=protocol) as backend:
+        assert await answered(backend, *((row, 0) for row in range(20))) == list(range(20))
 
 
 async def test_a_row_that_the_model_raises_on_is_a_backend_error(
