@@ -49,11 +49,19 @@ class Output(_Section):
 
     `column` picks one number of the tensor's second axis; `labels` names all of them, and the
     prediction then holds `{label: number}`. Without either the tensor has one number a row.
+    `when_not_finite`: where the model returns NaN or infinity, `refuse` refuses the request and
+    `null` answers null, as value and decision, and flags the answer.
     """
 
     tensor: str
     column: Annotated[int, Field(ge=0)] | None = None
     labels: tuple[str, ...] | None = None
+    when_not_finite: Literal["refuse", "null"] = "refuse"
+
+    @field_validator("when_not_finite", mode="before")
+    @classmethod
+    def _null_unquoted(cls, value: Any) -> Any:
+        return "null" if value is None else value  # `null` is a null in YAML
 
     @model_validator(mode="after")
     def _one_reading(self) -> "Output":

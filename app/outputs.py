@@ -1,9 +1,10 @@
 """Turns the model's output tensors into the named values and the decision of each prediction."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
 from typing import Any, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
 from app.contract import Decision, Output
@@ -11,7 +12,34 @@ from app.errors import BackendError, InvalidModel
 from app.tensors import Signature, Tensors, TensorSpec
 
 Prediction: TypeAlias = dict[str, Any]
-"""Output name → number, or label → number; with `decision` where the contract declares one."""
+"""Output name → number, or label → number; with `decision` where the contract declares one. Null
+where the model returned no finite number and the contract answers that with null."""
+
+_SHOWN = 10
+
+
+class NotFinite(BackendError):
+    """The model returned no finite number in these `rows` of an output, by its name, and the
+    contract refuses that."""
+
+    def __init__(self, rows: Mapping[str, Sequence[int]]) -> None:
+        self.rows = rows
+        faults = [f"{name!r} of {_instances(of_output)}" for name, of_output in rows.items()]
+        super().__init__(f"the model returned no finite number as {' and '.join(faults)}")
+
+
+@dataclass(slots=True)  # made for every request; a frozen one takes 1 µs longer to make
+class Readout:
+    """What the model's output tensors say.
+
+    `predictions`: one a row. `distributions`: for each output the finite numbers that describe its
+    distribution: the output itself, or the largest of labelled ones. `not_finite`: for each output
+    that has such rows, those in which it is null because the model returned no finite number.
+    """
+
+    predictions: list[Prediction]
+    distributions: Mapping[str, Sequence[float]]
+    not_finite: Mapping[str, Sequence[int]]
 
 
 class OutputReader:
@@ -27,32 +55,49 @@ class OutputReader:
         self._outputs = dict(outputs)
         self._decide = None if decision is None else _decider(decision, outputs[decision.output])
 
-    def read(self, tensors: Tensors) -> tuple[list[Prediction], Mapping[str, NDArray[Any]]]:
-        """One prediction a row, and the number that describes each output's distribution: the
-        output itself, or the largest of labelled ones.
-
-        Raises `BackendError` when a value is not finite: JSON has no word for it and a caller could
-        not tell it from an answer.
-        """
-        values = {name: _values(output, tensors) for name, output in self._outputs.items()}
-        for name, value in values.items():
-            if not np.isfinite(value).all():
-                raise BackendError(f"the model returned a value of {name!r} that is not finite")
-        columns = [self._column(name, value) for name, value in values.items()]
-        predictions = [dict(zip(values, row, strict=True)) for row in zip(*columns, strict=True)]
+    def read(self, tensors: Tensors) -> Readout:
+        """Raises `NotFinite` where the contract refuses a value that JSON has no word for."""
+        columns: dict[str, list[Any]] = {}
+        distributions: dict[str, Sequence[float]] = {}
+        not_finite: dict[str, Sequence[int]] = {}
+        for name, output in self._outputs.items():
+            column = numbers = _values(output, tensors).tolist()
+            if output.labels is not None:
+                numbers = [_largest(row) for row in column]
+                column = [dict(zip(output.labels, row, strict=True)) for row in column]
+            if not all(map(isfinite, numbers)):
+                not_finite[name] = [row for row, n in enumerate(numbers) if not isfinite(n)]
+                column = [v if isfinite(n) else None for v, n in zip(column, numbers, strict=True)]
+                numbers = [number for number in numbers if isfinite(number)]
+            columns[name] = column
+            distributions[name] = numbers
+        if not_finite:
+            self._refuse(not_finite)
         if self._decide is not None:
-            for prediction in predictions:
-                prediction["decision"] = self._decide(prediction)
-        return predictions, {
-            name: value if value.ndim == 1 else value.max(axis=1) for name, value in values.items()
-        }
+            columns["decision"] = self._decide(columns)
+        predictions: list[Prediction] = [{} for _ in column]
+        for name, column in columns.items():
+            for prediction, value in zip(predictions, column, strict=True):
+                prediction[name] = value
+        return Readout(predictions, distributions, not_finite)
 
-    def _column(self, name: str, value: NDArray[Any]) -> list[Any]:
-        labels = self._outputs[name].labels
-        numbers: list[Any] = value.tolist()
-        if labels is None:
-            return numbers
-        return [dict(zip(labels, row, strict=True)) for row in numbers]
+    def _refuse(self, not_finite: Mapping[str, Sequence[int]]) -> None:
+        refused = {
+            name: rows
+            for name, rows in not_finite.items()
+            if self._outputs[name].when_not_finite == "refuse"
+        }
+        if refused:
+            raise NotFinite(refused)
+
+
+def _largest(row: Sequence[float]) -> float:
+    return max(row) if all(map(isfinite, row)) else nan
+
+
+def _instances(rows: Sequence[int]) -> str:
+    shown = ", ".join(f"instances[{row}]" for row in rows[:_SHOWN])
+    return shown if len(rows) <= _SHOWN else f"{shown} and {len(rows) - _SHOWN} more"
 
 
 def _check_width(name: str, output: Output, tensors: Mapping[str, TensorSpec]) -> None:
@@ -81,13 +126,18 @@ def _values(output: Output, tensors: Tensors) -> NDArray[Any]:
     return tensor if tensor.ndim == 1 else tensor[:, output.column or 0]
 
 
-def _decider(decision: Decision, output: Output) -> Callable[[Prediction], Any]:
+def _decider(
+    decision: Decision, output: Output
+) -> Callable[[Mapping[str, list[Any]]], list[bool | str | None]]:
+    """Decides on the columns of the outputs; null where the output is null."""
     name, at_least = decision.output, decision.at_least
     if output.labels is None:
-        return lambda prediction: prediction[name] >= at_least
+        return lambda columns: [None if v is None else v >= at_least for v in columns[name]]
 
-    def label(prediction: Prediction) -> str | None:
-        best = max(prediction[name], key=prediction[name].__getitem__)
-        return best if at_least is None or prediction[name][best] >= at_least else None
+    def label(value: Mapping[str, float] | None) -> str | None:
+        if value is None:
+            return None
+        best = max(value, key=value.__getitem__)
+        return best if at_least is None or value[best] >= at_least else None
 
-    return label
+    return lambda columns: [label(value) for value in columns[name]]

@@ -1,20 +1,21 @@
 """The path of a prediction: fetch, fill, encode, submit, read."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from app.batching.priority import Priority
 from app.clock import FeatureClock
 from app.deadline import Deadline
 from app.errors import ModelNotReady, NotFound
 from app.features.missing import FilledRows
 from app.features.source import FeatureRows, ValueStatus
 from app.instances import Instances
-from app.outputs import Prediction
+from app.outputs import NotFinite, Prediction, Readout
 from app.served_model import ServedModel
+from app.telemetry.recorder import PredictionRecorder
 
 # A plain number: numpy takes 20 µs to compare one of its own with a member of an enumeration.
 _NOT_FOUND = int(ValueStatus.NOT_FOUND)
@@ -30,6 +31,24 @@ class DegradedReason:
 
 
 @dataclass(frozen=True, slots=True)
+class NotFiniteOutput:
+    """The model returned no finite number as this output of some instances; they have null."""
+
+    output: str
+    instances: tuple[int, ...]
+
+
+@dataclass(slots=True)  # made for every request; a frozen one takes 1 µs longer to make
+class ReadFeatures:
+    """The stored features that an answer rests on, and what the model got in their place, at the
+    feature time `now_s`."""
+
+    rows: FeatureRows
+    filled: FilledRows
+    now_s: float
+
+
+@dataclass(slots=True)
 class Answer:
     """The predictions of one request, in the order of its instances, and how they came about.
 
@@ -39,11 +58,9 @@ class Answer:
 
     model: ServedModel
     predictions: list[Prediction]
-    degraded: tuple[DegradedReason, ...]
-    rows: FeatureRows
-    filled: FilledRows
-    ages_s: NDArray[np.float64]
-    """`[instances, views]`, NaN where the view has no row."""
+    degraded: Sequence[DegradedReason | NotFiniteOutput]
+    features: ReadFeatures | None
+    """None of a model that reads no stored feature."""
     encoded_s: float
     started_s: float
     finished_s: float
@@ -70,33 +87,67 @@ class Predictor:
         """The name as a metric's label: names that callers invent make no series."""
         return name if name in self._models else "unknown"
 
-    async def predict(self, model: ServedModel, instances: Instances, deadline: Deadline) -> Answer:
+    async def predict(
+        self,
+        model: ServedModel,
+        instances: Instances,
+        deadline: Deadline,
+        priority: Priority = Priority.LIVE,
+    ) -> Answer:
         """Raises whatever refuses the request (app/errors.py); nothing is kept then."""
-        rows = await model.fetch(instances, deadline)
-        now_s = self._clock.now_s()
-        filled, inputs = model.encode(instances, rows, now_s)
+        features: ReadFeatures | None = None
+        if model.source.plan.views:
+            rows = await model.fetch(instances, deadline)
+            now_s = self._clock.now_s()
+            filled, inputs = model.encode(instances, rows, now_s)
+            features = ReadFeatures(rows, filled, now_s)
+        else:
+            inputs = model.encode_fields(instances)
         deadline.check()
         encoded_s = time.monotonic()
-        execution = await model.submit(inputs, deadline)
-        predictions, distributions = model.outputs.read(execution.outputs)
-        ages_s = now_s - rows.event_time_s
-        degraded = _degraded(rows)
-        model.recorder.record(rows.status, ages_s, distributions)
-        for reason in degraded:
-            model.recorder.degraded(reason.feature_view, reason.status.name)
-        for substitute in filled.substitutes:
-            model.recorder.substituted(substitute.by, substitute.positions, substitute.mask)
+        execution = await model.batcher.submit(inputs, deadline, priority=priority)
+        try:
+            read = model.outputs.read(execution.outputs)
+        except NotFinite as exc:
+            model.recorder.not_finite(exc.rows)
+            raise
         return Answer(
             model=model,
-            predictions=predictions,
-            degraded=degraded,
-            rows=rows,
-            filled=filled,
-            ages_s=ages_s,
+            predictions=read.predictions,
+            degraded=_record(model.recorder, features, read),
+            features=features,
             encoded_s=encoded_s,
             started_s=execution.started_s,
             finished_s=execution.finished_s,
         )
+
+
+def _record(
+    recorder: PredictionRecorder, features: ReadFeatures | None, read: Readout
+) -> Sequence[DegradedReason | NotFiniteOutput]:
+    """Tell the recorder what was predicted and read; why the answer is degraded."""
+    recorder.predicted(read.distributions)
+    degraded: Sequence[DegradedReason | NotFiniteOutput] = ()
+    if features is not None:
+        degraded = _record_features(recorder, features)
+    if read.not_finite:
+        recorder.not_finite(read.not_finite)
+        outputs = [NotFiniteOutput(name, tuple(rows)) for name, rows in read.not_finite.items()]
+        degraded = (*degraded, *outputs)
+    return degraded
+
+
+def _record_features(
+    recorder: PredictionRecorder, features: ReadFeatures
+) -> Sequence[DegradedReason]:
+    rows = features.rows
+    recorder.read(rows.status, rows.event_time_s, features.now_s)
+    reasons = _degraded(rows)
+    for reason in reasons:
+        recorder.degraded(reason.feature_view, reason.status.name)
+    for substitute in features.filled.substitutes:
+        recorder.substituted(substitute.by, substitute.positions, substitute.mask)
+    return reasons
 
 
 def _degraded(rows: FeatureRows) -> tuple[DegradedReason, ...]:

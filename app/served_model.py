@@ -1,20 +1,26 @@
 """A model version that is verified, warm and ready to answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from app.batching.batcher import DynamicBatcher
-from app.batching.waiting import Execution
 from app.contract import Contract
 from app.deadline import Deadline
 from app.errors import BackendError, FeaturesUnavailable, InvalidInput
-from app.features.encoding import Encoder, StoredMisfit, ValueColumn
+from app.features.encoding import Encoder, RowEncoder, StoredMisfit, ValueColumn
 from app.features.missing import FilledRows, MissingValues
-from app.features.source import FeatureRows, FeatureSource, ValueStatus, all_with_status
-from app.instances import InstanceDecoder, Instances
+from app.features.source import (
+    Columns,
+    FeatureRows,
+    FeatureSource,
+    ValueStatus,
+    all_with_status,
+)
+from app.instances import InstanceDecoder, Instances, Row
 from app.outputs import OutputReader
 from app.telemetry.recorder import PredictionRecorder
 from app.tensors import Tensors
@@ -39,6 +45,8 @@ class ServedModel:
     source: FeatureSource
     missing: MissingValues
     encoder: Encoder
+    row_encoder: RowEncoder | None
+    """Encodes an instance's values followed by its features; None where only `encoder` can."""
     batcher: DynamicBatcher
     outputs: OutputReader
     recorder: PredictionRecorder
@@ -52,9 +60,8 @@ class ServedModel:
         the contract says `refuse`.
         """
         plan = self.source.plan
-        if not plan.views:
-            return all_with_status(plan, instances.count, ValueStatus.NOT_FOUND)
-        entities = {key: instances.fields[key] for key in (*plan.join_keys, *plan.request_fields)}
+        fields = instances.fields
+        entities = {key: fields[key] for key in (*plan.join_keys, *plan.request_fields)}
         share = deadline.share(self.contract.features.time_share)
         try:
             rows = await self.source.fetch(entities, instances.count, share)
@@ -78,6 +85,10 @@ class ServedModel:
         """
         while True:
             filled = self.missing.fill(rows, instances.fields, now_s)
+            if self.row_encoder is not None:
+                inputs = self.row_encoder.encode(_joined(instances.rows, filled.columns))
+                if inputs is not None:
+                    return filled, inputs
             columns: dict[str, ValueColumn] = dict(instances.fields)
             columns.update(zip(self.source.plan.references, filled.columns, strict=True))
             try:
@@ -85,9 +96,22 @@ class ServedModel:
             except StoredMisfit as exc:
                 _give_up_misfits(rows, instances, exc)
 
-    async def submit(self, inputs: Tensors, deadline: Deadline) -> Execution:
-        """Share an execution with whoever else is waiting."""
-        return await self.batcher.submit(inputs, deadline)
+    def encode_fields(self, instances: Instances) -> Tensors:
+        """The input tensors of a model that reads no stored feature. Raises `InvalidInput`."""
+        if self.row_encoder is not None:
+            inputs = self.row_encoder.encode(instances.rows)
+            if inputs is not None:
+                return inputs
+        return self.encoder.encode(instances.fields, instances.count)
+
+
+def _joined(instances: Sequence[Row], columns: Columns) -> Sequence[Sequence[Any]]:
+    """The values of each instance followed by its features."""
+    if isinstance(columns, np.ndarray):
+        features = columns.T.tolist()
+    else:
+        features = zip(*[column.tolist() for column in columns], strict=True)
+    return [(*values, *more) for values, more in zip(instances, features, strict=True)]
 
 
 def _override(rows: FeatureRows, instances: Instances) -> None:

@@ -63,7 +63,11 @@ OWNERS = {
         "features/row_file.py",
         "features/row_stream.py",
     },
-    "prometheus_client": {"telemetry/metrics.py", "telemetry/recorder.py"},
+    "prometheus_client": {
+        "telemetry/histogram.py",
+        "telemetry/metrics.py",
+        "telemetry/recorder.py",
+    },
     "pandas": {"features/feast_repo.py", "evaluation/replay.py"},
     "sklearn": {"evaluation/scores.py"},
     "httpx": {"evaluation/replay.py"},

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from app.contract import Decision, Output
-from app.errors import BackendError, InvalidModel
-from app.outputs import OutputReader
+from app.errors import InvalidModel
+from app.outputs import NotFinite, OutputReader
 from app.tensors import Signature, TensorSpec
 
 SIGNATURE = Signature(
@@ -29,18 +29,19 @@ def test_one_column_of_a_binary_model() -> None:
         Decision(output="probability", at_least=0.75),
         SIGNATURE,
     )
-    predictions, distributions = reader.read(TENSORS)
-    assert predictions == [
+    read = reader.read(TENSORS)
+    assert read.predictions == [
         {"probability": 0.25, "decision": False},
         {"probability": 0.75, "decision": True},
     ]
-    assert distributions["probability"].tolist() == [0.25, 0.75]
+    assert read.distributions == {"probability": [0.25, 0.75]}
+    assert read.not_finite == {}
 
 
 @pytest.mark.parametrize("tensor", ["minutes", "flat"])
 def test_a_regression_with_and_without_its_own_axis(tensor: str) -> None:
     reader = OutputReader({"value": Output(tensor=tensor)}, None, SIGNATURE)
-    predictions, _ = reader.read(TENSORS)
+    predictions = reader.read(TENSORS).predictions
     assert [set(prediction) for prediction in predictions] == [{"value"}, {"value"}]
     assert [p["value"] for p in predictions] == TENSORS[tensor].ravel().tolist()
 
@@ -48,25 +49,25 @@ def test_a_regression_with_and_without_its_own_axis(tensor: str) -> None:
 def test_a_regression_decides_by_its_threshold() -> None:
     decision = Decision(output="delay", at_least=15)
     reader = OutputReader({"delay": Output(tensor="minutes")}, decision, SIGNATURE)
-    assert [p["decision"] for p in reader.read(TENSORS)[0]] == [False, True]
+    assert [p["decision"] for p in reader.read(TENSORS).predictions] == [False, True]
 
 
 def test_labelled_numbers_decide_for_the_largest() -> None:
     output = Output(tensor="probabilities", labels=("none", "some", "long"))
     reader = OutputReader({"delay": output}, Decision(output="delay"), SIGNATURE)
-    predictions, distributions = reader.read(TENSORS)
-    assert predictions[0] == {
+    read = reader.read(TENSORS)
+    assert read.predictions[0] == {
         "delay": {"none": 0.5, "some": 0.25, "long": 0.25},
         "decision": "none",
     }
-    assert predictions[1]["decision"] == "long"
-    assert distributions["delay"].tolist() == [0.5, 0.75]
+    assert read.predictions[1]["decision"] == "long"
+    assert read.distributions == {"delay": [0.5, 0.75]}
 
 
 def test_labelled_numbers_decide_for_nothing_below_the_threshold() -> None:
     output = Output(tensor="probabilities", labels=("none", "some", "long"))
     reader = OutputReader({"delay": output}, Decision(output="delay", at_least=0.6), SIGNATURE)
-    assert [p["decision"] for p in reader.read(TENSORS)[0]] == [None, "long"]
+    assert [p["decision"] for p in reader.read(TENSORS).predictions] == [None, "long"]
 
 
 def test_several_outputs_stand_side_by_side() -> None:
@@ -75,14 +76,77 @@ def test_several_outputs_stand_side_by_side() -> None:
         None,
         SIGNATURE,
     )
-    assert reader.read(TENSORS)[0][1] == {"late": 0.75, "delay": 15.0}
+    assert reader.read(TENSORS).predictions[1] == {"late": 0.75, "delay": 15.0}
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_not_finite_is_never_an_answer(value: float) -> None:
+NOT_FINITE = pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+
+
+@NOT_FINITE
+def test_a_value_that_is_not_finite_is_refused_by_output_and_instance(value: float) -> None:
     reader = OutputReader({"delay": Output(tensor="minutes")}, None, SIGNATURE)
-    with pytest.raises(BackendError, match="'delay'"):
-        reader.read({"minutes": np.array([[1.0], [value]], np.float32)})
+    with pytest.raises(NotFinite, match=r"'delay' of instances\[1\], instances\[3\]$") as refused:
+        reader.read({"minutes": np.array([[1], [value], [2], [value]], np.float32)})
+    assert refused.value.rows == {"delay": [1, 3]}
+
+
+def test_of_many_refused_instances_the_first_are_named() -> None:
+    reader = OutputReader({"delay": Output(tensor="flat")}, None, SIGNATURE)
+    with pytest.raises(NotFinite, match=r"instances\[9\] and 190 more$"):
+        reader.read({"flat": np.full(200, np.nan, np.float32)})
+
+
+@NOT_FINITE
+def test_null_stands_for_exactly_the_values_that_are_not_finite(value: float) -> None:
+    reader = OutputReader(
+        {
+            "delay": Output(tensor="minutes", when_not_finite="null"),
+            "late": Output(tensor="flat"),
+        },
+        Decision(output="delay", at_least=2),
+        SIGNATURE,
+    )
+    read = reader.read(
+        {
+            "minutes": np.array([[1], [value], [3]], np.float32),
+            "flat": np.array([0, 0.5, 1], np.float32),
+        }
+    )
+    assert read.predictions == [
+        {"delay": 1.0, "late": 0.0, "decision": False},
+        {"delay": None, "late": 0.5, "decision": None},
+        {"delay": 3.0, "late": 1.0, "decision": True},
+    ]
+    assert read.not_finite == {"delay": [1]}
+    assert read.distributions == {"delay": [1.0, 3.0], "late": [0.0, 0.5, 1.0]}
+
+
+def test_what_is_refused_is_refused_beside_what_is_null() -> None:
+    reader = OutputReader(
+        {
+            "delay": Output(tensor="minutes", when_not_finite="null"),
+            "late": Output(tensor="flat"),
+        },
+        None,
+        SIGNATURE,
+    )
+    nothing = np.array([np.nan], np.float32)
+    with pytest.raises(NotFinite) as refused:
+        reader.read({"minutes": nothing.reshape(1, 1), "flat": nothing})
+    assert refused.value.rows == {"late": [0]}
+
+
+@NOT_FINITE
+def test_labelled_numbers_are_null_together(value: float) -> None:
+    output = Output(tensor="probabilities", labels=("a", "b", "c"), when_not_finite="null")
+    reader = OutputReader({"class": output}, Decision(output="class"), SIGNATURE)
+    read = reader.read({"probabilities": np.array([[0.5, value, 0.25], [0, 1, 0]], np.float32)})
+    assert read.predictions == [
+        {"class": None, "decision": None},
+        {"class": {"a": 0.0, "b": 1.0, "c": 0.0}, "decision": "b"},
+    ]
+    assert read.not_finite == {"class": [0]}
+    assert read.distributions == {"class": [1.0]}
 
 
 @pytest.mark.parametrize(

@@ -261,11 +261,13 @@ async def answers(model: ServedModel, *instances: Mapping[str, Any]) -> list[Pre
     """What the version answers to these instances, by the path of a request."""
     decoded = model.decoder.decode(json.dumps({"instances": instances}).encode())
     deadline = Deadline.after(10)
-    rows = await model.fetch(decoded, deadline)
-    _, inputs = model.encode(decoded, rows, 0.0)
-    execution = await model.submit(inputs, deadline)
-    predictions, _ = model.outputs.read(execution.outputs)
-    return predictions
+    if model.source.plan.views:
+        rows = await model.fetch(decoded, deadline)
+        _, inputs = model.encode(decoded, rows, 0.0)
+    else:
+        inputs = model.encode_fields(decoded)
+    execution = await model.batcher.submit(inputs, deadline)
+    return model.outputs.read(execution.outputs).predictions
 
 
 def _floats(name: str, width: int) -> ValueInfoProto:

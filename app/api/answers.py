@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 import orjson
 
@@ -28,14 +29,16 @@ STATUS_OF: Mapping[str, int] = {
 }
 """HTTP status of each code of the error tree."""
 
+_NO_HEADERS: Mapping[bytes, bytes] = MappingProxyType({})
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+
+# Made for every request: a frozen dataclass takes 1 µs longer to make.
+class Reply(NamedTuple):
     """One HTTP answer. Header names are lower case; the content length is added when it is sent."""
 
     status: int
     body: bytes
-    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+    headers: Mapping[bytes, bytes] = _NO_HEADERS
     content_type: bytes = b"application/json"
 
 

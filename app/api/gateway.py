@@ -1,6 +1,5 @@
 """The ASGI application: takes the hot operations itself and passes the rest to FastAPI."""
 
-import asyncio
 import re
 import time
 from collections.abc import Mapping
@@ -12,8 +11,9 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.admit import Doorkeeper
 from app.api.answers import Reply, refusal
+from app.api.body import BodyReader
 from app.api.predictions import PredictOperation, new_request_id, predicted_model
-from app.errors import DeadlineExceeded, NotFound, RequestError
+from app.errors import NotFound, RequestError
 from app.telemetry.metrics import Metrics
 
 # A client that drips its body must not keep a connection and a task for ever.
@@ -31,6 +31,7 @@ class Gateway:
         self._predict = predict
         self._rest = rest
         self._metrics = metrics
+        self._bodies = BodyReader(doorkeeper.max_body_bytes, _MAX_BODY_S)
 
     def lifespan(self) -> AbstractAsyncContextManager[Any]:
         """What an ASGI server's lifespan protocol would open: the models, ready to answer."""
@@ -53,7 +54,7 @@ class Gateway:
             refused = refusal(NotFound("predict takes POST"), new_request_id(), scope["path"])
             await _send(Reply(405, refused.body, {b"allow": b"POST"}), headers, send)
         else:
-            body = await self._read_in_time(receive)
+            body = await self._bodies.read(receive)
             if body is None:
                 return
             if isinstance(body, RequestError):
@@ -61,29 +62,6 @@ class Gateway:
                 return
             reply = await self._predict(model, headers, body, received_s)
             await _send(reply, headers, send)
-
-    async def _read_in_time(self, receive: Receive) -> bytes | RequestError | None:
-        try:
-            async with asyncio.timeout(_MAX_BODY_S):
-                return await self._read(receive)
-        except TimeoutError:
-            return DeadlineExceeded(f"body: not complete within {_MAX_BODY_S} s")
-
-    async def _read(self, receive: Receive) -> bytes | RequestError | None:
-        """The whole body; a refusal as soon as it is over the limit, however it is framed; None
-        when the client left before it was complete."""
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self._doorkeeper.max_body_bytes:
-                return self._doorkeeper.too_large()
-            if not message.get("more_body", False):
-                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _refuse(
         self, error: RequestError, scope: Scope, headers: Mapping[bytes, bytes], send: Send
@@ -98,15 +76,14 @@ class Gateway:
 async def _send(
     reply: Reply, request_headers: Mapping[bytes, bytes], send: Send, *extra: tuple[bytes, bytes]
 ) -> None:
-    headers: list[tuple[bytes, bytes]] = [
+    headers = [
         (b"content-type", reply.content_type),
-        (b"content-length", str(len(reply.body)).encode()),
+        (b"content-length", b"%d" % len(reply.body)),
         *reply.headers.items(),
         *extra,
     ]
     client_id = request_headers.get(b"x-request-id")
     if client_id is not None and _CLIENT_ID.fullmatch(client_id):
         headers.append((b"x-request-id", client_id))
-    start: dict[str, Any] = {"type": "http.response.start", "status": reply.status}
-    await send(start | {"headers": headers})
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})

@@ -27,9 +27,10 @@ _ANSWER = {
                 "type": "object",
                 "properties": {
                     "feature_view": {"type": "string"},
+                    "output": {"type": "string"},
                     "status": {
                         "type": "string",
-                        "enum": ["NOT_FOUND", "OUTSIDE_MAX_AGE", "UNAVAILABLE"],
+                        "enum": ["NOT_FOUND", "OUTSIDE_MAX_AGE", "UNAVAILABLE", "NOT_FINITE"],
                     },
                     "instances": {"type": "array", "items": {"type": "integer"}},
                 },
@@ -96,7 +97,14 @@ def _operation(model: ServedModel, components: dict[str, Any]) -> dict[str, Any]
                     "required": False,
                     "schema": {"type": "integer", "minimum": 1},
                     "description": "Answer by then or not at all; capped by model.yaml.",
-                }
+                },
+                {
+                    "name": "Request-Priority",
+                    "in": "header",
+                    "required": False,
+                    "schema": {"type": "string", "enum": ["live", "bulk"]},
+                    "description": "`bulk` can wait while others are in a hurry.",
+                },
             ],
             "requestBody": {
                 "required": True,

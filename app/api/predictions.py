@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from app.api.answers import Reply, as_request_error, refusal
+from app.batching.priority import Priority
 from app.clock import as_rfc3339
 from app.contract import Limits
 from app.deadline import Deadline
 from app.errors import InvalidInput
-from app.features.source import ValueStatus
-from app.predictor import Answer, Predictor
-from app.served_model import ServedModel
-from app.telemetry.metrics import STAGES, Metrics
+from app.features.source import FeatureRows, ValueStatus
+from app.predictor import Answer, DegradedReason, NotFiniteOutput, Predictor
+from app.telemetry.metrics import Metrics
 
 _PREDICT_PATH = re.compile(r"/v1/models/([^/:]+):predict")
 
@@ -58,29 +59,28 @@ class PredictOperation:
         try:
             model = self._predictor.champion(name)
             deadline = _deadline(headers, model.contract.limits, received_s)
+            priority = _priority(headers)
             instances = model.decoder.decode(body)
             deadline.check()
             parsed_s = time.monotonic()
-            answer = await self._predictor.predict(model, instances, deadline)
+            answer = await self._predictor.predict(model, instances, deadline, priority)
             reply = Reply(200, _body(answer, request_id, instances.verbose))
             deadline.check()
         except Exception as exc:
             error = as_request_error(exc, request_id)
             self._metrics.requests.labels(self._predictor.label(name), error.code).inc()
             return refusal(error, request_id, "/v1/")
-        self._observe(
-            model, (received_s, parsed_s, answer.encoded_s, answer.started_s), answer.finished_s
+        model.recorder.answered(
+            (
+                received_s,
+                parsed_s,
+                answer.encoded_s,
+                answer.started_s,
+                answer.finished_s,
+                time.monotonic(),
+            )
         )
         return reply
-
-    def _observe(self, model: ServedModel, starts_s: tuple[float, ...], finished_s: float) -> None:
-        answered_s = time.monotonic()
-        instants_s = (*starts_s, finished_s, answered_s)
-        name = model.id.model
-        for stage, start_s, end_s in zip(STAGES, instants_s, instants_s[1:], strict=False):
-            self._metrics.stage_duration.labels(name, stage).observe(end_s - start_s)
-        self._metrics.request_duration.labels(name).observe(answered_s - starts_s[0])
-        self._metrics.requests.labels(name, "ok").inc()
 
 
 def _deadline(headers: Mapping[bytes, bytes], limits: Limits, received_s: float) -> Deadline:
@@ -97,6 +97,16 @@ def _deadline(headers: Mapping[bytes, bytes], limits: Limits, received_s: float)
     return Deadline(received_s + min(timeout_ms, limits.max_timeout_ms) / 1000)
 
 
+def _priority(headers: Mapping[bytes, bytes]) -> Priority:
+    """Bulk is what can wait while others are in a hurry."""
+    given = headers.get(b"request-priority")
+    if given is None or given == b"live":
+        return Priority.LIVE
+    if given == b"bulk":
+        return Priority.BULK
+    raise InvalidInput("Request-Priority: live or bulk", field="Request-Priority")
+
+
 def _body(answer: Answer, request_id: str, verbose: bool) -> bytes:
     document: dict[str, Any] = {
         "predictions": answer.predictions,
@@ -105,45 +115,53 @@ def _body(answer: Answer, request_id: str, verbose: bool) -> bytes:
         "request_id": request_id,
         "route": "champion",
         "degraded": bool(answer.degraded),
-        "degraded_reasons": [
-            {
-                "feature_view": reason.feature_view,
-                "status": reason.status.name,
-                "instances": reason.instances,
-            }
-            for reason in answer.degraded
-        ],
+        "degraded_reasons": [_reason(reason) for reason in answer.degraded],
     }
     if verbose:
         document["features"] = _features(answer)
     return orjson.dumps(document)
 
 
+def _reason(reason: DegradedReason | NotFiniteOutput) -> dict[str, Any]:
+    if isinstance(reason, NotFiniteOutput):
+        return {"output": reason.output, "status": "NOT_FINITE", "instances": reason.instances}
+    return {
+        "feature_view": reason.feature_view,
+        "status": reason.status.name,
+        "instances": reason.instances,
+    }
+
+
 def _features(answer: Answer) -> list[dict[str, Any]]:
     """For each instance: `view:feature` → value, status, event time and age by feature time, and
     what the model got where that was not the value."""
-    plan = answer.rows.plan
+    if answer.features is None:
+        return [{} for _ in answer.predictions]
+    rows, filled = answer.features.rows, answer.features.filled
+    ages_s = answer.features.now_s - rows.event_time_s
+    plan = rows.plan
     views = [index for index, view in enumerate(plan.views) for _ in view.features]
     features = [
         {
-            name: _feature(answer, row, position, views[position])
+            name: _feature(rows, ages_s, row, position, views[position])
             for position, name in enumerate(plan.references)
         }
         for row in range(len(answer.predictions))
     ]
-    for substitute in answer.filled.substitutes:
+    for substitute in filled.substitutes:
         for feature, row in np.argwhere(substitute.mask).tolist():
             position = substitute.positions[feature]
-            value = _shown(answer.filled.columns[position][row])
+            value = _shown(filled.columns[position][row])
             name = plan.references[position]
             features[row][name]["substitute"] = {"by": substitute.by, "value": value}
     return features
 
 
-def _feature(answer: Answer, row: int, position: int, view: int) -> dict[str, Any]:
-    rows = answer.rows
+def _feature(
+    rows: FeatureRows, ages_s: NDArray[np.float64], row: int, position: int, view: int
+) -> dict[str, Any]:
     value = rows.columns[position][row]
-    age_s = answer.ages_s[row, view]
+    age_s = ages_s[row, view]
     known = not np.isnan(age_s)
     return {
         "value": _shown(value),

@@ -244,7 +244,7 @@ def _offline(
     inputs = encoder.encode({**fields, **columns}, len(requests))
     outputs = OutputReader(contract.outputs, contract.decision, signature_of(manifest))
     model = model_dir / str(manifest.version) / MODEL_FILE
-    return outputs.read(asyncio.run(_executed(contract, manifest, model, inputs)))[0]
+    return outputs.read(asyncio.run(_executed(contract, manifest, model, inputs))).predictions
 
 
 def _as_rows(plan: FeaturePlan, features: Mapping[str, NDArray[Any]], rows: int) -> FeatureRows:

@@ -1,8 +1,10 @@
 """Turns columns of values into the model's input tensors: the one implementation that training and
 serving share."""
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +19,9 @@ ValueColumn: TypeAlias = Sequence[Any] | NDArray[Any]
 
 Categories: TypeAlias = Mapping[str, Mapping[str, float]]
 """For each source that is encoded `as: category`, the number that stands for each category."""
+
+_Transform: TypeAlias = Callable[[Any], Any]
+"""What the model gets for one value."""
 
 
 class StoredMisfit(Exception):
@@ -39,6 +44,13 @@ class Encoder:
         self._categories = categories
         self.sources = frozenset(column.source for spec in inputs for column in spec.columns)
         """The features and fields that the columns are made of."""
+
+    def for_rows(self, order: Sequence[str]) -> "RowEncoder | None":
+        """The same for rows, as values in this order of sources; None where a tensor has others
+        than floating-point numbers."""
+        if any(spec.dtype not in _FLOATS for spec in self._inputs):
+            return None
+        return RowEncoder(self._inputs, self._categories, order)
 
     def encode(self, columns: Mapping[str, ValueColumn], rows: int) -> Tensors:
         """Input tensors of shape `[rows, columns]`, by name. `columns` holds every source.
@@ -81,38 +93,99 @@ class Encoder:
         return InvalidInput(f"{field}: {text}", field=field)
 
     def _transformed(self, column: Column, values: ValueColumn) -> ValueColumn:
-        if column.transform == "category":
-            return _categories(values, self._categories[column.source])
-        return _TRANSFORMS[column.transform](values)
+        if column.transform == "number" and _is_plain(values):
+            return values
+        transform = _transform(column, self._categories)
+        return [transform(value) for value in values]
 
 
-def _numbers(values: ValueColumn) -> ValueColumn:
-    if isinstance(values, np.ndarray) and values.dtype != object:
+class RowEncoder:
+    """Encodes rows by `struct`, which writes the numbers that numpy would write, bit for bit, in a
+    tenth of the time that lists of 32 columns take, and less for a single row."""
+
+    def __init__(
+        self, inputs: Sequence[InputTensor], categories: Categories, order: Sequence[str]
+    ) -> None:
+        self._tensors = [_RowTensor(spec, categories, order) for spec in inputs]
+
+    def encode(self, rows: Sequence[Sequence[Any]]) -> Tensors | None:
+        """Input tensors of shape `[rows, columns]`, by name, read-only; None where a value is no
+        number or none that its tensor can hold: `Encoder` then says what becomes of it."""
+        try:
+            return {tensor.name: tensor.encode(rows) for tensor in self._tensors}
+        except (struct.error, OverflowError, TypeError):
+            return None
+
+
+class _RowTensor:
+    def __init__(self, spec: InputTensor, categories: Categories, order: Sequence[str]) -> None:
+        self.name = spec.tensor
+        self._dtype = np.dtype(spec.dtype)
+        self._width = len(spec.columns)
+        self._pack = struct.Struct(f"={self._width}{_FLOATS[spec.dtype]}").pack
+        places = [order.index(column.source) for column in spec.columns]
+        self._in_order = places == list(range(len(order)))
+        self._pick = itemgetter(*places) if len(places) > 1 else _only(places[0])
+        self._transforms = [
+            (index, _transform(column, categories))
+            for index, column in enumerate(spec.columns)
+            if column.transform != "number"
+        ]
+
+    def encode(self, rows: Sequence[Sequence[Any]]) -> NDArray[Any]:
+        if not self._in_order:
+            rows = [self._pick(row) for row in rows]
+        if self._transforms:
+            rows = [self._transformed(row) for row in rows]
+        packed = b"".join([self._pack(*row) for row in rows])
+        return np.ndarray((len(rows), self._width), self._dtype, packed)
+
+    def _transformed(self, row: Sequence[Any]) -> Sequence[Any]:
+        values = list(row)
+        for index, transform in self._transforms:
+            values[index] = transform(values[index])
         return values
-    return [np.nan if value is None else value for value in values]
 
 
-def _categories(values: ValueColumn, known: Mapping[str, float]) -> ValueColumn:
-    return [known.get(value, np.nan) for value in values]
+def _only(place: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    return lambda row: (row[place],)
 
 
-def _minutes_of_day(values: Sequence[datetime | None]) -> ValueColumn:
+def _is_plain(values: ValueColumn) -> bool:
+    return isinstance(values, np.ndarray) and values.dtype != object
+
+
+def _transform(column: Column, categories: Categories) -> _Transform:
+    if column.transform == "category":
+        known = categories[column.source]
+        return lambda value: known.get(value, np.nan)
+    return _TRANSFORMS[column.transform]
+
+
+def _number(value: Any) -> Any:
+    return np.nan if value is None else value
+
+
+def _minute_of_day(value: datetime | None) -> float:
     """0 to 1439, on the clock of the place that the timestamp's own offset names."""
-    return [np.nan if value is None else value.hour * 60 + value.minute for value in values]
+    return np.nan if value is None else value.hour * 60 + value.minute
 
 
-def _days_of_week(values: Sequence[datetime | None]) -> ValueColumn:
+def _day_of_week(value: datetime | None) -> float:
     """Monday is 0, in the timestamp's own offset."""
-    return [np.nan if value is None else value.weekday() for value in values]
+    return np.nan if value is None else value.weekday()
 
 
-def _texts(values: ValueColumn) -> ValueColumn:
-    return ["" if value is None else value for value in values]
+def _text(value: Any) -> Any:
+    return "" if value is None else value
 
 
-_TRANSFORMS: Mapping[str, Callable[[Any], ValueColumn]] = {
-    "number": _numbers,
-    "minute_of_day": _minutes_of_day,
-    "day_of_week": _days_of_week,
-    "text": _texts,
+_TRANSFORMS: Mapping[str, _Transform] = {
+    "number": _number,
+    "minute_of_day": _minute_of_day,
+    "day_of_week": _day_of_week,
+    "text": _text,
 }
+
+_FLOATS = {"float32": "f", "float64": "d"}
+"""The sign of each floating-point type in `struct`."""

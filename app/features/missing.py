@@ -30,7 +30,7 @@ class Substitutes:
     mask: NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for every request, like `Instances`
 class FilledRows:
     """Features as the model gets them: `columns` as those of the `FeatureRows` that they were made
     from, which still hold what the store said, but for the substitutes."""

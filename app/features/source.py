@@ -34,7 +34,7 @@ class ValueStatus(IntEnum):
     """The store did not answer in time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for every request: a frozen one takes 1 µs longer to make
 class FeatureRows:
     """Features of `n` rows, in the order of `plan.references` and of the rows asked for.
 

@@ -158,10 +158,10 @@ async def run_golden(
 ) -> None:
     """Execute the golden rows. Raises `InvalidModel` unless they come out as training said."""
     try:
-        predictions, _ = outputs.read(await backend.execute(rows, Deadline.after(within_s)))
+        read = outputs.read(await backend.execute(rows, Deadline.after(within_s)))
     except (BackendError, DeadlineExceeded) as exc:
         raise InvalidModel(f"{what}: golden rows: {exc}") from exc
-    check_golden(predictions, golden, what=what)
+    check_golden(read.predictions, golden, what=what)
 
 
 def check_golden(predictions: Sequence[Mapping[str, Any]], golden: Golden, *, what: str) -> None:

@@ -90,6 +90,7 @@ async def load_current(
         open_source(plan) if plan.views else StaticSource(plan),
         MissingValues(contract.features, plan, manifest.training.means),
         encoder,
+        encoder.for_rows((*decoder.required, *plan.references)),
         batcher,
         outputs,
         PredictionRecorder(

@@ -1,24 +1,24 @@
 """Every metric of the service, declared once."""
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
     start_http_server,
 )
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from app.telemetry.histogram import Histogram
 
 # A series more for each counter, which nobody reads. The function ships without types.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -51,6 +51,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._kept_back = _KeptBack(self.registry)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry, platform=platform)
         GCCollector(registry=self.registry)
@@ -138,6 +139,12 @@ class Metrics:
             ["model", "feature_view", "status"],
             registry=self.registry,
         )
+        self.not_finite_values = Counter(
+            "hikyaku_not_finite_values",
+            "Values of an output that were no finite number, refused or answered as null.",
+            ["model", "output"],
+            registry=self.registry,
+        )
         self.feature_values = Counter(
             "hikyaku_feature_values",
             "Stored values read, by what was known about them.",
@@ -193,9 +200,29 @@ class Metrics:
             registry=self.registry,
         )
 
+    def before_reading(self, record: Callable[[], None]) -> None:
+        """Call `record` before metrics are read: it records what was kept back until then."""
+        self._kept_back.records.append(record)
+
     def render(self) -> bytes:
         """The exposition format, for a scrape."""
         return generate_latest(self.registry)
+
+
+class _KeptBack(Collector):
+    """The first on the registry, so that what it has recorded is what the others tell."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.records: list[Callable[[], None]] = []
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        for record in self.records:
+            record()
+        return ()
 
 
 class PushMetrics:
@@ -259,24 +286,3 @@ class PushMetrics:
             server.shutdown()
             server.server_close()
             thread.join()
-
-
-# Below this many values one by one is cheaper than binning them with numpy.
-_FEW = 16
-
-
-def observe_all(histogram: Any, values: NDArray[np.float64]) -> None:
-    """Observe many values at once on a histogram child; NaN is no value.
-
-    prometheus_client has no public call for it; a test holds this against repeated `observe`.
-    """
-    if len(values) < _FEW:
-        for value in values.tolist():
-            if value == value:
-                histogram.observe(value)
-        return
-    known = values[~np.isnan(values)]
-    counts = np.bincount(np.searchsorted(histogram._upper_bounds, known, side="left"))
-    for position in np.flatnonzero(counts).tolist():
-        histogram._buckets[position].inc(float(counts[position]))
-    histogram._sum.inc(float(known.sum()))

@@ -7,11 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter
 
-from app.telemetry.metrics import Metrics, observe_all
+from app.telemetry.metrics import STAGES, Metrics
+
+# Of so many requests and predictions together each costs hardly more than to remember it.
+_AT_ONCE = 256
 
 
 class PredictionRecorder:
-    """Records a request at a time.
+    """Records some requests at a time, and the last ones before the metrics are read.
 
     `views` are the feature views of the version, `view_of_feature` says for each feature which of
     them it is of, `statuses` are the names of the value statuses, in the order of their numbers.
@@ -42,7 +45,15 @@ class PredictionRecorder:
         self._predictions = {
             name: metrics.prediction.labels(model, "champion", name) for name in outputs
         }
+        self._answered = metrics.requests.labels(model, "ok")
+        self._duration = metrics.request_duration.labels(model)
+        self._stages = [metrics.stage_duration.labels(model, stage) for stage in STAGES]
         self._ages = [metrics.feature_age.labels(model, view) for view in views]
+        self._outputs: dict[str, list[float]] = {name: [] for name in outputs}
+        self._instants_s: list[tuple[float, ...]] = []
+        self._reads: list[tuple[NDArray[np.uint8], NDArray[np.float64], float]] = []
+        self._kept_back = 0
+        metrics.before_reading(self._record)
         self._now_s = now_s
         self._max_ahead_s = max_ahead_s
         self._newest_s = np.full(len(views), np.nan)
@@ -50,22 +61,30 @@ class PredictionRecorder:
             age = metrics.feature_newest_age.labels(model, view)
             age.set_function(partial(self._newest_age_s, index))
 
-    def record(
-        self,
-        status: NDArray[np.uint8],
-        ages_s: NDArray[np.float64],
-        distributions: Mapping[str, NDArray[np.float64]],
-    ) -> None:
-        """`status` `[rows, features]`, `ages_s` `[rows, views]` with NaN where nothing is stored,
-        `distributions` a value a row for each output."""
+    def answered(self, instants_s: tuple[float, ...]) -> None:
+        """A request was answered; `instants_s` are the beginnings of its stages and its end."""
+        self._instants_s.append(instants_s)
+
+    def predicted(self, distributions: Mapping[str, Sequence[float]]) -> None:
+        """`distributions`: the values of each output."""
         for output, values in distributions.items():
-            observe_all(self._predictions[output], values)
-        for child, ages in zip(self._ages, ages_s.T, strict=True):
-            observe_all(child, ages)
-        self._remember_newest(ages_s)
-        codes = np.bincount((status + self._first_code).ravel())
-        for code in np.flatnonzero(codes).tolist():
-            self._counter(code).inc(float(codes[code]))
+            self._outputs[output] += values
+            self._kept_back += len(values)
+        self._kept_back += 1
+        if self._kept_back >= _AT_ONCE:
+            self._record()
+
+    def not_finite(self, rows: Mapping[str, Sequence[int]]) -> None:
+        """In these rows of an output, by its name, the model returned no finite number."""
+        for output, of_output in rows.items():
+            self._metrics.not_finite_values.labels(self._model, output).inc(len(of_output))
+
+    def read(
+        self, status: NDArray[np.uint8], event_time_s: NDArray[np.float64], now_s: float
+    ) -> None:
+        """Stored features, of which nothing may change later: `status` `[rows, features]`,
+        `event_time_s` `[rows, views]` with NaN where nothing is stored, at a feature time."""
+        self._reads.append((status, event_time_s, now_s))
 
     def degraded(self, view: str, status: str) -> None:
         """This request rests on values of the view that are missing or too old."""
@@ -80,6 +99,34 @@ class PredictionRecorder:
                     self._model, self._views[view], policy
                 )
             self._substitutes[view, policy].inc(float(values[view]))
+
+    def _record(self) -> None:
+        self._kept_back = 0
+        for output, values in self._outputs.items():
+            self._predictions[output].observe_all(values)
+            values.clear()
+        if self._instants_s:
+            self._record_durations(np.array(self._instants_s))
+            self._instants_s.clear()
+        if self._reads:
+            status = np.concatenate([status for status, _, _ in self._reads])
+            ages_s = [now_s - event_time_s for _, event_time_s, now_s in self._reads]
+            self._record_reads(status, np.concatenate(ages_s))
+            self._reads.clear()
+
+    def _record_durations(self, instants_s: NDArray[np.float64]) -> None:
+        for stage, durations_s in zip(self._stages, np.diff(instants_s).T, strict=True):
+            stage.observe_all(durations_s)
+        self._duration.observe_all(instants_s[:, -1] - instants_s[:, 0])
+        self._answered.inc(len(instants_s))
+
+    def _record_reads(self, status: NDArray[np.uint8], ages_s: NDArray[np.float64]) -> None:
+        for series, ages in zip(self._ages, ages_s.T, strict=True):
+            series.observe_all(ages)
+        self._remember_newest(ages_s)
+        codes = np.bincount((status + self._first_code).ravel())
+        for code in np.flatnonzero(codes).tolist():
+            self._counter(code).inc(float(codes[code]))
 
     def _remember_newest(self, ages_s: NDArray[np.float64]) -> None:
         # fmin and fmax know a number from NaN, without a warning where all are NaN.

@@ -199,6 +199,12 @@ def batching() -> list[Json]:
             about="Of the first row of each batch.",
         ),
         graph(
+            "Outputs that are no finite number",
+            [(total("model, output", "hikyaku_not_finite_values_total"), "{{model}} {{output}}")],
+            "ops",
+            about="Refused, or answered as null where model.yaml says `when_not_finite: null`.",
+        ),
+        graph(
             "Executions that fail or repeat",
             [
                 (total("model, outcome", "hikyaku_failed_executions_total"), "{{outcome}}"),

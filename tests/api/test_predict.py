@@ -479,3 +479,62 @@ async def test_a_key_that_goes_on_and_on_does_not_come_back(serve: Serve) -> Non
         )
     assert refused.status_code == 400
     assert len(refused.content) < 1000
+
+
+HUGE = {"a": 3e38, "b": 3e38}  # a + 2 b is beyond float32
+
+
+class TestNotFinite:
+    SEEN = 'hikyaku_not_finite_values_total{model="regression",output="value"} 1.0'
+
+    async def test_it_is_refused_by_output_and_instance(self, serve: Serve) -> None:
+        async with serve("regression") as client:
+            refused = await client.post(
+                "/v1/models/regression:predict", json={"instances": [PAIRS[0], HUGE]}
+            )
+            metrics = (await client.get("/metrics")).text
+        assert refused.status_code == 500
+        error = refused.json()["error"]
+        assert (error["code"], error["retryable"]) == ("backend_error", False)
+        assert "'value' of instances[1]" in error["message"]
+        assert self.SEEN in metrics
+
+    async def test_a_contract_may_answer_null_for_that_instance_alone(self, serve: Serve) -> None:
+        outputs = {"value": {"tensor": "y", "when_not_finite": None}}
+        async with serve("regression", outputs=outputs) as client:
+            answer = await predict(client, "regression", PAIRS[0], HUGE, PAIRS[1])
+            metrics = (await client.get("/metrics")).text
+        assert answer["predictions"] == [
+            {"value": regression(**PAIRS[0]), "decision": False},
+            {"value": None, "decision": None},
+            {"value": regression(**PAIRS[1]), "decision": False},
+        ]
+        assert answer["degraded"] is True
+        assert answer["degraded_reasons"] == [
+            {"output": "value", "status": "NOT_FINITE", "instances": [1]}
+        ]
+        assert self.SEEN in metrics
+
+    async def test_it_harms_nobody_who_shares_the_execution(self, serve: Serve) -> None:
+        async with serve("regression") as client:
+            url = "/v1/models/regression:predict"
+            answers = await asyncio.gather(
+                *(
+                    client.post(url, json={"instances": [HUGE if n == 5 else PAIRS[0]]})
+                    for n in range(10)
+                )
+            )
+        assert [answer.status_code for answer in answers] == [200] * 5 + [500] + [200] * 4
+
+
+@pytest.mark.parametrize(("priority", "status"), [("bulk", 200), ("live", 200), ("high", 400)])
+async def test_a_caller_may_say_that_it_can_wait(serve: Serve, priority: str, status: int) -> None:
+    async with serve("binary") as client:
+        response = await client.post(
+            "/v1/models/binary:predict",
+            json={"instances": PAIRS},
+            headers={"Request-Priority": priority},
+        )
+    assert response.status_code == status
+    if status == 400:
+        assert response.json()["error"]["field"] == "Request-Priority"

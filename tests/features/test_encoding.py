@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.contract import Column, InputTensor
 from app.errors import HikyakuError
-from app.features.encoding import Encoder
+from app.features.encoding import Encoder, StoredMisfit
 
 CARRIERS = {"UA": 0.0, "AA": 1.0}
 
@@ -211,3 +211,80 @@ def test_the_order_of_rows_is_kept(rows: list[dict[str, Any]], random: Any) -> N
 def _encode_rows(rows: list[dict[str, Any]]) -> Mapping[str, NDArray[Any]]:
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     return ENCODER.encode(columns, len(rows))
+
+
+STORED = ("view:number", "view:other")
+ANY_NUMBER = (
+    st.floats(allow_nan=False)
+    | st.sampled_from([np.nan, -0.0, 3.4028235677973366e38, 1e300, 1e-46, 2**60 + 2**36 + 1])
+    | st.integers(-(2**63), 2**63)
+    | st.booleans()
+)
+MIXED_ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "number": ANY_NUMBER | st.none(),
+            "carrier": st.none() | st.sampled_from(["UA", "AA", "ZZ"]),
+            "at": st.none() | INSTANTS,
+            **dict.fromkeys(STORED, st.floats(allow_nan=False) | st.just(np.nan)),
+        }
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@given(MIXED_ROWS)
+def test_rows_are_encoded_as_their_columns_are_bit_for_bit(
+    dtype: str, rows: list[dict[str, Any]]
+) -> None:
+    """Or not at all: what no row can hold is for the columns to name."""
+    columns = [
+        {"from": "carrier", "as": "category"},
+        STORED[1],
+        {"from": "at", "as": "minute_of_day"},
+        {"from": "at", "as": "day_of_week"},
+        "number",
+        STORED[0],
+    ]
+    tensors = [
+        {"tensor": "mixed", "dtype": dtype, "columns": columns},
+        {"tensor": "one", "dtype": dtype, "columns": ["number"]},
+    ]
+    encoder = Encoder([InputTensor.model_validate(spec) for spec in tensors], {"carrier": CARRIERS})
+    order = ("carrier", *STORED, "at", "number")
+    by_rows = encoder.for_rows(order)
+    assert by_rows is not None
+    fast = by_rows.encode([[row[name] for name in order] for row in rows])
+    by_source: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+    by_source |= {name: np.array(by_source[name], dtype=np.float64) for name in STORED}
+    try:
+        expected = encoder.encode(by_source, len(rows))
+    except (HikyakuError, StoredMisfit):
+        assert fast is None
+        return
+    if fast is None:
+        assert any(row["number"] is None for row in rows)
+        return
+    assert {name: tensor.dtype for name, tensor in fast.items()} == {
+        name: tensor.dtype for name, tensor in expected.items()
+    }
+    assert {name: (tensor.shape, tensor.tobytes()) for name, tensor in fast.items()} == {
+        name: (tensor.shape, tensor.tobytes()) for name, tensor in expected.items()
+    }
+
+
+def test_fields_in_the_order_of_the_tensor_are_encoded_as_they_are() -> None:
+    encoder = Encoder([InputTensor.model_validate({"tensor": "x", "columns": ["a", "b"]})], {})
+    by_rows = encoder.for_rows(("a", "b"))
+    assert by_rows is not None
+    tensors = by_rows.encode([(1, 0.1), (True, -2.5)])
+    assert tensors is not None
+    np.testing.assert_array_equal(tensors["x"], np.float32([[1, 0.1], [1, -2.5]]))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "str"])
+def test_rows_of_other_types_are_left_to_the_columns(dtype: str) -> None:
+    spec = InputTensor.model_validate({"tensor": "x", "dtype": dtype, "columns": ["a"]})
+    assert Encoder([spec], {}).for_rows(("a",)) is None
