@@ -131,8 +131,7 @@ class TritonProcess:
         assert self._process is not None
         self._signal(signal.SIGKILL)
         self._process.wait()
-        for region in _SHARED_MEMORY.glob(f"{self._region}*"):
-            region.unlink()
+        self._forget_shared_memory()
 
     def pause(self) -> None:
         """SIGSTOP: its TCP stays up, it says nothing. Not the processes of its models: their shared
@@ -164,6 +163,12 @@ class TritonProcess:
         if self.is_alive:
             self.kill()
         self._stack.close()
+        self._forget_shared_memory()
+
+    def _forget_shared_memory(self) -> None:
+        """Which a Triton leaves behind that had no time to."""
+        for region in _SHARED_MEMORY.glob(f"{self._region}*"):
+            region.unlink()
 
     def _signal(self, number: signal.Signals) -> None:
         """It leads a process group of its own, which its models' processes belong to."""
