@@ -93,8 +93,12 @@ class Predictor:
         instances: Instances,
         deadline: Deadline,
         priority: Priority = Priority.LIVE,
+        caller: str = "",
     ) -> Answer:
-        """Raises whatever refuses the request (app/errors.py); nothing is kept then."""
+        """`caller` is who asks, as far as is known: one whose rows keep failing is kept apart.
+
+        Raises whatever refuses the request (app/errors.py); nothing is kept then.
+        """
         features: ReadFeatures | None = None
         if model.source.plan.views:
             rows = await model.fetch(instances, deadline)
@@ -105,7 +109,7 @@ class Predictor:
             inputs = model.encode_fields(instances)
         deadline.check()
         encoded_s = time.monotonic()
-        execution = await model.batcher.submit(inputs, deadline, priority=priority)
+        execution = await model.batcher.submit(inputs, deadline, priority=priority, caller=caller)
         try:
             read = model.outputs.read(execution.outputs)
         except NotFinite as exc:

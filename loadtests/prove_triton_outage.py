@@ -27,9 +27,8 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import numpy as np
 
 from app.backends import open_backend
-from app.backends.backend import Backend
+from app.backends.backend import Backend, Event
 from app.backends.failover import FailoverBackend
-from app.backends.triton import TritonBackend
 from app.batching.batcher import DynamicBatcher
 from app.batching.policy import Greedy
 from app.contract import TritonOptions
@@ -111,10 +110,11 @@ async def prove(form: Form, failover: bool, protocol: Protocol, load: Load) -> R
         options = {"use": "triton", "protocol": protocol, "endpoints": [process.endpoint(protocol)]}
         if failover:
             options["failover"] = "onnx"
-        backend = await open_backend(TritonOptions.model_validate(options), model, SIGNATURE)
+        events: list[Event] = []
+        backend = await open_backend(
+            TritonOptions.model_validate(options), model, SIGNATURE, events.append
+        )
         stack.push_async_callback(backend.close)
-        triton = backend.primary if isinstance(backend, FailoverBackend) else backend
-        assert isinstance(triton, TritonBackend)
         times = await backend.warm_up({"x": np.ones((1, 2), np.float32)}, MAX_BATCH_ROWS)
         batcher = await stack.enter_async_context(
             DynamicBatcher(
@@ -138,7 +138,7 @@ async def prove(form: Form, failover: bool, protocol: Protocol, load: Load) -> R
         asking.cancel()
         ledger = await asking
         report = _report(form, failover, protocol, ledger, down_s, good_s)
-        report.retries = triton.retries
+        report.retries = events.count("sent_again")
     _judge(report, ledger, down_s, good_s)
     return report
 

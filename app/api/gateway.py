@@ -60,7 +60,7 @@ class Gateway:
             if isinstance(body, RequestError):
                 await self._refuse(body, scope, headers, send)
                 return
-            reply = await self._predict(model, headers, body, received_s)
+            reply = await self._predict(model, headers, body, received_s, peer)
             await _send(reply, headers, send)
 
     async def _refuse(

@@ -49,21 +49,28 @@ class PredictOperation:
         return self._predictor.label(name)
 
     async def __call__(
-        self, name: str, headers: Mapping[bytes, bytes], body: bytes, received_s: float
+        self,
+        name: str,
+        headers: Mapping[bytes, bytes],
+        body: bytes,
+        received_s: float,
+        peer: str = "",
     ) -> Reply:
         """Never raises but for cancellation: whatever goes wrong is a reply with a code.
 
-        `received_s` is the monotonic instant of the request's arrival.
+        `received_s` is the monotonic instant of the request's arrival, `peer` the address that it
+        came from.
         """
         request_id = new_request_id()
         try:
             model = self._predictor.champion(name)
             deadline = _deadline(headers, model.contract.limits, received_s)
             priority = _priority(headers)
+            model.batcher.admit(1, deadline, priority)  # what is in vain need not be decoded
             instances = model.decoder.decode(body)
             deadline.check()
             parsed_s = time.monotonic()
-            answer = await self._predictor.predict(model, instances, deadline, priority)
+            answer = await self._predictor.predict(model, instances, deadline, priority, peer)
             reply = Reply(200, _body(answer, request_id, instances.verbose))
             deadline.check()
         except Exception as exc:

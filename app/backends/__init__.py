@@ -3,7 +3,7 @@
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from app.backends.backend import Backend
+from app.backends.backend import Backend, Tell, tell_nobody
 from app.backends.echo import EchoBackend
 from app.backends.failover import FailoverBackend
 from app.backends.isolated import open_isolated
@@ -13,24 +13,29 @@ from app.errors import ConfigurationError, InvalidModel
 from app.tensors import Signature
 
 
-async def open_backend(options: BackendOptions, model: Path, signature: Signature) -> Backend:
+async def open_backend(
+    options: BackendOptions, model: Path, signature: Signature, tell: Tell = tell_nobody
+) -> Backend:
     """Open the model file with the backend that model.yaml names.
 
-    `signature` names the outputs that are wanted. Raises `InvalidModel` when the backend cannot
-    load the file, `ConfigurationError` when what it needs is not installed.
+    `signature` names the outputs that are wanted, `tell` is told what happens to it. Raises
+    `InvalidModel` when the backend cannot load the file, `ConfigurationError` when what it needs is
+    not installed.
     """
     if isinstance(options, TritonOptions):
-        return await _open_triton(options, model, signature)
+        return await _open_triton(options, model, signature, tell)
     if isinstance(options, OnnxOptions):
-        return await _open_onnx(options, model, signature)
+        return await _open_onnx(options, model, signature, tell)
     if options.isolated is not None:
-        return await open_isolated(options, options.isolated, model, signature)
+        return await open_isolated(options, options.isolated, model, signature, tell)
     return EchoBackend(signature)
 
 
-async def _open_onnx(options: OnnxOptions, model: Path, signature: Signature) -> Backend:
+async def _open_onnx(
+    options: OnnxOptions, model: Path, signature: Signature, tell: Tell
+) -> Backend:
     if options.isolated is not None:
-        return await open_isolated(options, options.isolated, model, signature)
+        return await open_isolated(options, options.isolated, model, signature, tell)
     # Here, because a process that executes elsewhere needs no ONNX Runtime.
     try:
         from app.backends.onnx_backend import open_onnx
@@ -40,18 +45,20 @@ async def _open_onnx(options: OnnxOptions, model: Path, signature: Signature) ->
         raise ConfigurationError(
             "onnxruntime is not installed: install hikyaku with the extra `cpu`, or `gpu` for CUDA"
         ) from exc
-    return await open_onnx(options, model, [spec.name for spec in signature.outputs])
+    return await open_onnx(options, model, [spec.name for spec in signature.outputs], tell)
 
 
-async def _open_triton(options: TritonOptions, model: Path, signature: Signature) -> Backend:
+async def _open_triton(
+    options: TritonOptions, model: Path, signature: Signature, tell: Tell
+) -> Backend:
     if options.failover is None:
-        return await open_triton(options, model, signature)
+        return await open_triton(options, model, signature, tell)
     async with AsyncExitStack() as opened:
-        local = await _open_onnx(options.failover, model, signature)
+        local = await _open_onnx(options.failover, model, signature, tell)
         opened.push_async_callback(local.close)
-        triton = await open_triton(options, model, local.signature)
+        triton = await open_triton(options, model, local.signature, tell)
         opened.push_async_callback(triton.close)
         if triton.signature != local.signature:
             raise InvalidModel(f"{model}: Triton's model has another signature than this file")
         opened.pop_all()
-        return FailoverBackend(triton, local)
+        return FailoverBackend(triton, local, tell)

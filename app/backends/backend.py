@@ -1,6 +1,7 @@
 """The port through which a batch is executed."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeAlias
 
 from app.backends.execution_times import ExecutionTimes
 from app.deadline import Deadline
@@ -10,6 +11,18 @@ from app.tensors import Signature, Tensors
 
 class BackendDied(BackendError):
     """What executed the rows died of it; they may be run once more, in smaller batches."""
+
+
+Event: TypeAlias = Literal["sent_again", "executed_locally", "process_ended", "loaded_again"]
+"""What an operator wants to know of a backend beside its executions: one of them went to Triton
+once more, was left to the local copy, a process of its own ended, or the model was loaded again for
+want of memory."""
+
+Tell: TypeAlias = Callable[[Event], None]
+
+
+def tell_nobody(event: Event) -> None:
+    """Where nobody counts."""
 
 
 class Backend(Protocol):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from app.backends.backend import Backend
+from app.backends.backend import Backend, Tell, tell_nobody
 from app.backends.execution_times import ExecutionTimes
 from app.backends.reference import Reference, reference_rows
 from app.deadline import Deadline
@@ -24,14 +24,14 @@ class FailoverBackend:
     the fallback says about the example.
     """
 
-    def __init__(self, primary: Backend, fallback: Backend) -> None:
+    def __init__(self, primary: Backend, fallback: Backend, tell: Tell = tell_nobody) -> None:
         self._primary = primary
         self._fallback = fallback
+        self._tell = tell
         self._room = asyncio.Semaphore(fallback.concurrency)
         self._arrival: asyncio.Task[None] | None = None
         self._verified = True
         self._on_fallback = False
-        self._fallback_executions = 0
 
     @property
     def signature(self) -> Signature:
@@ -42,18 +42,9 @@ class FailoverBackend:
         return self._primary.concurrency
 
     @property
-    def primary(self) -> Backend:
-        return self._primary
-
-    @property
     def on_fallback(self) -> bool:
         """Whether the last execution was left to the fallback."""
         return self._on_fallback
-
-    @property
-    def fallback_executions(self) -> int:
-        """Since the start."""
-        return self._fallback_executions
 
     async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
         if self._verified:
@@ -66,7 +57,7 @@ class FailoverBackend:
                 return outputs
         async with self._room:
             deadline.check()
-            self._fallback_executions += 1
+            self._tell("executed_locally")
             return await self._fallback.execute(inputs, deadline)
 
     async def warm_up(self, example: Tensors, max_rows: int) -> ExecutionTimes:

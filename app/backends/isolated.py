@@ -7,7 +7,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from app.backends.backend import BackendDied
+from app.backends.backend import BackendDied, Tell, tell_nobody
 from app.backends.execution_times import ExecutionTimes, warm_up_batches
 from app.backends.isolated_model import AHEAD, Execution, IsolatedModel, Opening
 from app.backends.isolated_wire import Run, TensorHeader, encoded
@@ -31,8 +31,9 @@ class IsolatedBackend:
     waits for a start until its deadline, but in a pause it is `ModelNotReady`.
     """
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, opening: Opening, tell: Tell = tell_nobody) -> None:
         self._opening = opening
+        self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._signature = opening.signature
         self._concurrency = 1
@@ -227,6 +228,7 @@ class IsolatedBackend:
         self._model = None
         self._failures += 1
         self._reason = why
+        self._tell("process_ended")
         log.error("an isolated process has ended", extra=self._named(model) | {"reason": why})
         self._replacement_due.set()
 
@@ -257,9 +259,13 @@ class IsolatedBackend:
 
 
 async def open_isolated(
-    options: EchoOptions | OnnxOptions, isolation: Isolation, model: Path, signature: Signature
+    options: EchoOptions | OnnxOptions,
+    isolation: Isolation,
+    model: Path,
+    signature: Signature,
+    tell: Tell = tell_nobody,
 ) -> IsolatedBackend:
     """Open the model in a process of its own. Raises `InvalidModel` with what that process says."""
-    backend = IsolatedBackend(Opening(options, isolation, model, signature))
+    backend = IsolatedBackend(Opening(options, isolation, model, signature), tell)
     await backend.start()
     return backend

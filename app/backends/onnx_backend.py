@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from app.backends.backend import Tell, tell_nobody
 from app.backends.execution_threads import ExecutionThreads
 from app.backends.execution_times import MAX_INLINE_S, ExecutionTimes, warm_up_batches
 from app.backends.onnx_session import CPU, WHOLE_RUN, OnnxRun, OnnxSession, OutOfMemory
@@ -34,8 +35,9 @@ class OnnxBackend:
     one in the event loop cannot be cancelled.
     """
 
-    def __init__(self, session: OnnxSession, options: OnnxOptions) -> None:
+    def __init__(self, session: OnnxSession, options: OnnxOptions, tell: Tell) -> None:
         self._session = session
+        self._tell = tell
         self._instances = options.instances
         self._threads = ExecutionThreads("onnx", options.instances)
         # A GPU tries several kernels for a new size before it keeps to one.
@@ -140,6 +142,7 @@ class OnnxBackend:
             return
         self._rebuild_from_s = now_s + _REBUILD_EVERY_S
         self._out_of_memory_in_a_row = 0
+        self._tell("loaded_again")
         log.warning("out of memory again: the model is loaded anew")
         try:
             await self._threads.call(self._session.rebuild, _let_it_end)
@@ -147,11 +150,13 @@ class OnnxBackend:
             raise ModelNotReady(f"out of memory, and loading it again failed: {exc}") from exc
 
 
-async def open_onnx(options: OnnxOptions, model: Path, outputs: Sequence[str]) -> OnnxBackend:
+async def open_onnx(
+    options: OnnxOptions, model: Path, outputs: Sequence[str], tell: Tell = tell_nobody
+) -> OnnxBackend:
     """Load an ONNX file that computes `outputs`. Raises `InvalidModel` when it cannot be loaded."""
     session = OnnxSession(options, model, outputs)
     log.info("model in ONNX Runtime", extra={"file": str(model), **session.describe()})
-    return OnnxBackend(session, options)
+    return OnnxBackend(session, options, tell)
 
 
 def _let_it_end() -> None:

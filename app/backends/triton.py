@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.backends.backend import Tell, tell_nobody
 from app.backends.execution_times import ExecutionTimes, warm_up_batches
 from app.backends.reference import Reference, reference_rows
 from app.backends.retry_budget import RetryBudget
@@ -30,15 +31,16 @@ class TritonBackend:
         signature: Signature,
         in_flight: int,
         changes: "Changes",
+        tell: Tell,
     ) -> None:
         self._endpoints = list(endpoints)
         self._signature = signature
         self._flat = {spec.name for spec in signature.outputs if not spec.shape}
         self._concurrency = len(self._endpoints) * in_flight
         self._changes = changes
+        self._tell = tell
         self._budget = RetryBudget()
         self._turn = 0
-        self._retries = 0
 
     @property
     def signature(self) -> Signature:
@@ -47,11 +49,6 @@ class TritonBackend:
     @property
     def concurrency(self) -> int:
         return self._concurrency
-
-    @property
-    def retries(self) -> int:
-        """Executions that were sent again, since the start."""
-        return self._retries
 
     async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors:
         """More rows than Triton takes at once go in parts, one after the other."""
@@ -73,7 +70,7 @@ class TritonBackend:
             except ModelNotReady:
                 if not self._up() or not self._budget.spend():
                     raise
-                self._retries += 1
+                self._tell("sent_again")
                 failed = endpoint
             finally:
                 if endpoint.keeps_failing:
@@ -169,7 +166,9 @@ class Changes:
         await asyncio.wait({self._next}, timeout=max(deadline.remaining_s(), 0))
 
 
-async def open_triton(options: TritonOptions, model: Path, signature: Signature) -> TritonBackend:
+async def open_triton(
+    options: TritonOptions, model: Path, signature: Signature, tell: Tell = tell_nobody
+) -> TritonBackend:
     """The version that `model` (`<repository>/<name>/<version>/model.onnx`) was published as,
     unless the options name another one. `signature` is what is wanted of it.
 
@@ -191,7 +190,7 @@ async def open_triton(options: TritonOptions, model: Path, signature: Signature)
     backend: TritonBackend | None = None
     try:
         found = await _found(options, endpoints, signature)
-        backend = TritonBackend(endpoints, found, options.in_flight, changes)
+        backend = TritonBackend(endpoints, found, options.in_flight, changes, tell)
     finally:
         if backend is None:
             await asyncio.gather(*(endpoint.close() for endpoint in endpoints))

@@ -58,7 +58,9 @@ async def load_current(
     plan = _verified_plan(version_dir, manifest, contract)
     check_columns(contract, plan, manifest.training)
 
-    backend = await open_backend(contract.backend, version_dir / MODEL_FILE, signature_of(manifest))
+    recorder = BatchRecorder(metrics, model_dir.name)
+    model = version_dir / MODEL_FILE
+    backend = await open_backend(contract.backend, model, signature_of(manifest), recorder.happened)
     stack.push_async_callback(backend.close)
     if backend.signature != signature_of(manifest):
         raise InvalidModel(f"{version_dir}: the model's signature is not the manifest's")
@@ -76,7 +78,7 @@ async def load_current(
         _policy(batching),
         sweep,
         times,
-        BatchRecorder(metrics, model_dir.name),
+        recorder,
         max_batch_rows=batching.max_batch_rows,
         max_queue_rows=batching.max_queue_rows,
         isolation_share=batching.isolation_share,

@@ -4,12 +4,13 @@ from app.telemetry.metrics import Metrics
 
 
 class BatchRecorder:
-    """The observer of one model's batcher."""
+    """The observer of one model's batcher and of its backend."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._rows = metrics.batch_rows.labels(model)
         self._execution = metrics.execution_duration.labels(model)
         self._delay = metrics.queue_delay.labels(model)
+        self._events = metrics.backend_events
         self._failed = metrics.failed_executions
         self._repeated = metrics.repeated_executions.labels(model)
         self._left = metrics.left_queue.labels(model)
@@ -25,6 +26,10 @@ class BatchRecorder:
     def failed(self, outcome: str) -> None:
         """An execution did not: `failed`, `died`, `not_executed` or `given_up`."""
         self._failed.labels(self._model, outcome).inc()
+
+    def happened(self, event: str) -> None:
+        """To the backend, beside its executions."""
+        self._events.labels(self._model, event).inc()
 
     def repeated(self) -> None:
         """An execution began that repeats rows of a failed batch."""

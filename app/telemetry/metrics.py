@@ -102,6 +102,12 @@ class Metrics:
             ["model", "outcome"],
             registry=self.registry,
         )
+        self.backend_events = Counter(
+            "hikyaku_backend_events",
+            "What happened to a model's backend beside its executions.",
+            ["model", "event"],
+            registry=self.registry,
+        )
         self.repeated_executions = Counter(
             "hikyaku_repeated_executions",
             "Executions of parts of a batch that failed, to find the rows that made it fail.",

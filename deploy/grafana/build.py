@@ -209,6 +209,7 @@ def batching() -> list[Json]:
             [
                 (total("model, outcome", "hikyaku_failed_executions_total"), "{{outcome}}"),
                 (total("model", "hikyaku_repeated_executions_total"), "repeated"),
+                (total("model, event", "hikyaku_backend_events_total"), "{{event}}"),
             ],
             "ops",
             about="A batch that fails is run again in parts, to find the row that makes it fail.",

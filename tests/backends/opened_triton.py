@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.backends.backend import Tell, tell_nobody
 from app.backends.triton import TritonBackend, open_triton
 from app.contract import TritonOptions
 from app.deadline import Deadline
@@ -23,12 +24,13 @@ async def opened(
     endpoints: Sequence[str],
     published: str = "regression/1",
     signature: Signature = SIGNATURE,
+    tell: Tell = tell_nobody,
     **options: Any,
 ) -> AsyncIterator[TritonBackend]:
     """As the model and version that it would have been published as."""
     path = Path("models", published, "model.onnx")
     options = {"use": "triton", "endpoints": tuple(endpoints), "start_timeout_s": 0} | options
-    backend = await open_triton(TritonOptions(**options), path, signature)
+    backend = await open_triton(TritonOptions(**options), path, signature, tell)
     try:
         yield backend
     finally:
