@@ -305,23 +305,16 @@ class DynamicBatcher:
                 if self._closing:
                     return []
                 await self._arrival()
-            await self._hold()
+            if self._policy.holds:
+                await self._hold()
             if self._waiting.rows and (batch := self._take_live_entries(slot)):
                 return batch
 
-    async def _arrival(self, timeout_s: float | None = None) -> None:
-        """Until rows arrive, or the batcher closes."""
-        loop = asyncio.get_running_loop()
-        arrival: asyncio.Future[None] = loop.create_future()
+    def _arrival(self) -> "asyncio.Future[None]":
+        """Done when rows arrive, or the batcher closes."""
+        arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle.append(arrival)
-        timer = None if timeout_s is None else loop.call_later(timeout_s, _done, arrival)
-        try:
-            await arrival
-        finally:
-            if timer is not None:
-                timer.cancel()
-            if arrival in self._idle:
-                self._idle.remove(arrival)
+        return arrival
 
     async def _hold(self) -> None:
         while self._waiting.rows and not self._closing:
@@ -329,7 +322,10 @@ class DynamicBatcher:
             hold_s = self._policy.hold_s(self._waiting.rows, oldest_wait_s)
             if hold_s <= 0:
                 return
-            await self._arrival(hold_s)
+            arrival = self._arrival()
+            timer = asyncio.get_running_loop().call_later(hold_s, _done, arrival)
+            await arrival
+            timer.cancel()
 
     def _take_live_entries(self, slot: _Slot) -> list[Entry]:
         """The next batch. While more wait than it takes, those that it would answer too late are
@@ -422,7 +418,7 @@ class DynamicBatcher:
         try:
             outputs = await self._backend.execute(
                 concatenate([entry.inputs for entry in batch]),
-                max((entry.deadline for entry in batch), key=_instant),
+                batch[0].deadline if len(batch) == 1 else _last_deadline(batch),
             )
             _check_rows(outputs, rows)
         except BackendError as exc:
@@ -519,8 +515,8 @@ def _fail(batch: Iterable[Entry], error: RequestError) -> None:
             entry.answer.set_exception(error)
 
 
-def _instant(deadline: Deadline) -> float:
-    return deadline.at_s
+def _last_deadline(batch: Iterable[Entry]) -> Deadline:
+    return max((entry.deadline for entry in batch), key=lambda deadline: deadline.at_s)
 
 
 def _done(arrival: "asyncio.Future[None]") -> None:

@@ -7,6 +7,11 @@ from typing import Protocol
 class BatchPolicy(Protocol):
     """Asked each time rows are waiting and an execution could start."""
 
+    @property
+    def holds(self) -> bool:
+        """Whether it ever does: who never holds is not asked."""
+        ...
+
     def hold_s(self, queued_rows: int, oldest_wait_s: float) -> float:
         """Seconds to go on waiting; 0 or less starts the batch now."""
         ...
@@ -18,6 +23,8 @@ class BatchPolicy(Protocol):
 
 class Greedy:
     """Start at once: batches come from load, out of the rows that arrived during an execution."""
+
+    holds = False
 
     def __init__(self, max_batch_rows: int) -> None:
         self._max_batch_rows = max_batch_rows
@@ -36,6 +43,8 @@ class Hold:
     Without preferred sizes that is `max_batch_rows`. epoll rounds up to 1 ms, so shorter holds
     cannot be kept.
     """
+
+    holds = True
 
     def __init__(
         self, hold_s: float, max_batch_rows: int, preferred_rows: Sequence[int] = ()

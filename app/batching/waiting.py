@@ -97,6 +97,8 @@ class WaitingRows:
 
     def __init__(self) -> None:
         self._flows = [_Flow(WEIGHTS[priority]) for priority in Priority for _ in (False, True)]
+        self._busy: list[_Flow] = []
+        """Those in which something waits."""
         self._level = 0.0
         self._alone = 0
         self.rows = 0
@@ -105,29 +107,27 @@ class WaitingRows:
     @property
     def shapes(self) -> set[Shapes]:
         """The different shapes that wait."""
-        return {shapes for flow in self._flows for shapes in flow.lanes}
+        return {shapes for flow in self._busy for shapes in flow.lanes}
 
     def put(self, entry: Entry) -> None:
         """Last among those of its kind."""
         flow = self._flow(entry)
         if not flow.rows:
             flow.served = max(flow.served, self._level)
+            self._busy.append(flow)
         flow.put(entry)
         self.rows += entry.rows
         self._alone += entry.alone
 
     def remove(self, entry: Entry) -> bool:
         """Take it out, wherever it stands; False when it is not waiting."""
-        if not self._flow(entry).remove(entry):
-            return False
-        self.rows -= entry.rows
-        self._alone -= entry.alone
-        return True
+        flow = self._flow(entry)
+        return flow.rows > 0 and self._removed(flow, entry)
 
     def oldest_s(self) -> float:
         """The instant since which the first has been waiting. Something must be waiting."""
         return min(
-            next(iter(lane)).enqueued_s for flow in self._flows for lane in flow.lanes.values()
+            next(iter(lane)).enqueued_s for flow in self._busy for lane in flow.lanes.values()
         )
 
     def ahead(self, priority: Priority, *, is_part: bool) -> int:
@@ -137,8 +137,8 @@ class WaitingRows:
         rows = own.rows
         if rows == self.rows:
             return rows
-        for flow in self._flows:
-            if flow.rows and flow is not own:
+        for flow in self._busy:
+            if flow is not own:
                 rows += min(flow.rows, (own.rows + 1) * flow.weight // own.weight)
         return rows
 
@@ -150,20 +150,20 @@ class WaitingRows:
         A batch has entries of equal shapes, or one by itself whose caller is kept alone or that is
         larger than `max_rows`. Something must be waiting.
         """
-        flow = self._next([flow for flow in self._flows if flow.rows])
+        flow = self._next(self._busy)
         lane = flow.oldest_lane()
-        shapes = next(iter(lane)).shapes
-        everything = flow.rows == self.rows and len(flow.lanes) == 1
-        if everything and flow.rows <= max_rows and len(lane) <= max_entries and not self._alone:
+        alike = len(self._busy) == len(flow.lanes) == 1 and not self._alone
+        if alike and self.rows <= max_rows and len(lane) <= max_entries:
             self.rows = 0
+            self._busy.clear()
             return flow.take_all(lane), []
-        return self._picked(shapes, max_rows, max_entries, ends_s)
+        return self._picked(next(iter(lane)).shapes, max_rows, max_entries, ends_s)
 
     def _picked(
         self, shapes: Shapes, max_rows: int, max_entries: int, ends_s: float
     ) -> tuple[list[Entry], list[Entry]]:
         """Entry by entry of the flow that got least, as long as they fit."""
-        flows = [flow for flow in self._flows if shapes in flow.lanes]
+        flows = [flow for flow in self._busy if shapes in flow.lanes]
         batch: list[Entry] = []
         late: list[Entry] = []
         rows = 0
@@ -174,9 +174,7 @@ class WaitingRows:
             in_time = entry.deadline.at_s > ends_s
             if in_time and batch and (rows + entry.rows > max_rows or entry.alone):
                 break
-            flow.remove(entry)
-            self.rows -= entry.rows
-            self._alone -= entry.alone
+            self._removed(flow, entry)
             if not lane:
                 flows.remove(flow)
             if not in_time:
@@ -191,10 +189,19 @@ class WaitingRows:
 
     def take_all(self) -> list[Entry]:
         """Everything that waits."""
-        entries = [e for flow in self._flows for lane in flow.lanes.values() for e in lane]
+        entries = [e for flow in self._busy for lane in flow.lanes.values() for e in lane]
         for entry in entries:
             self.remove(entry)
         return entries
+
+    def _removed(self, flow: _Flow, entry: Entry) -> bool:
+        if not flow.remove(entry):
+            return False
+        if not flow.rows:
+            self._busy.remove(flow)
+        self.rows -= entry.rows
+        self._alone -= entry.alone
+        return True
 
     def _next(self, flows: list[_Flow]) -> _Flow:
         flow = flows[0] if len(flows) == 1 else min(flows, key=lambda flow: flow.served)
