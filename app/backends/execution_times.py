@@ -10,6 +10,10 @@ from app.tensors import Tensors, row_count, take_rows
 # A thread hop costs about 90 µs; an execution longer than this would hold up every other caller.
 MAX_INLINE_S = 0.001
 _HOP_S = 0.0001
+# A busy machine takes longer than the warm-up did, and a batch must not leave the loop for that.
+_INLINE_SHARE = 0.7
+# What a batch costs beside its execution: turns of the event loop, joining and parting of rows.
+_BATCH_S = 0.00005
 # One pause of the machine must not be taken for the model's own pace.
 _MOST = 8.0
 _WEIGHT = 0.1
@@ -59,7 +63,8 @@ class ExecutionTimes:
         sizes = sorted({rows for rows in self._rows if rows <= max_rows} | {max_rows})
         if not self._in_loop:
             return self._cheapest(sizes)
-        best_inline = self._cheapest([r for r in sizes if self.predicted_s(r) <= MAX_INLINE_S])
+        most_s = _INLINE_SHARE * MAX_INLINE_S
+        best_inline = self._cheapest([r for r in sizes if self.predicted_s(r) <= most_s])
         in_thread = self._cheapest([r for r in sizes if self.predicted_s(r) > MAX_INLINE_S])
         if not best_inline or not in_thread:
             return best_inline or in_thread
@@ -74,7 +79,7 @@ class ExecutionTimes:
     def _row_cost_s(self, rows: int) -> float:
         seconds = self.predicted_s(rows)
         hop_s = _HOP_S if self._in_loop and seconds > MAX_INLINE_S else 0.0
-        return (seconds + hop_s) / rows
+        return (seconds + hop_s + _BATCH_S) / rows
 
 
 def warm_up_batches(example: Tensors, max_rows: int) -> Iterator[tuple[int, Tensors]]:

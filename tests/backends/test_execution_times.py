@@ -54,7 +54,7 @@ def test_one_pause_is_not_taken_for_the_pace() -> None:
         # The cost of a row jumps after 32.
         ({1: 10e-6, 32: 160e-6, 64: 800e-6}, 64, 32),
         # Longer than the event loop's millisecond, and hardly cheaper a row: cut to what is not.
-        ({1: 100e-6, 8: 800e-6, 64: 6400e-6}, 64, 8),
+        ({1: 80e-6, 8: 640e-6, 64: 5120e-6}, 64, 8),
         # What pays off for a thread: 16 times as many rows in twice the time.
         ({1: 900e-6, 16: 1800e-6}, 16, 16),
         # Nothing fits into the millisecond.
