@@ -248,7 +248,7 @@ class Batching(_Section):
     max_queue_rows: Annotated[int, Field(ge=1)] = 16_384
     hold_ms: Annotated[float, Field(ge=0, le=1_000)] = 0
     preferred_rows: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    isolation_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    isolation_share: Annotated[float, Field(gt=0, le=1)] = 0.05
 
     @model_validator(mode="after")
     def _preferred_sizes_can_be(self) -> "Batching":

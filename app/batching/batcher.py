@@ -15,7 +15,14 @@ from app.batching.policy import BatchPolicy
 from app.batching.priority import Priority
 from app.batching.waiting import Entry, Execution, Shapes, WaitingRows
 from app.deadline import Deadline, DeadlineSweep
-from app.errors import BackendError, DeadlineExceeded, Overloaded, RequestError, ShuttingDown
+from app.errors import (
+    BackendError,
+    DeadlineExceeded,
+    ModelNotReady,
+    Overloaded,
+    RequestError,
+    ShuttingDown,
+)
 from app.tensors import Tensors, concatenate, row_count, take_rows
 
 log = logging.getLogger(__name__)
@@ -24,6 +31,8 @@ log = logging.getLogger(__name__)
 _MOST_SHAPES = 32
 # A queue that is predicted to the deadline exactly makes half of those who wait late.
 _MARGIN = 1.25
+# Timers are late by a millisecond and more; a hold must not take the last of a deadline.
+_SLACK_S = 0.005
 # An execution that nobody waits for any more may take this long before it is given up.
 _GRACE_S, _GRACE_TIMES = 1.0, 4.0
 
@@ -105,7 +114,7 @@ class DynamicBatcher:
         self._sweep = sweep
         self._times = times
         self._observer = observer
-        self._max_rows = times.best_rows(max_batch_rows)
+        self._max_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
         self._drain_s = drain_s
         self._now_s = now_s
@@ -124,11 +133,6 @@ class DynamicBatcher:
     def queued_rows(self) -> int:
         """Rows that wait for an execution."""
         return self._waiting.rows
-
-    @property
-    def max_batch_rows(self) -> int:
-        """Rows of a batch at most: as many as make a row cheapest, within the model's limit."""
-        return self._max_rows
 
     async def submit(
         self,
@@ -179,7 +183,8 @@ class DynamicBatcher:
             raise ShuttingDown("this model is being closed")
         queued = self._waiting.rows
         # Whatever is predicted, a free backend is tried: else a wrong prediction stayed for ever.
-        if queued + rows <= self._max_rows and self._under_way < len(self._slots):
+        free = self._under_way < len(self._slots)
+        if free and (not queued or queued + rows <= self._max_rows):
             return
         # A request that alone exceeds the limit is welcome while nobody else waits.
         if queued and queued + rows > self._max_queue_rows:
@@ -207,12 +212,20 @@ class DynamicBatcher:
         is_part = rows > self._max_rows
         ahead = self._waiting.ahead(priority, is_part=is_part)
         free_s = min((slot.left_s(now_s) for slot in self._slots), default=0.0)
-        own = min(ahead + rows, self._max_rows)
-        batches = (ahead + rows - 1) // self._max_rows
+        batch_rows = self._usual_rows()
+        batches = (ahead + rows - 1) // batch_rows
         if not batches:
-            return free_s + self._times.predicted_s(own)
-        full_s = self._times.predicted_s(self._max_rows)
+            return free_s + self._times.predicted_s(ahead + rows)
+        full_s = self._times.predicted_s(batch_rows)
         return free_s + full_s * (1 + batches / max(1, len(self._slots)))
+
+    def _usual_rows(self) -> int:
+        """Rows of the next batches: fewer than fit where requests may share them only with few."""
+        company = min((slot.budget.company for slot in self._slots), default=self._max_rows)
+        if company >= self._waiting.entries:
+            return self._max_rows
+        rows = company * self._waiting.rows // self._waiting.entries
+        return max(1, min(rows, self._max_rows))
 
     def _shapes(self, inputs: Tensors) -> Shapes:
         if not self._varies:
@@ -285,7 +298,15 @@ class DynamicBatcher:
     def _open_slot(self, budget: IsolationBudget) -> None:
         slot = _Slot(budget)
         slot.runner = asyncio.create_task(self._run(slot), name="batcher")
+        slot.runner.add_done_callback(lambda runner: self._ended(slot))
         self._slots.append(slot)
+
+    def _ended(self, slot: _Slot) -> None:
+        """A runner ends when we close or gave it up. A defect must not take its slot with it."""
+        if not self._closing and slot in self._slots:
+            log.error("a runner of the batcher ended: another takes its place")
+            self._slots.remove(slot)
+            self._open_slot(slot.budget)
 
     async def _run(self, slot: _Slot) -> None:
         while not slot.given_up:
@@ -319,13 +340,18 @@ class DynamicBatcher:
     async def _hold(self) -> None:
         while self._waiting.rows and not self._closing:
             oldest_wait_s = self._now_s() - self._waiting.oldest_s()
-            hold_s = self._policy.hold_s(self._waiting.rows, oldest_wait_s)
+            hold_s = min(self._policy.hold_s(self._waiting.rows, oldest_wait_s), self._spare_s())
             if hold_s <= 0:
                 return
             arrival = self._arrival()
             timer = asyncio.get_running_loop().call_later(hold_s, _done, arrival)
             await arrival
             timer.cancel()
+
+    def _spare_s(self) -> float:
+        """How long all that wait could go on waiting and still be answered in time."""
+        needed_s = _MARGIN * self._times.predicted_s(self._max_rows)
+        return self._waiting.earliest_deadline_s() - self._now_s() - needed_s - _SLACK_S
 
     def _take_live_entries(self, slot: _Slot) -> list[Entry]:
         """The next batch. While more wait than it takes, those that it would answer too late are
@@ -335,12 +361,18 @@ class DynamicBatcher:
         crowded = self._waiting.rows > rows
         needed_s = self._times.predicted_s(rows) if crowded else 0.0
         batch, late = self._waiting.take(rows, slot.budget.company, now_s + needed_s)
-        if not batch:  # a wrong prediction must not leave everybody out, or it stayed for ever
-            batch, late = late[:1], late[1:]
+        if not batch:  # nobody has use for their place: they are tried, whatever is predicted
+            for entry in late:
+                self._waiting.put(entry)
+            batch, late = self._waiting.take(rows, slot.budget.company, now_s)
         for entry in late:
+            self._observer.left()
             if not entry.answer.done():
                 entry.answer.set_exception(DeadlineExceeded("it could not be executed in time"))
-        return self._live(batch)
+        live = self._live(batch)
+        for _ in range(len(batch) - len(live)):
+            self._observer.left()
+        return live
 
     def _live(self, entries: Iterable[Entry]) -> list[Entry]:
         """Those to execute. Where the deadline has passed the sweep answers at its next turn."""
@@ -358,6 +390,9 @@ class DynamicBatcher:
                 self._put_back(batch)
             else:
                 _fail(batch, ShuttingDown("this model is being closed"))
+            raise
+        except BaseException as exc:  # it ends the runner; what waits must not wait for ever
+            _fail(batch, BackendError(f"the backend failed: {type(exc).__name__}"))
             raise
 
     def _put_back(self, batch: Sequence[Entry]) -> None:
@@ -381,8 +416,16 @@ class DynamicBatcher:
         if isinstance(error, BackendDied):
             await self._run_once_more(batch, error, run, slot.budget)
             return
-        for entries, fault in await isolate(batch, error, run, slot.budget):
-            self._refuse(entries, fault)
+        refused = await isolate(batch, error, run, slot.budget)
+        is_a_row = any(_succeeded(entry) for entry in batch)
+        for entries, fault in refused:
+            if len(entries) > 1:
+                # Of somebody else's row, perhaps: what it says is not for these callers.
+                _fail(entries, BackendError("rows failed together, and which of them is not known"))
+                continue
+            if is_a_row and not entries[0].answer.done():
+                self._suspects.failed(entries[0].caller)
+            _fail(entries, fault)
 
     async def _run_once_more(
         self,
@@ -394,18 +437,10 @@ class DynamicBatcher:
         """What executed these rows died. Once is no row's fault for sure, twice is: they are run
         once more, in as many parts as isolation may cost."""
         runs = min(most_runs(len(batch)), budget.runs)
-        if not runs:
-            self._refuse(batch, error)
-            return
-        for part in split(batch, runs):
-            fault = await run(part)
+        for part in split(batch, runs) if runs else [batch]:
+            fault = await run(part) if runs else error
             if fault is not None:
-                self._refuse(part, fault)
-
-    def _refuse(self, entries: Sequence[Entry], error: BackendError) -> None:
-        if len(entries) == 1 and not entries[0].answer.done():
-            self._suspects.failed(entries[0].caller)
-        _fail(entries, error)
+                _fail(part, BackendDied("what executed these rows died of them, or beside them"))
 
     async def _answered(self, slot: _Slot, batch: Sequence[Entry]) -> BackendError | None:
         """Execute the batch and answer its callers; what says nothing about the rows is their
@@ -426,10 +461,24 @@ class DynamicBatcher:
             log.error("execution failed", extra={"rows": rows, "outcome": outcome}, exc_info=exc)
             self._observer.failed(outcome)
             return exc
+        except ModelNotReady as exc:
+            # Addresses and paths are the operator's: /v2/health/ready and the log have them.
+            log.debug("not executed", extra={"rows": rows, "reason": str(exc)})
+            self._observer.failed("not_executed")
+            _fail(batch, ModelNotReady("what executes this model is not there, or not ready"))
+            return None
         except RequestError as exc:
+            if isinstance(exc, DeadlineExceeded):  # it takes that long at least
+                self._times.observe(rows, self._now_s() - started_s)
             self._observer.failed("not_executed")
             _fail(batch, exc)
             return None
+        except asyncio.CancelledError as exc:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            log.error("the backend was cancelled", extra={"rows": rows}, exc_info=exc)
+            self._observer.failed("failed")
+            return BackendError("the backend gave the execution up")
         except Exception as exc:  # a defect of the backend must not end the loop that serves all
             log.error("defect of the backend", extra={"rows": rows}, exc_info=exc)
             self._observer.failed("failed")
@@ -460,15 +509,20 @@ class DynamicBatcher:
 
     async def _joined(self, entries: Sequence[Entry]) -> Execution:
         """The parts of one request, as one execution. When one fails the others are given up."""
-        try:
-            parts = [await entry.answer for entry in entries]
-        except BaseException:  # a cancelled caller too must not leave its other parts to be run
+        ended = False
+
+        def end(answer: "asyncio.Future[Execution]") -> None:
+            nonlocal ended
+            if ended or not (answer.cancelled() or answer.exception() is not None):
+                return
+            ended = True
             for entry in entries:
                 entry.answer.cancel()
-                if not entry.answer.cancelled():
-                    entry.answer.exception()  # seen, so that asyncio does not report it as lost
                 self._leave(entry)
-            raise
+
+        for entry in entries:
+            entry.answer.add_done_callback(end)
+        parts = await asyncio.gather(*(entry.answer for entry in entries))
         return Execution(
             concatenate([part.outputs for part in parts]),
             parts[0].started_s,
@@ -500,6 +554,8 @@ class DynamicBatcher:
             stuck.cancel()
         if runners := self._runners():
             await asyncio.wait(runners, timeout=_GRACE_S)
+        for slot in self._slots:  # of runners that do not end when they are told to
+            _fail(slot.batch, ShuttingDown("this model is being closed"))
         _fail(self._waiting.take_all(), ShuttingDown("this model is being closed"))
 
 
@@ -513,6 +569,11 @@ def _fail(batch: Iterable[Entry], error: RequestError) -> None:
     for entry in batch:
         if not entry.answer.done():
             entry.answer.set_exception(error)
+
+
+def _succeeded(entry: Entry) -> bool:
+    answer = entry.answer
+    return answer.done() and not answer.cancelled() and answer.exception() is None
 
 
 def _last_deadline(batch: Iterable[Entry]) -> Deadline:

@@ -9,7 +9,8 @@ from typing import NamedTuple, TypeAlias
 from app.batching.waiting import Entry
 from app.errors import BackendError
 
-# So many parts in a row, and none that succeeds: it is the backend, not a row.
+# So many parts in a row, and none that succeeds: then two requests by themselves decide whether it
+# is the backend.
 _HOPELESS = 4
 _MOST_RUNS = 32.0
 
@@ -85,13 +86,23 @@ async def isolate(
     failing = [Refused(batch, error)]
     refused: list[Refused] = []
     runs = min(most_runs(len(batch)), budget.runs)
-    failed, succeeded = 0, False
+    failed, succeeded, hopeless = 0, False, False
     while failing:
         failing.sort(key=lambda group: len(group.entries))
         suspects, error = failing.pop()
-        hopeless = failed >= _HOPELESS and not succeeded
         if len(suspects) == 1 or runs < 2 or hopeless:
             refused.append(Refused(suspects, error))
+            continue
+        if failed >= _HOPELESS and not succeeded:
+            for single in (suspects[:1], suspects[-1:]):
+                runs -= 1
+                fault = await run(single)
+                succeeded = succeeded or fault is None
+                if fault is not None:
+                    refused.append(Refused(single, fault))
+            hopeless = not succeeded
+            if len(suspects) > 2:
+                failing.append(Refused(suspects[1:-1], error))
             continue
         others = sum(len(group.entries) for group in failing)
         parts = split(suspects, len(suspects) if len(suspects) + others <= runs else 2)

@@ -91,18 +91,21 @@ class WaitingRows:
     """A weighted fair queue of entries.
 
     There is a flow for each priority, and one more for the parts of its large requests, so that a
-    request of a thousand rows does not stand before everybody else. Each flow gets rows by its
-    weight; one that was empty starts level with the others, whatever it saved up.
+    request of a thousand rows does not stand before everybody else. Those that are kept alone have
+    one too, of the least weight, and each of them counts as a full batch: that is what it costs the
+    others. Each flow gets rows by its weight; one that was empty starts level with the others,
+    whatever it saved up.
     """
 
     def __init__(self) -> None:
         self._flows = [_Flow(WEIGHTS[priority]) for priority in Priority for _ in (False, True)]
+        self._alone = _Flow(min(WEIGHTS.values()))
         self._busy: list[_Flow] = []
         """Those in which something waits."""
         self._level = 0.0
-        self._alone = 0
         self.rows = 0
         """Rows of all entries."""
+        self.entries = 0
 
     @property
     def shapes(self) -> set[Shapes]:
@@ -117,12 +120,21 @@ class WaitingRows:
             self._busy.append(flow)
         flow.put(entry)
         self.rows += entry.rows
-        self._alone += entry.alone
+        self.entries += 1
 
     def remove(self, entry: Entry) -> bool:
         """Take it out, wherever it stands; False when it is not waiting."""
         flow = self._flow(entry)
         return flow.rows > 0 and self._removed(flow, entry)
+
+    def earliest_deadline_s(self) -> float:
+        """Of all that wait. Something must be waiting."""
+        return min(
+            entry.deadline.at_s
+            for flow in self._busy
+            for lane in flow.lanes.values()
+            for entry in lane
+        )
 
     def oldest_s(self) -> float:
         """The instant since which the first has been waiting. Something must be waiting."""
@@ -152,9 +164,14 @@ class WaitingRows:
         """
         flow = self._next(self._busy)
         lane = flow.oldest_lane()
-        alike = len(self._busy) == len(flow.lanes) == 1 and not self._alone
+        if flow is self._alone:
+            entry = next(iter(lane))
+            self._removed(flow, entry)
+            flow.served += max(max_rows, entry.rows) / flow.weight
+            return [entry], []
+        alike = len(self._busy) == len(flow.lanes) == 1
         if alike and self.rows <= max_rows and len(lane) <= max_entries:
-            self.rows = 0
+            self.rows = self.entries = 0
             self._busy.clear()
             return flow.take_all(lane), []
         return self._picked(next(iter(lane)).shapes, max_rows, max_entries, ends_s)
@@ -163,7 +180,7 @@ class WaitingRows:
         self, shapes: Shapes, max_rows: int, max_entries: int, ends_s: float
     ) -> tuple[list[Entry], list[Entry]]:
         """Entry by entry of the flow that got least, as long as they fit."""
-        flows = [flow for flow in self._busy if shapes in flow.lanes]
+        flows = [f for f in self._busy if shapes in f.lanes and f is not self._alone]
         batch: list[Entry] = []
         late: list[Entry] = []
         rows = 0
@@ -172,7 +189,7 @@ class WaitingRows:
             lane = flow.lanes[shapes]
             entry = next(iter(lane))
             in_time = entry.deadline.at_s > ends_s
-            if in_time and batch and (rows + entry.rows > max_rows or entry.alone):
+            if in_time and batch and rows + entry.rows > max_rows:
                 break
             self._removed(flow, entry)
             if not lane:
@@ -183,8 +200,6 @@ class WaitingRows:
             flow.served += entry.rows / flow.weight
             batch.append(entry)
             rows += entry.rows
-            if entry.alone:
-                break
         return batch, late
 
     def take_all(self) -> list[Entry]:
@@ -200,7 +215,7 @@ class WaitingRows:
         if not flow.rows:
             self._busy.remove(flow)
         self.rows -= entry.rows
-        self._alone -= entry.alone
+        self.entries -= 1
         return True
 
     def _next(self, flows: list[_Flow]) -> _Flow:
@@ -209,4 +224,4 @@ class WaitingRows:
         return flow
 
     def _flow(self, entry: Entry) -> _Flow:
-        return self._flows[2 * entry.priority + entry.is_part]
+        return self._alone if entry.alone else self._flows[2 * entry.priority + entry.is_part]

@@ -73,13 +73,14 @@ async def load_current(
     await run_golden(backend, outputs, golden, manifest.training.golden, what=str(version_dir))
 
     batching = contract.batching
+    batch_rows = times.best_rows(batching.max_batch_rows)
     batcher = DynamicBatcher(
         backend,
-        _policy(batching),
+        _policy(batching, batch_rows),
         sweep,
         times,
         recorder,
-        max_batch_rows=batching.max_batch_rows,
+        max_batch_rows=batch_rows,
         max_queue_rows=batching.max_queue_rows,
         isolation_share=batching.isolation_share,
         drain_s=drain_s,
@@ -109,10 +110,11 @@ async def load_current(
     )
 
 
-def _policy(batching: Batching) -> BatchPolicy:
+def _policy(batching: Batching, batch_rows: int) -> BatchPolicy:
     if not batching.hold_ms:
-        return Greedy(batching.max_batch_rows)
-    return Hold(batching.hold_ms / 1000, batching.max_batch_rows, batching.preferred_rows)
+        return Greedy(batch_rows)
+    preferred = [rows for rows in batching.preferred_rows if rows <= batch_rows]
+    return Hold(batching.hold_ms / 1000, batch_rows, preferred)
 
 
 def _verified_plan(version_dir: Path, manifest: Manifest, contract: Contract) -> FeaturePlan:

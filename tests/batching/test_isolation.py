@@ -89,11 +89,17 @@ async def test_much_poison_costs_no_more_runs(size: int, share: float) -> None:
         assert sorted(together + list(model.answered)) == list(range(size))
 
 
-async def test_a_broken_backend_is_noticed_after_four_runs() -> None:
+async def test_a_broken_backend_is_noticed_after_six_runs() -> None:
     model = Model(set(), broken=True)
     refused = await isolated(model, 64)
-    assert len(model.runs) == 4
+    assert len(model.runs) == 6
     assert sum(map(len, refused)) == 64
+
+
+async def test_poison_in_every_part_is_not_taken_for_a_broken_backend() -> None:
+    model = Model({0, 8, 16, 24})
+    await isolated(model, 32)
+    assert len(model.answered) >= 16
 
 
 async def test_nothing_is_repeated_without_a_budget() -> None:

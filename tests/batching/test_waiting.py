@@ -77,7 +77,15 @@ async def test_an_entry_larger_than_the_batch_goes_by_itself() -> None:
 async def test_one_that_is_kept_alone_shares_with_nobody() -> None:
     alone = entry(alone=True)
     queue = waiting(entry(), alone, entry())
-    assert [len(taken(queue, 8)) for _ in range(3)] == [1, 1, 1]
+    batches = [taken(queue, 8) for _ in range(2)]
+    assert sorted(map(len, batches)) == [1, 2]
+    assert [alone] in batches
+
+
+async def test_those_that_are_kept_alone_cost_the_others_little() -> None:
+    queue = waiting(*(entry(alone=True) for _ in range(50)), *(entry(8) for _ in range(16 * 4)))
+    batches = [taken(queue, 8) for _ in range(34)]
+    assert sum(batch[0].alone for batch in batches) <= 3
 
 
 async def test_only_equal_shapes_share_a_batch() -> None:
