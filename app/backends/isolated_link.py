@@ -22,7 +22,7 @@ class Link:
     def __init__(
         self,
         connection: socket.socket,
-        max_payload: int,
+        max_payload: Callable[[], int],
         on_frame: Callable[[Frame], None],
         on_end: Callable[[str | None], None],
     ) -> None:

@@ -24,7 +24,9 @@ class IsolatedProcess:
     Start it in the main thread: the kernel kills the process when the thread that started it ends.
     """
 
-    def __init__(self, model: Path, max_payload: int, on_frame: Callable[[Frame], None]) -> None:
+    def __init__(
+        self, model: Path, max_payload: Callable[[], int], on_frame: Callable[[Frame], None]
+    ) -> None:
         self._why: str | None = None
         self._closed = asyncio.Event()
         ours, theirs = socket.socketpair()

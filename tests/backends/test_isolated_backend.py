@@ -216,10 +216,10 @@ async def test_many_deaths_leave_nothing_behind(tmp_path: Path) -> None:
         os.kill(processes()[0], signal.SIGKILL)
         await until_it_answers(backend)
 
-    for _ in range(5):
+    for _ in range(3):
         await die()
     descriptors, resident = held()
-    for _ in range(45):
+    for _ in range(9):
         await die()
     after = held()
     assert after[0] == descriptors
@@ -277,6 +277,31 @@ async def test_texts_and_tensors_larger_than_any_buffer_pass_both_ways(tmp_path:
     for outputs in await asyncio.gather(*(backend.execute(inputs, SOON) for _ in range(4))):
         assert outputs["t"].tolist() == [["東京"], [""]]
         np.testing.assert_array_equal(outputs["x"], inputs["x"])
+    await backend.close()
+
+
+async def test_a_model_that_answers_otherwise_than_it_says_is_told_and_lives(
+    tmp_path: Path,
+) -> None:
+    signature = Signature((TensorSpec("x", "float32", (2,)),), (TensorSpec("y", "float32", (1,)),))
+    backend = await open_backend(EchoOptions(use="echo", isolated=Isolation()), tmp_path, signature)
+    before = processes()
+    with pytest.raises(BackendError, match=r"'y' is float32\[3, 2\] instead of float32\[3, 1\]"):
+        await backend.execute({"x": np.ones((3, 2), np.float32)}, SOON)
+    assert processes() == before
+    await backend.close()
+
+
+@pytest.mark.parametrize(("texts", "length"), [(200_000, 0), (1, 16 << 20)])
+async def test_texts_that_would_hold_up_the_server_are_refused(
+    tmp_path: Path, texts: int, length: int
+) -> None:
+    specs = (TensorSpec("t", "str", (-1,)),)
+    backend = await open_backend(
+        EchoOptions(use="echo", isolated=Isolation()), tmp_path, Signature(specs, specs)
+    )
+    with pytest.raises(BackendError, match="texts for 1 rows"):
+        await backend.execute({"t": np.array([["x" * length] * texts], object)}, SOON)
     await backend.close()
 
 
