@@ -63,6 +63,8 @@ class Execution:
     tensors: list[memoryview] = field(repr=False)
     answer: "asyncio.Future[Tensors]"
     sent_to: "IsolatedModel | None" = None
+    sent_whole_at: int = 0
+    """`sent_bytes` of its process from which on that has all of it."""
 
 
 class IsolatedModel:
@@ -113,7 +115,7 @@ class IsolatedModel:
     def send(self, execution: Execution) -> None:
         execution.sent_to = self
         self._in_flight[execution.run.id] = execution
-        self._process.send(execution.run, execution.tensors)
+        execution.sent_whole_at = self._process.send(execution.run, execution.tensors)
 
     def give_up(self, execution: Execution) -> None:
         """Nobody waits for it any more: it may take `stuck_s` from now, or from its beginning."""
@@ -141,10 +143,14 @@ class IsolatedModel:
         return why
 
     def unanswered(self) -> tuple[list[Execution], list[Execution]]:
-        """Those that it may have begun, and those that it cannot have: it takes them in order."""
+        """Those that it may have begun, and those that it cannot have: it takes them in order, and
+        begins none of which it has only a part."""
         executions = list(self._in_flight.values())
         self._in_flight.clear()
-        return executions[: self._concurrency], executions[self._concurrency :]
+        sent_bytes = self._process.sent_bytes
+        whole = sum(execution.sent_whole_at <= sent_bytes for execution in executions)
+        begun = min(whole, self._concurrency)
+        return executions[:begun], executions[begun:]
 
     def _begun(self, execution: Execution) -> bool:
         return execution in list(self._in_flight.values())[: self._concurrency]

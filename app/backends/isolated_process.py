@@ -61,9 +61,15 @@ class IsolatedProcess:
             return 0
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
-    def send(self, message: Message, tensors: Sequence[memoryview] = ()) -> None:
-        """Never blocks; the tensors must stay as they are until they are answered."""
-        self._link.send(message, tensors)
+    @property
+    def sent_bytes(self) -> int:
+        """What of all that was sent has left this process."""
+        return self._link.sent_bytes
+
+    def send(self, message: Message, tensors: Sequence[memoryview] = ()) -> int:
+        """Never blocks; the tensors must stay as they are until they are answered. Returns what
+        `sent_bytes` is when all of it has left this process."""
+        return self._link.send(message, tensors)
 
     def kill(self, why: str) -> None:
         """`why` is told as its end, where it had not ended already."""

@@ -85,6 +85,32 @@ async def test_an_execution_that_had_not_begun_is_not_blamed_for_a_death(backend
     assert await asyncio.gather(*innocent) == [[1], [2], [3]]
 
 
+async def test_an_execution_that_a_dead_process_never_got_is_run_by_the_next(
+    backend: Backend,
+) -> None:
+    (process,) = processes()
+    os.kill(process, signal.SIGKILL)
+    wait_until_it_is_dead(process)  # and the event loop knows nothing of it
+    assert await answer(backend, 1, 2) == [1, 2]
+
+
+async def test_an_execution_of_which_a_process_got_only_a_part_is_run_by_the_next(
+    tmp_path: Path,
+) -> None:
+    specs = (TensorSpec("x", "float64", (-1,)),)
+    backend = await open_backend(
+        EchoOptions(use="echo", isolated=Isolation()), tmp_path, Signature(specs, specs)
+    )
+    (process,) = processes()
+    os.kill(process, signal.SIGSTOP)
+    x = np.random.default_rng(0).random((1, 4_000_000))  # more than the socket takes
+    execution = asyncio.create_task(backend.execute({"x": x}, SOON))
+    await asyncio.sleep(0)
+    os.kill(process, signal.SIGKILL)
+    np.testing.assert_array_equal((await execution)["x"], x)
+    await backend.close()
+
+
 async def test_what_a_dying_process_says_last_is_the_reason_and_in_the_log(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -227,6 +253,11 @@ async def test_many_deaths_leave_nothing_behind(tmp_path: Path) -> None:
     assert len(processes()) == 1
     await backend.close()
     assert processes() == []
+
+
+def wait_until_it_is_dead(process: int) -> None:
+    while "Z" not in Path(f"/proc/{process}/stat").read_text().split():
+        time.sleep(0.005)
 
 
 def held() -> tuple[int, int]:
