@@ -15,6 +15,12 @@ from app.backends.isolated_output import ForwardedOutput
 from app.backends.isolated_wire import Frame, Message
 
 _PROGRAM = "app.backends.isolated_child"
+# By name: people keep secrets in others that begin so (NVIDIA_API_KEY).
+_PASSED_ON = (
+    "LD_LIBRARY_PATH",
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),
+    *("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_TF32_OVERRIDE"),
+)
 
 
 class IsolatedProcess:
@@ -114,8 +120,9 @@ def _spawn(connection: socket.socket, output: int) -> "subprocess.Popen[bytes]":
 
 
 def _environment() -> dict[str, str]:
-    """Where Python finds itself and this package, and nothing that the server was told."""
-    found = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    """Where Python finds itself and this package and which GPUs there are, and nothing else that
+    the server was told."""
+    found = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     here = str(Path(app.__file__).parent.parent)
     path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     # A thread of OpenBLAS would be one too many to enter a namespace.

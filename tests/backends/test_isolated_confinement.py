@@ -150,7 +150,22 @@ def test_a_process_whose_server_has_ended_does_not_begin() -> None:
 
 async def test_the_process_sees_nothing_of_the_environment(backend: Backend) -> None:
     (process,) = processes()
-    assert environment(process) <= {"PYTHONPATH", "OPENBLAS_NUM_THREADS", "LD_LIBRARY_PATH"}
+    gpus = {name for name in environment(process) if name.startswith(("CUDA_", "NVIDIA_"))}
+    needed = {"PYTHONPATH", "OPENBLAS_NUM_THREADS", "LD_LIBRARY_PATH"}
+    assert environment(process) - gpus <= needed
+
+
+async def test_the_process_is_told_which_gpus_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"}
+    for name in {*told, "NVIDIA_API_KEY"}:
+        monkeypatch.setenv(name, "0")
+    isolated = await opened(looping(tmp_path / "model.onnx"))
+    (process,) = processes()
+    assert environment(process) >= told
+    assert "NVIDIA_API_KEY" not in environment(process)
+    await isolated.close()
 
 
 def environment(process: int) -> set[str]:
