@@ -183,7 +183,9 @@ def _publish(arguments: argparse.Namespace, settings: "Settings") -> int:
     from app.features.plan import NO_FEATURES
     from app.repository.layout import CONTRACT_FILE
     from app.repository.publish import fingerprint, publish
+    from app.telemetry.logs import configure_logging
 
+    configure_logging(settings.log_level)
     folder = _model_folder(arguments.model, settings)
     plan = NO_FEATURES
     service = load_contract(folder / CONTRACT_FILE).feature_service

@@ -23,6 +23,8 @@ from app.backends.isolated_wire import (
     Ready,
     Refused,
     Run,
+    WireError,
+    check_answer,
     decoded,
     encoded,
 )
@@ -30,7 +32,6 @@ from app.contract import BackendOptions
 from app.deadline import Deadline
 from app.errors import BackendError, ConfigurationError, InvalidModel, RequestError
 
-_MAX_PAYLOAD = 1 << 40  # our server may send what fits into our memory
 _MAX_REASON = 2_000
 
 
@@ -52,7 +53,8 @@ async def _serve(connection: socket.socket) -> None:
         elif isinstance(frame.message, Open):
             opening.set_result(frame.message)
 
-    link = Link(connection, _MAX_PAYLOAD, take, _end)
+    # Our server may send what fits into our memory.
+    link = Link(connection, lambda: 1 << 40, take, _end)
     backend, gaps = await _opened(await opening)
     if isinstance(backend, InvalidModel):
         link.send(Refused(str(backend)[:_MAX_REASON]))
@@ -118,7 +120,11 @@ class _Executor:
                 await self._backend.warm_up(tensors, run.warm_up_rows)
                 return Ran(run.id, ()), []
             headers, buffers = encoded(await self._backend.execute(tensors, deadline))
+            # The server kills who sends it another answer: a model that means no harm is told.
+            check_answer(headers, self._backend.signature.outputs, run.rows)
             return Ran(run.id, headers), buffers
+        except WireError as exc:
+            return Failed(run.id, BackendError.code, f"the model answers otherwise: {exc}"), []
         except RequestError as exc:
             return Failed(run.id, exc.code, str(exc)[:_MAX_REASON]), []
         except Exception as exc:

@@ -8,24 +8,65 @@ import resource
 import signal
 import struct
 import sys
+from typing import NamedTuple
 
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
+_PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 24, 47, 4
+_CAPABILITY_VERSION_3, _CAPABILITIES = 0x20080522, 64
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _OPEN_FILES = 64
 
-# Numbers of the calls that open a network connection (also by io_uring), start a program or reach
-# into another process. The tables are asm/unistd_64.h and asm-generic/unistd.h.
+# Numbers of the calls that open a network connection (also by io_uring), start a program, or reach
+# into another process or signal it. The tables are asm/unistd_64.h and asm-generic/unistd.h.
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _REFUSED_CALLS = {
-    #          socket  ptrace  execve  execveat  vm_readv  vm_writev  io_uring_setup
-    "x86_64": (41, 101, 59, 322, 310, 311, 425),
-    "aarch64": (198, 117, 221, 281, 270, 271, 425),
+    "x86_64": (
+        *(41, 59, 322, 425),  # socket, execve, execveat, io_uring_setup
+        *(101, 310, 311, 438),  # ptrace, process_vm_readv, process_vm_writev, pidfd_getfd
+        *(62, 200, 129, 297),  # kill, tkill, rt_sigqueueinfo, rt_tgsigqueueinfo
+        *(434, 424, 251),  # pidfd_open, pidfd_send_signal, ioprio_set
+    ),
+    "aarch64": (
+        *(198, 221, 281, 425),
+        *(117, 270, 271, 438),
+        *(129, 130, 138, 240),
+        *(434, 424, 30),
+    ),
 }
+
+
+class _Guard(NamedTuple):
+    """A call that is refused, or with `only` is allowed, where an argument has one of the values.
+
+    Only the lower half of the argument is compared: the kernel takes no more of these.
+    """
+
+    calls: dict[str, int]
+    argument: int
+    values: tuple[int, ...]
+    only: bool
+
+
+def _guards() -> tuple[_Guard, ...]:
+    """Calls that a process needs for itself and must not use on others."""
+    return (
+        # tgkill: `abort` and faulthandler signal the process itself.
+        _Guard({"x86_64": 234, "aarch64": 131}, 0, (os.getpid(),), only=True),
+        _Guard({"x86_64": 302, "aarch64": 261}, 0, (0,), only=True),  # prlimit64
+        _Guard({"x86_64": 141, "aarch64": 140}, 1, (0,), only=True),  # setpriority
+        # The owner of a file gets a signal of choice when it can be read: fcntl F_SETOWN, F_SETSIG,
+        # F_SETOWN_EX, and ioctl FIOSETOWN, SIOCSPGRP.
+        _Guard({"x86_64": 72, "aarch64": 25}, 1, (8, 10, 15), only=False),
+        _Guard({"x86_64": 16, "aarch64": 29}, 1, (0x8901, 0x8902), only=False),
+    )
+
+
 _X32 = 0x40000000
 
 
 def confine(parent: int, *, memory_bytes: int, nice: int) -> list[str]:
-    """No network, no new programs, bounded memory, nothing written; killed when the parent ends.
+    """No network, no new programs, no hand on other processes, no capabilities, bounded memory,
+    nothing written; killed when the parent ends.
 
     Call it while the process has one thread; there is no way back. Returns what the kernel did not
     grant, a sentence each. Raises `SystemExit` when the parent has ended already.
@@ -44,11 +85,20 @@ def confine(parent: int, *, memory_bytes: int, nice: int) -> list[str]:
     if os.getppid() != parent:
         raise SystemExit("the server has ended")
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    privileged = _drop_capabilities(libc)
     filtered = _refuse_calls(libc)
+    if namespace is not None:
+        what = (
+            "may read and change its server through /proc where the user may, and has only the "
+            "system call filter between itself and the network"
+        )
+        gaps.append(f"{what}: no namespaces of its own: {namespace}")
+    if privileged is not None:
+        gaps.append(f"has the server's capabilities: {privileged}")
     if filtered is not None:
-        gaps.append(f"may start programs: no system call filter: {filtered}")
-    if namespace is not None and filtered is not None:
-        gaps.append(f"may reach the network: no namespace of its own: {namespace}")
+        what = "may start programs and signal other processes"
+        network = ", may reach the network" if namespace is not None else ""
+        gaps.append(f"{what}{network}: no system call filter: {filtered}")
     return gaps
 
 
@@ -67,6 +117,19 @@ def _own_network(libc: ctypes.CDLL) -> str | None:
     return os.strerror(ctypes.get_errno())
 
 
+def _drop_capabilities(libc: ctypes.CDLL) -> str | None:
+    """Why the process could not give up all that its user may do beyond its own files."""
+    for capability in range(_CAPABILITIES):
+        # Refused where it has no right to: then it has nothing that it could lose either, and
+        # PR_SET_NO_NEW_PRIVS, set before, keeps it so.
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    if libc.capset(header, bytes(24)) == 0:  # effective, permitted, inheritable, twice: all empty
+        return None
+    return os.strerror(ctypes.get_errno())
+
+
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
@@ -76,7 +139,7 @@ def _refuse_calls(libc: ctypes.CDLL) -> str | None:
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         return f"the calls of {machine} are not listed here"
-    code = _filter(_ARCHITECTURES[machine], _REFUSED_CALLS[machine])
+    code = _filter(machine)
     instructions = ctypes.create_string_buffer(code, len(code))
     program = _Program(len(code) // 8, ctypes.addressof(instructions))
     if libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0) == 0:
@@ -84,23 +147,41 @@ def _refuse_calls(libc: ctypes.CDLL) -> str | None:
     return os.strerror(ctypes.get_errno())
 
 
-def _filter(architecture: int, refused: tuple[int, ...]) -> bytes:
-    """A classic BPF program over `struct seccomp_data`: the call's number and its architecture."""
-    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
+def _filter(machine: str) -> bytes:
+    """A classic BPF program over `struct seccomp_data`: the call's number, its architecture and its
+    arguments."""
+    load, skip, equal, at_least, answer = 0x20, 0x05, 0x15, 0x35, 0x06
     allow, refuse = 0x7FFF0000, 0x00050000 | 13  # errno 13: EACCES
 
     def instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
         return struct.pack("<HBBI", code, if_true, if_false, value)
 
+    def guarded(guard: _Guard) -> bytes:
+        count = len(guard.values)
+        matched, other = (allow, refuse) if guard.only else (refuse, allow)
+        return b"".join(
+            (
+                instruction(equal, guard.calls[machine], 0, count + 3),
+                instruction(load, 16 + 8 * guard.argument),
+                *(instruction(equal, value, count - at) for at, value in enumerate(guard.values)),
+                instruction(answer, other),
+                instruction(answer, matched),
+            )
+        )
+
+    refused = _REFUSED_CALLS[machine]
     after = len(refused)
     return b"".join(
         (
             instruction(load, 4),
-            instruction(equal, architecture, 0, after + 3),  # calls of another kind have others
+            # Calls of another kind have other numbers.
+            instruction(equal, _ARCHITECTURES[machine], 0, after + 3),
             instruction(load, 0),
             instruction(at_least, _X32, after + 1),
             *(instruction(equal, call, after - at) for at, call in enumerate(refused)),
-            instruction(answer, allow),
+            instruction(skip, 1),
             instruction(answer, refuse),
+            *map(guarded, _guards()),
+            instruction(answer, allow),
         )
     )

@@ -22,7 +22,7 @@ class Link:
     def __init__(
         self,
         connection: socket.socket,
-        max_payload: int,
+        max_payload: Callable[[], int],
         on_frame: Callable[[Frame], None],
         on_end: Callable[[str | None], None],
     ) -> None:
@@ -34,6 +34,8 @@ class Link:
         self._on_frame = on_frame
         self._on_end = on_end
         self._unsent: deque[memoryview] = deque()
+        self._given_bytes = 0
+        self._sent_bytes = 0
         self._open = True
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._number, self._readable)
@@ -42,17 +44,25 @@ class Link:
     def open(self) -> bool:
         return self._open
 
-    def send(self, message: Message, tensors: Sequence[memoryview] = ()) -> None:
+    @property
+    def sent_bytes(self) -> int:
+        """What the socket has taken since the beginning."""
+        return self._sent_bytes
+
+    def send(self, message: Message, tensors: Sequence[memoryview] = ()) -> int:
         """What the socket does not take now is kept, not copied, and sent later. Nothing is sent
-        once the link has ended."""
+        once the link has ended. Returns what `sent_bytes` is when the socket has all of it."""
+        parts = frame(message, tensors)
+        self._given_bytes += sum(part.nbytes for part in parts)
         if not self._open:
-            return
+            return self._given_bytes
         waiting = bool(self._unsent)
-        self._unsent.extend(frame(message, tensors))
+        self._unsent.extend(parts)
         if not waiting:
             self._send_unsent()
             if self._unsent:
                 self._loop.add_writer(self._number, self._writable)
+        return self._given_bytes
 
     def finish(self) -> None:
         """Say that nothing more will be sent; what the other end says is still received."""
@@ -99,6 +109,7 @@ class Link:
         except ConnectionError:  # what it said last can still be read; then it has ended
             self._unsent.clear()
             return
+        self._sent_bytes += sent
         while self._unsent and sent >= self._unsent[0].nbytes:
             sent -= self._unsent.popleft().nbytes
         if sent:

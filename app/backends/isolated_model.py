@@ -18,11 +18,13 @@ from app.backends.isolated_wire import (
     Refused,
     Run,
     WireError,
+    check_answer,
     decoded,
+    most_bytes,
 )
 from app.contract import EchoOptions, Isolation, OnnxOptions
 from app.errors import BackendError, DeadlineExceeded, InvalidModel, ModelNotReady
-from app.tensors import Signature, Tensors
+from app.tensors import Signature, Tensors, TensorSpec
 
 _ERRORS = {error.code: error for error in (BackendError, DeadlineExceeded, ModelNotReady)}
 _MAX_CONCURRENCY = 256
@@ -30,6 +32,7 @@ _MAX_CONCURRENCY = 256
 AHEAD = 1
 _MEASURE_EVERY_S = 1.0
 _END_S = 1.0
+_MAX_REASON = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Execution:
     tensors: list[memoryview] = field(repr=False)
     answer: "asyncio.Future[Tensors]"
     sent_to: "IsolatedModel | None" = None
+    sent_whole_at: int = 0
+    """`sent_bytes` of its process from which on that has all of it."""
 
 
 class IsolatedModel:
@@ -72,13 +77,12 @@ class IsolatedModel:
         self._opened: asyncio.Future[Ready] = self._loop.create_future()
         self._in_flight: dict[int, Execution] = {}
         self._concurrency = 1
-        self._outputs: set[str] = set()
+        self._outputs: tuple[TensorSpec, ...] = ()
         self._retired = False
         self._measure_at_s = 0.0
         self._worn_bytes = float("inf")
         self.worn = False
-        memory_bytes = opening.isolation.memory_mb << 20
-        self._process = IsolatedProcess(opening.model, memory_bytes, self._on_frame)
+        self._process = IsolatedProcess(opening.model, self._most_bytes, self._on_frame)
         self._process.send(opening.message())
 
     @property
@@ -99,7 +103,7 @@ class IsolatedModel:
         if not 0 < ready.concurrency <= _MAX_CONCURRENCY:
             raise InvalidModel(f"{self._opening.model}: {ready.concurrency} executions at once")
         self._concurrency = ready.concurrency
-        self._outputs = {spec.name for spec in ready.signature.outputs}
+        self._outputs = ready.signature.outputs
         return ready
 
     def accept(self) -> None:
@@ -111,7 +115,7 @@ class IsolatedModel:
     def send(self, execution: Execution) -> None:
         execution.sent_to = self
         self._in_flight[execution.run.id] = execution
-        self._process.send(execution.run, execution.tensors)
+        execution.sent_whole_at = self._process.send(execution.run, execution.tensors)
 
     def give_up(self, execution: Execution) -> None:
         """Nobody waits for it any more: it may take `stuck_s` from now, or from its beginning."""
@@ -139,10 +143,14 @@ class IsolatedModel:
         return why
 
     def unanswered(self) -> tuple[list[Execution], list[Execution]]:
-        """Those that it may have begun, and those that it cannot have: it takes them in order."""
+        """Those that it may have begun, and those that it cannot have: it takes them in order, and
+        begins none of which it has only a part."""
         executions = list(self._in_flight.values())
         self._in_flight.clear()
-        return executions[: self._concurrency], executions[self._concurrency :]
+        sent_bytes = self._process.sent_bytes
+        whole = sum(execution.sent_whole_at <= sent_bytes for execution in executions)
+        begun = min(whole, self._concurrency)
+        return executions[:begun], executions[begun:]
 
     def _begun(self, execution: Execution) -> bool:
         return execution in list(self._in_flight.values())[: self._concurrency]
@@ -153,6 +161,11 @@ class IsolatedModel:
             self.kill(f"it was stuck: nobody had waited for {stuck_s:g} s for what it executed")
         else:
             self.give_up(execution)
+
+    def _most_bytes(self) -> int:
+        """What its next answer may take: nothing where none is due."""
+        due = max((most_bytes(sent.run.rows) for sent in self._in_flight.values()), default=0)
+        return min(due, self._opening.isolation.memory_mb << 20)
 
     def _on_frame(self, frame: Frame) -> None:
         message = frame.message
@@ -168,15 +181,15 @@ class IsolatedModel:
                 execution = self._in_flight.pop(message.id)
                 if not execution.answer.done():
                     error = _ERRORS.get(message.error, BackendError)
-                    execution.answer.set_exception(error(message.reason))
+                    execution.answer.set_exception(error(message.reason[:_MAX_REASON]))
                 self._progressed()
             case _:
                 raise WireError(f"{message.__class__.__name__} where none was due")
 
     def _ran(self, execution: Execution, message: Ran, frame: Frame) -> None:
+        due = self._outputs if execution.run.warm_up_rows is None else ()
+        check_answer(message.tensors, due, execution.run.rows)
         outputs = decoded(message.tensors, frame.payload)
-        if execution.run.warm_up_rows is None and outputs.keys() != self._outputs:
-            raise WireError(f"outputs {sorted(outputs)} instead of {sorted(self._outputs)}")
         del self._in_flight[message.id]
         if not execution.answer.done():
             execution.answer.set_result(outputs)

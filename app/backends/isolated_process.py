@@ -15,6 +15,12 @@ from app.backends.isolated_output import ForwardedOutput
 from app.backends.isolated_wire import Frame, Message
 
 _PROGRAM = "app.backends.isolated_child"
+# By name: people keep secrets in others that begin so (NVIDIA_API_KEY).
+_PASSED_ON = (
+    "LD_LIBRARY_PATH",
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),
+    *("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_TF32_OVERRIDE"),
+)
 
 
 class IsolatedProcess:
@@ -24,7 +30,9 @@ class IsolatedProcess:
     Start it in the main thread: the kernel kills the process when the thread that started it ends.
     """
 
-    def __init__(self, model: Path, max_payload: int, on_frame: Callable[[Frame], None]) -> None:
+    def __init__(
+        self, model: Path, max_payload: Callable[[], int], on_frame: Callable[[Frame], None]
+    ) -> None:
         self._why: str | None = None
         self._closed = asyncio.Event()
         ours, theirs = socket.socketpair()
@@ -59,9 +67,15 @@ class IsolatedProcess:
             return 0
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
-    def send(self, message: Message, tensors: Sequence[memoryview] = ()) -> None:
-        """Never blocks; the tensors must stay as they are until they are answered."""
-        self._link.send(message, tensors)
+    @property
+    def sent_bytes(self) -> int:
+        """What of all that was sent has left this process."""
+        return self._link.sent_bytes
+
+    def send(self, message: Message, tensors: Sequence[memoryview] = ()) -> int:
+        """Never blocks; the tensors must stay as they are until they are answered. Returns what
+        `sent_bytes` is when all of it has left this process."""
+        return self._link.send(message, tensors)
 
     def kill(self, why: str) -> None:
         """`why` is told as its end, where it had not ended already."""
@@ -106,8 +120,9 @@ def _spawn(connection: socket.socket, output: int) -> "subprocess.Popen[bytes]":
 
 
 def _environment() -> dict[str, str]:
-    """Where Python finds itself and this package, and nothing that the server was told."""
-    found = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    """Where Python finds itself and this package and which GPUs there are, and nothing else that
+    the server was told."""
+    found = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     here = str(Path(app.__file__).parent.parent)
     path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     # A thread of OpenBLAS would be one too many to enter a namespace.

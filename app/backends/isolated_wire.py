@@ -7,7 +7,7 @@ tensor is its numbers in C order; one of texts is their UTF-8 lengths (u32 each)
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import BackendError
-from app.tensors import Signature, Tensor, Tensors
+from app.tensors import Signature, Tensor, Tensors, TensorSpec
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -25,6 +25,10 @@ _ALIGNED = 16  # what numpy gives an array, so that no number of a tensor lies a
 _MAX_HEADER = 1 << 20
 _RECEIVE = 1 << 16
 _MAX_AXES = 32
+# Of one answer; every text takes an object, and time in the server's event loop.
+_MAX_BYTES, _MAX_BYTES_A_ROW = 64 << 20, 16 << 20
+_MAX_TEXTS, _MAX_TEXTS_A_ROW = 16_384, 64
+_MAX_TEXT_BYTES, _MAX_TEXT_BYTES_A_ROW = 4 << 20, 16 << 10
 _NUMBERS = {
     name: np.dtype(name)
     for name in (
@@ -69,6 +73,12 @@ class Run(msgspec.Struct, tag="run", frozen=True):
     deadline_s: float
     tensors: tuple[TensorHeader, ...]
     warm_up_rows: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Of its tensors, which all have the same number."""
+        shape = self.tensors[0].shape if self.tensors else ()
+        return shape[0] if shape else 0
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
@@ -125,11 +135,11 @@ def frame(message: Message, tensors: Sequence[memoryview] = ()) -> list[memoryvi
 class FrameReader:
     """Makes frames of received bytes: receive into `space()`, then say how many to `received()`.
 
-    Nothing larger than `max_payload` bytes is taken: more raises `WireError`, and so does what is
+    Nothing larger than `max_payload()` bytes is taken: more raises `WireError`, and so does what is
     no frame.
     """
 
-    def __init__(self, max_payload: int) -> None:
+    def __init__(self, max_payload: Callable[[], int]) -> None:
         self._max_payload = max_payload
         self._buffer: Bytes = np.empty(_RECEIVE, np.uint8)
         self._filled = 0
@@ -151,7 +161,7 @@ class FrameReader:
         if self._filled - start < _PREFIX.size:
             return None
         header, zero, payload = _PREFIX.unpack_from(self._buffer.data, start)
-        if zero or header > _MAX_HEADER or header % _ALIGNED or payload > self._max_payload:
+        if zero or header > _MAX_HEADER or header % _ALIGNED or payload > self._max_payload():
             raise WireError(f"a frame of {header} + {payload} bytes")
         return int(start + _PREFIX.size + header + payload)
 
@@ -192,6 +202,41 @@ def encoded(tensors: Tensors) -> tuple[tuple[TensorHeader, ...], list[memoryview
         if data.nbytes % _ALIGNED:
             buffers.append(memoryview(bytes(-data.nbytes % _ALIGNED)))
     return tuple(headers), buffers
+
+
+def most_bytes(rows: int) -> int:
+    """Of an answer to so many rows, in memory."""
+    return _MAX_BYTES + rows * _MAX_BYTES_A_ROW
+
+
+def check_answer(headers: Sequence[TensorHeader], specs: Sequence[TensorSpec], rows: int) -> None:
+    """Raises `WireError` unless these are the tensors of an answer to `rows` rows.
+
+    Nothing of the payload is looked at: what passes is decoded in bounded time and memory.
+    """
+    expected = {spec.name: spec for spec in specs}
+    names = [header.name for header in headers]
+    if len(names) != len(expected) or set(names) != expected.keys():
+        raise WireError(f"{len(names)} outputs instead of {sorted(expected)}")
+    for header in headers:
+        spec = expected[header.name]
+        wanted = (rows, *spec.shape)
+        fits = len(header.shape) == len(wanted) and all(
+            size >= 0 and length in (size, -1)
+            for size, length in zip(header.shape, wanted, strict=True)
+        )
+        if header.dtype != spec.dtype or not fits or header.size < 0:
+            raise WireError(
+                f"output {header.name!r} is {header.dtype}{list(header.shape)} "
+                f"instead of {spec.dtype}{list(wanted)}"
+            )
+    if sum(header.size for header in headers) > most_bytes(rows):
+        raise WireError(f"more than {most_bytes(rows)} bytes for {rows} rows")
+    texts = [header for header in headers if header.dtype == "str"]
+    if sum(math.prod(text.shape) for text in texts) > _MAX_TEXTS + rows * _MAX_TEXTS_A_ROW:
+        raise WireError(f"too many texts for {rows} rows")
+    if sum(text.size for text in texts) > _MAX_TEXT_BYTES + rows * _MAX_TEXT_BYTES_A_ROW:
+        raise WireError(f"too long texts for {rows} rows")
 
 
 def decoded(headers: Sequence[TensorHeader], payload: Bytes) -> dict[str, Tensor]:

@@ -85,6 +85,32 @@ async def test_an_execution_that_had_not_begun_is_not_blamed_for_a_death(backend
     assert await asyncio.gather(*innocent) == [[1], [2], [3]]
 
 
+async def test_an_execution_that_a_dead_process_never_got_is_run_by_the_next(
+    backend: Backend,
+) -> None:
+    (process,) = processes()
+    os.kill(process, signal.SIGKILL)
+    wait_until_it_is_dead(process)  # and the event loop knows nothing of it
+    assert await answer(backend, 1, 2) == [1, 2]
+
+
+async def test_an_execution_of_which_a_process_got_only_a_part_is_run_by_the_next(
+    tmp_path: Path,
+) -> None:
+    specs = (TensorSpec("x", "float64", (-1,)),)
+    backend = await open_backend(
+        EchoOptions(use="echo", isolated=Isolation()), tmp_path, Signature(specs, specs)
+    )
+    (process,) = processes()
+    os.kill(process, signal.SIGSTOP)
+    x = np.random.default_rng(0).random((1, 4_000_000))  # more than the socket takes
+    execution = asyncio.create_task(backend.execute({"x": x}, SOON))
+    await asyncio.sleep(0)
+    os.kill(process, signal.SIGKILL)
+    np.testing.assert_array_equal((await execution)["x"], x)
+    await backend.close()
+
+
 async def test_what_a_dying_process_says_last_is_the_reason_and_in_the_log(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,10 +242,10 @@ async def test_many_deaths_leave_nothing_behind(tmp_path: Path) -> None:
         os.kill(processes()[0], signal.SIGKILL)
         await until_it_answers(backend)
 
-    for _ in range(5):
+    for _ in range(3):
         await die()
     descriptors, resident = held()
-    for _ in range(45):
+    for _ in range(9):
         await die()
     after = held()
     assert after[0] == descriptors
@@ -227,6 +253,11 @@ async def test_many_deaths_leave_nothing_behind(tmp_path: Path) -> None:
     assert len(processes()) == 1
     await backend.close()
     assert processes() == []
+
+
+def wait_until_it_is_dead(process: int) -> None:
+    while "Z" not in Path(f"/proc/{process}/stat").read_text().split():
+        time.sleep(0.005)
 
 
 def held() -> tuple[int, int]:
@@ -277,6 +308,31 @@ async def test_texts_and_tensors_larger_than_any_buffer_pass_both_ways(tmp_path:
     for outputs in await asyncio.gather(*(backend.execute(inputs, SOON) for _ in range(4))):
         assert outputs["t"].tolist() == [["東京"], [""]]
         np.testing.assert_array_equal(outputs["x"], inputs["x"])
+    await backend.close()
+
+
+async def test_a_model_that_answers_otherwise_than_it_says_is_told_and_lives(
+    tmp_path: Path,
+) -> None:
+    signature = Signature((TensorSpec("x", "float32", (2,)),), (TensorSpec("y", "float32", (1,)),))
+    backend = await open_backend(EchoOptions(use="echo", isolated=Isolation()), tmp_path, signature)
+    before = processes()
+    with pytest.raises(BackendError, match=r"'y' is float32\[3, 2\] instead of float32\[3, 1\]"):
+        await backend.execute({"x": np.ones((3, 2), np.float32)}, SOON)
+    assert processes() == before
+    await backend.close()
+
+
+@pytest.mark.parametrize(("texts", "length"), [(200_000, 0), (1, 16 << 20)])
+async def test_texts_that_would_hold_up_the_server_are_refused(
+    tmp_path: Path, texts: int, length: int
+) -> None:
+    specs = (TensorSpec("t", "str", (-1,)),)
+    backend = await open_backend(
+        EchoOptions(use="echo", isolated=Isolation()), tmp_path, Signature(specs, specs)
+    )
+    with pytest.raises(BackendError, match="texts for 1 rows"):
+        await backend.execute({"t": np.array([["x" * length] * texts], object)}, SOON)
     await backend.close()
 
 

@@ -12,10 +12,23 @@ import pytest
 from app.backends.backend import Backend
 from tests.backends.isolated_models import answer, looping, opened, processes
 
+HEX = set("0123456789abcdef")
 CONFINED = """
-import os, socket, sys
+import ctypes, fcntl, os, resource, signal, socket, subprocess, sys, threading, time
 from app.backends.isolated_confinement import confine
-print(confine(os.getppid(), memory_bytes=300 << 20, nice=3) if sys.argv[1] == "confined" else [])
+
+def call(number, *arguments):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(number, *arguments) < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+
+other = os.getppid()
+parent, ours = os.pipe()
+if sys.argv[1] == "threads":  # a process with two enters no namespace
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+confined = sys.argv[1] != "free"
+print(confine(other, memory_bytes=300 << 20, nice=3) if confined else [])
+sys.stdout.flush()
 try:
     {action}
     print("done")
@@ -52,8 +65,18 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
         ("os.execv(sys.executable, [sys.executable, '-c', 'print()'])", "PermissionError"),
         ("bytearray(400 << 20)", "MemoryError"),
         ("os.write(os.open(sys.argv[3], os.O_RDWR), b'x')", "OSError"),
+        ("os.kill(other, 0)", "PermissionError"),
+        ("signal.pidfd_send_signal(os.pidfd_open(other), 0)", "PermissionError"),
+        ("call({'x86_64': 234}.get(os.uname().machine, 131), other, other, 0)", "PermissionError"),
+        ("resource.prlimit(other, resource.RLIMIT_CORE)", "PermissionError"),
+        ("os.setpriority(os.PRIO_PROCESS, other, os.getpriority(0, other))", "PermissionError"),
+        ("fcntl.fcntl(parent, 8, other)", "PermissionError"),
+        ("fcntl.fcntl(parent, 10, signal.SIGKILL)", "PermissionError"),
     ],
-    ids=["network", "programs", "memory", "files"],
+    ids=[
+        *("network", "programs", "memory", "files", "kill", "pidfd", "tgkill", "limits"),
+        *("priority", "owner of a file", "signal of a file"),
+    ],
 )
 def test_a_confined_process_cannot_do_what_another_can(
     tmp_path: Path, action: str, error: str
@@ -63,6 +86,54 @@ def test_a_confined_process_cannot_do_what_another_can(
         arguments = (str(listener.getsockname()[1]), str(tmp_path / "file"))
         assert says(action, "confined", *arguments) == ["[]", error]
         assert says(action, "free", *arguments)[-1:] in (["done"], ["[]"])
+
+
+def test_a_confined_process_cannot_kill_its_parent() -> None:
+    program = CONFINED.replace("{action}", "os.kill(other, signal.SIGKILL)")
+    server = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    finished = subprocess.run(
+        [sys.executable, "-c", server, program, "confined"],
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (finished.returncode, finished.stdout.split()) == (0, ["[]", "PermissionError"])
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "signal.raise_signal(signal.SIGUSR1)",
+        "call({'x86_64': 234}.get(os.uname().machine, 131), os.getpid(), os.getpid(), 0)",
+        "resource.prlimit(0, resource.RLIMIT_CORE)",
+        "fcntl.fcntl(parent, fcntl.F_GETFL)",
+    ],
+    ids=["raise", "tgkill", "limits", "flags of a file"],
+)
+def test_a_confined_process_can_still_do_to_itself_what_it_needs(action: str) -> None:
+    ignoring = f"signal.signal(signal.SIGUSR1, signal.SIG_IGN); {action}"
+    assert says(ignoring, "confined") == ["[]", "done"]
+
+
+def test_a_confined_process_has_no_capabilities() -> None:
+    shown = "print(*(line.split()[1] for line in open('/proc/self/status') if line[:3] == 'Cap'))"
+    for how in ("confined", "threads"):
+        sets = [word for word in says(shown, how) if len(word) == 16 and set(word) <= HEX]
+        assert set(sets[:3]) == {"0" * 16}, how  # inheritable, permitted, effective
+
+
+def test_a_refused_namespace_is_told_with_what_is_lost() -> None:
+    """Though the filter holds: the network stays shut, what /proc shows of the server does not."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        said = says(
+            "socket.create_connection(('127.0.0.1', int(sys.argv[2])))",
+            "threads",
+            str(listener.getsockname()[1]),
+        )
+    assert said[-1] == "PermissionError"
+    assert "/proc" in said
+    assert " ".join(said).count("no namespaces of its own") == 1
 
 
 def test_a_process_whose_server_has_ended_does_not_begin() -> None:
@@ -79,7 +150,22 @@ def test_a_process_whose_server_has_ended_does_not_begin() -> None:
 
 async def test_the_process_sees_nothing_of_the_environment(backend: Backend) -> None:
     (process,) = processes()
-    assert environment(process) <= {"PYTHONPATH", "OPENBLAS_NUM_THREADS", "LD_LIBRARY_PATH"}
+    gpus = {name for name in environment(process) if name.startswith(("CUDA_", "NVIDIA_"))}
+    needed = {"PYTHONPATH", "OPENBLAS_NUM_THREADS", "LD_LIBRARY_PATH"}
+    assert environment(process) - gpus <= needed
+
+
+async def test_the_process_is_told_which_gpus_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"}
+    for name in {*told, "NVIDIA_API_KEY"}:
+        monkeypatch.setenv(name, "0")
+    isolated = await opened(looping(tmp_path / "model.onnx"))
+    (process,) = processes()
+    assert environment(process) >= told
+    assert "NVIDIA_API_KEY" not in environment(process)
+    await isolated.close()
 
 
 def environment(process: int) -> set[str]:

@@ -17,12 +17,13 @@ from app.backends.isolated_wire import (
     Ran,
     TensorHeader,
     WireError,
+    check_answer,
     decoded,
     encoded,
     frame,
 )
 from app.errors import BackendError
-from app.tensors import Tensor
+from app.tensors import Tensor, TensorSpec
 
 NUMBERS = ["bool", "float16", "float32", "float64", "int8", "int32", "int64", "uint8", "uint64"]
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=5)
@@ -47,7 +48,7 @@ def sent(number: int, named: Mapping[str, Tensor]) -> bytes:
 
 def received(content: bytes, pieces: Sequence[int] = ()) -> list[Frame]:
     """The frames of these bytes, which arrive in such pieces and then as they fit."""
-    reader = FrameReader(1 << 24)
+    reader = FrameReader(lambda: 1 << 24)
     frames: list[Frame] = []
     sizes = iter(pieces)
     while content:
@@ -115,6 +116,53 @@ def test_headers_that_do_not_describe_their_payload_are_refused(
 ) -> None:
     with pytest.raises(WireError):
         decoded([TensorHeader(*header) for header in headers], np.full(payload, 255, np.uint8))
+
+
+ANSWER = (TensorSpec("y", "float32", (2, -1)), TensorSpec("label", "str", (-1,)))
+Y, LABEL = ("y", "float32", (3, 2, 5), 120), ("label", "str", (3, 1), 40)
+
+
+def test_an_answer_that_fits_its_execution_is_taken() -> None:
+    check_answer([TensorHeader(*Y), TensorHeader(*LABEL)], ANSWER, 3)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [Y],
+        [Y, Y],
+        [Y, LABEL, LABEL],
+        [Y, ("other", "str", (3, 1), 40)],
+        [("y", "float64", (3, 2, 5), 240), LABEL],
+        [("y", "str", (3, 2, 5), 120), LABEL],
+        [("y", "float32", (4, 2, 5), 160), LABEL],
+        [("y", "float32", (3, 3, 5), 180), LABEL],
+        [("y", "float32", (3, 2), 24), LABEL],
+        [("y", "float32", (), 4), LABEL],
+        [("y", "float32", (3, 2, -1), 24), LABEL],
+        [("y", "float32", (3, 2, 1 << 24), 3 << 27), LABEL],
+        [("y", "float32", (3, 2, 5), -(1 << 26)), ("label", "str", (3, 1), 1 << 26)],
+        [Y, ("label", "str", (3, 1 << 20), 3 << 22)],
+        [Y, ("label", "str", (3, 1), 1 << 26)],
+    ],
+    ids=[
+        *("too few", "twice", "too many", "name", "dtype", "texts for numbers", "rows", "width"),
+        *(
+            "rank",
+            "no rows",
+            "negative",
+            "bytes",
+            "less than nothing",
+            "number of texts",
+            "length of texts",
+        ),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_refused_before_it_is_decoded(
+    headers: list[tuple[Any, ...]],
+) -> None:
+    with pytest.raises(WireError):
+        check_answer([TensorHeader(*header) for header in headers], ANSWER, 3)
 
 
 def test_texts_that_are_no_text_are_refused() -> None:

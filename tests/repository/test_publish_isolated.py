@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from tests.tiny_models import (
     contract,
     loaded,
     training,
+    write_artifact,
     write_contract,
     write_model,
 )
@@ -60,6 +63,22 @@ async def test_a_model_that_does_what_training_said_is_published(tmp_path: Path)
     manifest = await publish_file(tmp_path, looping(tmp_path / "file"), 2.0)
     assert manifest.version == 1
     assert processes() == []
+
+
+def test_what_becomes_of_the_process_is_seen_by_who_publishes(tmp_path: Path) -> None:
+    model_dir, artifact = tmp_path / "models" / "tiny", tmp_path / "artifact"
+    write_contract(model_dir, contract("regression"))
+    write_artifact(artifact, "regression", training("regression"))
+    finished = subprocess.run(
+        [sys.executable, "-m", "app.cli", "publish", "tiny", str(artifact)],
+        env=os.environ | {"MODEL_REPOSITORY": str(tmp_path / "models")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (finished.returncode, finished.stdout.strip()) == (0, "published tiny version 1")
+    events = [json.loads(line)["event"] for line in finished.stderr.splitlines()]
+    assert "an isolated process serves" in events
 
 
 async def test_a_model_that_is_isolated_is_loaded_and_answers_as_another(tmp_path: Path) -> None:
