@@ -1,6 +1,5 @@
 """The path of a prediction: fetch, fill, encode, submit, read."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -107,8 +106,7 @@ class Predictor:
             features = ReadFeatures(rows, filled, now_s)
         else:
             inputs = model.encode_fields(instances)
-        deadline.check()
-        encoded_s = time.monotonic()
+        encoded_s = deadline.check()
         execution = await model.batcher.submit(inputs, deadline, priority=priority, caller=caller)
         try:
             read = model.outputs.read(execution.outputs)

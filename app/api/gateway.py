@@ -76,14 +76,12 @@ class Gateway:
 async def _send(
     reply: Reply, request_headers: Mapping[bytes, bytes], send: Send, *extra: tuple[bytes, bytes]
 ) -> None:
-    headers = [
-        (b"content-type", reply.content_type),
-        (b"content-length", b"%d" % len(reply.body)),
-        *reply.headers.items(),
-        *extra,
-    ]
+    status, body, more, content_type = reply
+    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    if more or extra:
+        headers += [*more.items(), *extra]
     client_id = request_headers.get(b"x-request-id")
     if client_id is not None and _CLIENT_ID.fullmatch(client_id):
         headers.append((b"x-request-id", client_id))
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
