@@ -71,8 +71,8 @@ class ExecutionThreads:
 
         Cancelling gives the call up. One that no thread has taken is never run. For one under way
         `give_up` is called, which should ask `work` to return soon, and another thread takes the
-        place of the one it is in. Where the system lets none be started, the place is empty until it
-        does or one of those left behind returns.
+        place of the one it is in. Where the system lets none be started, the place is empty until
+        it does or one of those left behind returns.
         """
         if self._missing:
             self._make_up()

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from aiohttp import ClientError, ServerDisconnectedError
-from tritonclient.http import InferInput, InferRequestedOutput, InferResult
+from aiohttp import ClientError
+from tritonclient.http import InferInput, InferRequestedOutput
 from tritonclient.http.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
@@ -42,22 +42,15 @@ class HttpWire:
     async def infer(self, inputs: Tensors, queue_timeout_s: float) -> Answer:
         tensors = [_input(name, tensor) for name, tensor in inputs.items()]
         with _errors():
-            try:
-                result = await self._infer(tensors, queue_timeout_s)
-            except ServerDisconnectedError:
-                # Not a byte came: Triton had closed the connection, which was kept for too long.
-                result = await self._infer(tensors, queue_timeout_s)
+            result = await self._client.infer(
+                self._model.name,
+                tensors,
+                model_version=self._version,
+                outputs=self._outputs,
+                timeout=queue_timeout_us(queue_timeout_s),
+            )
         version = str(result.get_response().get("model_version"))
         return Answer(from_wire(self._model.outputs, result), version)
-
-    async def _infer(self, tensors: list[InferInput], queue_timeout_s: float) -> InferResult:
-        return await self._client.infer(
-            self._model.name,
-            tensors,
-            model_version=self._version,
-            outputs=self._outputs,
-            timeout=queue_timeout_us(queue_timeout_s),
-        )
 
     async def ready(self) -> bool:
         # Nothing else ends the wait on a connection whose other end is gone without a word.

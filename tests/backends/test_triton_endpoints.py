@@ -31,6 +31,18 @@ async def test_a_connection_that_was_kept_for_too_long_fails_no_caller() -> None
             assert await answered(backend) == [5.0, 11.0]
 
 
+async def test_what_a_connection_is_lost_of_is_sent_again_within_the_budget_and_told() -> None:
+    events: list[Event] = []
+    async with (
+        FakeTriton() as fake,
+        opened([fake.endpoint], tell=events.append, protocol="http") as backend,
+    ):
+        fake.dies = True
+        with pytest.raises(ModelNotReady):
+            await backend.execute(rows(), SOON)
+    assert (fake.asked, events) == (2, ["sent_again"])
+
+
 async def test_without_any_endpoint_nothing_is_opened() -> None:
     with pytest.raises(InvalidModel, match=r"no Triton has it ready: 127.0.0.1:1: .*refused"):
         async with opened([NOBODY]):
