@@ -36,7 +36,7 @@ _ABANDONED_S = 60.0
 _LEAVE_AFTER = 5
 # A call is overdue when it takes so many times what they take there, and not less than the floor.
 _OVERDUE_TIMES = 3.0
-_OVERDUE_FLOOR_S = 0.25
+_OVERDUE_FLOOR_S = 1.0
 _EJECTED_S = 30.0
 _EJECTED_AT_MOST_S = 300.0
 _VERIFY_S = 1.0

@@ -36,8 +36,11 @@ class HttpWire:
         self._version = str(model.version)
         self._outputs = [InferRequestedOutput(name) for name in model.outputs]
         self._client = InferenceServerClient(
-            endpoint, conn_limit=connections + _PROBES, conn_timeout=_NEVER_S
+            endpoint, conn_limit=connections, conn_timeout=_NEVER_S
         )
+        # Apart: an execution that is sent again shall not meet a connection that was only kept for
+        # questions, and may be closed as well.
+        self._asking = InferenceServerClient(endpoint, conn_limit=_PROBES, conn_timeout=_NEVER_S)
 
     async def infer(self, inputs: Tensors, queue_timeout_s: float) -> Answer:
         tensors = [_input(name, tensor) for name, tensor in inputs.items()]
@@ -56,16 +59,17 @@ class HttpWire:
         # Nothing else ends the wait on a connection whose other end is gone without a word.
         with _errors():
             async with asyncio.timeout(_SILENT_S):
-                return bool(await self._client.is_model_ready(self._model.name, self._version))
+                return bool(await self._asking.is_model_ready(self._model.name, self._version))
 
     async def describe(self) -> Description:
         with _errors():
-            metadata = await self._client.get_model_metadata(self._model.name, self._version)
-            config = await self._client.get_model_config(self._model.name, self._version)
+            metadata = await self._asking.get_model_metadata(self._model.name, self._version)
+            config = await self._asking.get_model_config(self._model.name, self._version)
         return described(self._model, metadata, config)
 
     async def close(self) -> None:
         await self._client.close()
+        await self._asking.close()
 
 
 @contextmanager
