@@ -25,8 +25,12 @@ class Heartbeat:
     def create(cls) -> Self:
         """A page of its own, on which nothing has beaten yet."""
         descriptor = os.memfd_create("heartbeat")
-        os.ftruncate(descriptor, mmap.PAGESIZE)
-        return cls(descriptor)
+        try:
+            os.ftruncate(descriptor, mmap.PAGESIZE)
+            return cls(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
 
     def beat(self) -> None:
         self._beats[0] = time.monotonic()

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Literal, NamedTuple, Self, TypeAlias
 
 from app.heartbeat import Heartbeat, Vigil
@@ -78,6 +78,8 @@ def supervise(command: Sequence[str]) -> int:
 
     - A worker that ends by itself before it is ready is not replaced: it has told the operator why,
       and its exit status is ours. One that is killed before it is ready is, four times in a row.
+    - One that cannot be started, for want of memory, processes or descriptors, is tried again after
+      a pause; the first one raises `OSError`.
     - One that ends later is replaced, at once after a long life, else after a growing pause.
     - One whose loop has not beaten for HIKYAKU_STUCK_S is killed and replaced; its stack is logged.
     - SIGTERM or SIGINT lets it answer what is under way, for HIKYAKU_DRAIN_S; a second one kills.
@@ -104,7 +106,10 @@ class _Supervisor:
 
     def run(self) -> int:
         while True:
-            with closing(_Worker(self._command, self._listener, self._replaced)) as worker:
+            worker = self._started()
+            if worker is None:
+                return 0
+            with closing(worker):
                 reason, status = self._until_ended(worker)
                 if self._stopping or self._is_last(worker, status):
                     return _exit_status(status)
@@ -113,6 +118,19 @@ class _Supervisor:
                 _report(worker, reason, status, pause_s)
             if _told_to_stop_within(pause_s):
                 return 0
+
+    def _started(self) -> "_Worker | None":
+        """None when told to stop before one could be started."""
+        while True:
+            try:
+                return _Worker(self._command, self._listener, self._replaced)
+            except OSError as exc:
+                if not any(self._replaced.values()):
+                    raise
+                pause_s = self._pauses.after(lived_s=0.0)
+                log.error("no worker can be started", extra={"error": str(exc), "pause_s": pause_s})
+            if _told_to_stop_within(pause_s):
+                return None
 
     def _is_last(self, worker: "_Worker", status: int) -> bool:
         """Whether another one would fare no better."""
@@ -174,7 +192,7 @@ class _Supervisor:
 
 
 class _Worker:
-    """One process, from its start until its end is told by `_reaped`."""
+    """One process, from its start until its end is told by `_reaped`. Raises `OSError`."""
 
     def __init__(
         self,
@@ -188,31 +206,35 @@ class _Worker:
         """Its stack, when it was asked for it or crashed."""
         self._listener: socket.socket | None = None
         self._line, theirs = socket.socketpair()
-        self._line.setblocking(False)
-        self._heartbeat = Heartbeat.create()
-        given = [theirs.fileno(), self._heartbeat.descriptor]
-        if listener is not None:
-            given.append(listener.fileno())
-        assignment = Assignment(
-            parent=os.getpid(),
-            line=theirs.fileno(),
-            heartbeat=self._heartbeat.descriptor,
-            listener=None if listener is None else listener.fileno(),
-            replaced=replaced,
-        )
-        for descriptor in given:
-            os.set_inheritable(descriptor, True)
-        self._started_s = time.monotonic()
-        # A group of its own: a Ctrl-C in the terminal is for us, who pass it on in order.
-        self.process_id = os.posix_spawn(
-            command[0],
-            [*command, assignment.as_json()],
-            os.environ,
-            setpgroup=0,
-            setsigmask=(),
-        )
-        theirs.close()
-        os.close(self._heartbeat.descriptor)
+        with ExitStack() as in_any_case, ExitStack() as on_failure:
+            in_any_case.callback(theirs.close)
+            on_failure.callback(self._line.close)
+            self._line.setblocking(False)
+            self._heartbeat = Heartbeat.create()
+            in_any_case.callback(os.close, self._heartbeat.descriptor)
+            on_failure.callback(self._heartbeat.close)
+            given = [theirs.fileno(), self._heartbeat.descriptor]
+            if listener is not None:
+                given.append(listener.fileno())
+            assignment = Assignment(
+                parent=os.getpid(),
+                line=theirs.fileno(),
+                heartbeat=self._heartbeat.descriptor,
+                listener=None if listener is None else listener.fileno(),
+                replaced=replaced,
+            )
+            for descriptor in given:
+                os.set_inheritable(descriptor, True)
+            self._started_s = time.monotonic()
+            # A group of its own: a Ctrl-C in the terminal is for us, who pass it on in order.
+            self.process_id = os.posix_spawn(
+                command[0],
+                [*command, assignment.as_json()],
+                os.environ,
+                setpgroup=0,
+                setsigmask=(),
+            )
+            on_failure.pop_all()
 
     @property
     def last_beat_s(self) -> float | None:

@@ -1,6 +1,7 @@
 """A parent and its workers, as real processes."""
 
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -179,6 +180,31 @@ def test_the_port_is_never_refused_while_workers_are_killed() -> None:
             assert len(answered) == 1
             workers += answered
         assert len(set(workers)) == 4
+
+
+def test_without_room_for_another_worker_the_parent_tries_until_there_is() -> None:
+    with serving() as started:
+        subprocess.run(["kill", "-KILL", str(started.who()[0])], check=True)
+        second, _ = started.who()  # the parent holds the listener from now on
+        few, most = resource.prlimit(started.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(started.process.pid, resource.RLIMIT_NOFILE, (0, most))
+        subprocess.run(["kill", "-KILL", str(second)], check=True)
+        pauses = [started.said("no worker can be started")["pause_s"] for _ in range(2)]
+        assert 0 < pauses[0] < pauses[1]
+        resource.prlimit(started.process.pid, resource.RLIMIT_NOFILE, (few, most))
+        third, replaced = started.who()
+        assert third != second
+        assert replaced == {"stuck": 0, "died": 2}
+
+
+def test_told_to_stop_without_room_for_a_worker_the_parent_ends() -> None:
+    with serving() as started:
+        first, _ = started.who()
+        resource.prlimit(started.process.pid, resource.RLIMIT_NOFILE, (0, 4096))
+        subprocess.run(["kill", "-KILL", str(first)], check=True)
+        started.said("no worker can be started")
+        started.process.terminate()
+        assert started.ended() == 0
 
 
 def test_a_worker_that_ends_at_its_start_is_not_replaced() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,8 +10,9 @@ from enum import Enum
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
 # One that was told to stop and did not within this time is stuck.
 _STUCK_AFTER_S = 0.5
@@ -45,6 +47,7 @@ class ExecutionThreads:
         self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._lock = threading.Lock()  # around every change of a call's state
         self._working = 0
+        self._missing = 0  # places without a thread, as none could be started
         self._left_behind: dict[threading.Thread, float] = {}  # since when
         for _ in range(count):
             self._start_thread()
@@ -68,8 +71,11 @@ class ExecutionThreads:
 
         Cancelling gives the call up. One that no thread has taken is never run. For one under way
         `give_up` is called, which should ask `work` to return soon, and another thread takes the
-        place of the one it is in.
+        place of the one it is in. Where the system lets none be started, the place is empty until
+        it does or one of those left behind returns.
         """
+        if self._missing:
+            self._make_up()
         call = _Call(work)
         self._calls.put(call)
         try:
@@ -87,13 +93,23 @@ class ExecutionThreads:
         """
         for _ in range(self._working):
             self._calls.put(None)
-        self._working = 0
+        self._working = self._missing = 0
         if self._left_behind:
             await asyncio.to_thread(_join, tuple(self._left_behind), _CLOSE_WITHIN_S)
 
     def _start_thread(self) -> None:
-        self._working += 1
         threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        self._working += 1
+
+    def _make_up(self) -> None:
+        """Start the threads that could not be started before."""
+        with self._lock:
+            while self._missing:
+                try:
+                    self._start_thread()
+                except RuntimeError:  # still none; it was logged
+                    return
+                self._missing -= 1
 
     def _leave_behind(self, call: _Call[T]) -> bool:
         """Whether a thread is still in the call, which is nobody's any more."""
@@ -103,8 +119,11 @@ class ExecutionThreads:
             if under_way and call.thread:
                 self._left_behind[call.thread] = time.monotonic()
                 self._working -= 1
-        if under_way:
-            self._start_thread()
+                try:
+                    self._start_thread()
+                except RuntimeError as exc:  # "can't start new thread"
+                    self._missing += 1
+                    log.error("no thread for the next execution", exc_info=exc)
         return under_way
 
     def _work(self) -> None:
@@ -127,11 +146,15 @@ class ExecutionThreads:
             return True
 
     def _may_go_on(self, call: _Call[Any]) -> bool:
-        """Whether this thread has not been replaced meanwhile."""
+        """Whether this thread has not been replaced meanwhile, or its place is empty."""
         with self._lock:
             if call.state is _State.GIVEN_UP:
                 del self._left_behind[threading.current_thread()]
-                return False
+                if not self._missing:
+                    return False
+                self._missing -= 1
+                self._working += 1
+                return True
             call.state = _State.DONE
             return True
 

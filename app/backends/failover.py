@@ -7,7 +7,7 @@ from app.backends.backend import Backend, Tell, tell_nobody
 from app.backends.execution_times import ExecutionTimes
 from app.backends.reference import Reference, reference_rows
 from app.deadline import Deadline
-from app.errors import InvalidModel, ModelNotReady, RequestError
+from app.errors import InvalidModel, ModelNotReady
 from app.tensors import Signature, Tensors
 
 log = logging.getLogger(__name__)
@@ -99,9 +99,10 @@ class FailoverBackend:
                 await self._verify(reference, example, max_rows)
             except ModelNotReady:
                 continue
-            except (RequestError, InvalidModel) as exc:
-                if str(exc) != told:
-                    told = str(exc)
+            except Exception as exc:  # also a defect: else nobody would look again
+                text = f"{type(exc).__name__}: {exc}"
+                if text != told:
+                    told = text
                     log.error("it is there but not used", exc_info=exc)
 
     async def _verify(self, reference: Reference, example: Tensors, max_rows: int) -> None:

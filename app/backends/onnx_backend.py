@@ -1,6 +1,7 @@
 """Executes a model with ONNX Runtime, in the event loop while that is cheaper than a thread."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ T = TypeVar("T")
 # Each takes a core and holds its rows, so there must be an end to it.
 _MOST_STUCK = 3
 _REBUILD_EVERY_S = 60.0
+_LOAD_AGAIN_AFTER_S = 1.0
 
 
 class OnnxBackend:
@@ -50,6 +52,7 @@ class OnnxBackend:
         self._batch_rows = 1
         self._out_of_memory_in_a_row = 0
         self._rebuild_from_s = 0.0
+        self._loading: asyncio.Task[None] | None = None
 
     @property
     def signature(self) -> Signature:
@@ -72,7 +75,8 @@ class OnnxBackend:
                 outputs, seconds = await self._run_in_thread(inputs)
         except OutOfMemory:
             self._out_of_memory_in_a_row += 1
-            if self._out_of_memory_in_a_row > 1:
+            # An arena of the CPU does not stay broken.
+            if self._out_of_memory_in_a_row > 1 and self._session.provider != CPU:
                 await self._rebuild()
             raise
         self._out_of_memory_in_a_row = 0
@@ -95,13 +99,19 @@ class OnnxBackend:
         return ExecutionTimes(measured, in_loop=True)
 
     async def check(self) -> None:
+        """Also has a model loaded that could not be loaded again: who is not ready gets no
+        executions that would."""
         if not self._session.is_loaded:
+            self._load_in_background()
             raise ModelNotReady("ONNX Runtime ran out of memory and the model is not loaded again")
         stuck = self._threads.stuck
         if stuck > _MOST_STUCK:
             raise ModelNotReady(f"{stuck} executions in ONNX Runtime were given up and do not end")
 
     async def close(self) -> None:
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait({self._loading})
         await self._threads.close()
 
     def _is_inline(self, rows: int) -> bool:
@@ -135,8 +145,8 @@ class OnnxBackend:
         return min(seconds[discarded:])
 
     async def _rebuild(self) -> None:
-        """Load the model again, at most once a minute: an arena that ran out of memory may never
-        have any again (ONNX Runtime's BFCArena on CUDA), but rows that ask for too much must not
+        """Load the model again, at most once a minute while that succeeds: an arena that ran out of
+        memory may never have any again (BFCArena on CUDA), but rows that ask for too much must not
         take the model from everybody else."""
         now_s = time.monotonic()
         if now_s < self._rebuild_from_s:
@@ -148,7 +158,18 @@ class OnnxBackend:
         try:
             await self._threads.call(self._session.rebuild, _let_it_end)
         except InvalidModel as exc:
+            # There is no session any more that loading would take from anybody.
+            self._rebuild_from_s = time.monotonic() + _LOAD_AGAIN_AFTER_S
+            log.error("the model could not be loaded anew", exc_info=exc)
             raise ModelNotReady(f"out of memory, and loading it again failed: {exc}") from exc
+
+    def _load_in_background(self) -> None:
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.create_task(self._load(), name="onnx: loading again")
+
+    async def _load(self) -> None:
+        with contextlib.suppress(ModelNotReady):  # it was logged
+            await self._rebuild()
 
 
 async def open_onnx(

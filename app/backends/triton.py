@@ -74,7 +74,7 @@ class TritonBackend:
                 failed = endpoint
             finally:
                 if endpoint.keeps_failing:
-                    self._eject(endpoint)
+                    self._leave(endpoint)
 
     async def warm_up(self, example: Tensors, max_rows: int) -> ExecutionTimes:
         """Raises `InvalidModel` when Triton takes smaller batches, or when what two endpoints
@@ -120,7 +120,11 @@ class TritonBackend:
                 self._turn += 1
                 turned = self._turn % len(free)
                 return min(free[turned:] + free[:turned], key=lambda e: e.in_flight)
-            await self._changes.wait(deadline)
+            failing = [e for e in usable if e.keeps_failing]
+            for endpoint in failing:
+                self._leave(endpoint)
+            if not failing:
+                await self._changes.wait(deadline)
 
     def _up(self) -> list[TritonEndpoint]:
         return [endpoint for endpoint in self._endpoints if endpoint.is_up]
@@ -128,10 +132,17 @@ class TritonBackend:
     def _down(self) -> ModelNotReady:
         return ModelNotReady("no Triton: " + "; ".join(e.reason for e in self._endpoints))
 
-    def _eject(self, endpoint: TritonEndpoint) -> None:
+    def _leave(self, endpoint: TritonEndpoint) -> None:
+        """Eject it while others can do its work, for half of them at most; else put it down: then
+        the probe has it execute, and it is back as soon as it does that well."""
         others = [e for e in self._up() if e is not endpoint and not e.is_ejected]
-        if others:
+        if others and endpoint.is_ejected:
+            return
+        ejected = sum(e.is_ejected for e in self._endpoints)
+        if others and 2 * (ejected + 1) <= len(self._endpoints):
             endpoint.eject()
+        else:
+            endpoint.put_down("it keeps failing")
 
     def _shaped(self, outputs: Tensors) -> Tensors:
         """Triton has no tensor of the batch axis alone: it answers those as one column."""

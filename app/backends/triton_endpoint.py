@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from app.backends.backend import BackendDied
@@ -32,7 +33,10 @@ _BYTES_PER_S = 20_000_000
 _PROBE_S = 0.3
 # What nobody waits for any more goes on, as Triton goes on with it, and keeps its place until then.
 _ABANDONED_S = 60.0
-_EJECT_AFTER = 5
+_LEAVE_AFTER = 5
+# A call is overdue when it takes so many times what they take there, and not less than the floor.
+_OVERDUE_TIMES = 3.0
+_OVERDUE_FLOOR_S = 1.0
 _EJECTED_S = 30.0
 _EJECTED_AT_MOST_S = 300.0
 _VERIFY_S = 1.0
@@ -68,6 +72,8 @@ class TritonEndpoint:
         self._changed = changed
         self._breaker = CircuitBreaker(f"triton {address}", self._probe)
         self._calls: set[asyncio.Task[Answer]] = set()
+        self._overdue: set[asyncio.Task[Answer]] = set()
+        self._usual_s = 0.0
         self._waiting = 0
         self._waiting_bytes = 0
         self._watcher: asyncio.Task[None] | None = None
@@ -93,8 +99,9 @@ class TritonEndpoint:
 
     @property
     def keeps_failing(self) -> bool:
-        """Five executions failed in a row, and not because of what was sent."""
-        return self._failures >= _EJECT_AFTER
+        """Five executions failed in a row, and not because of what was sent; or all that it may
+        have under way are overdue."""
+        return self._failures >= _LEAVE_AFTER or len(self._overdue) >= self._in_flight
 
     @property
     def is_ejected(self) -> bool:
@@ -142,11 +149,13 @@ class TritonEndpoint:
         finally:
             self._waiting -= 1
             self._waiting_bytes -= size
+            if not call.done() and not silent.done():
+                # Our deadline says nothing of Triton: that it takes longer than it ever does, does.
+                self._judge(call, max(self._overdue_s(started_s), min(deadline.at_s, _now_s())))
         if call.done():
             return self._outputs(call, started_s)
         if silent.done():
             raise Unreachable(self.reason)
-        self._failures += 1
         raise DeadlineExceeded(f"Triton at {self.address} did not answer in time")
 
     def eject(self) -> None:
@@ -177,7 +186,7 @@ class TritonEndpoint:
     def _begin(self, inputs: Tensors, deadline: Deadline) -> asyncio.Task[Answer]:
         call = asyncio.create_task(self._call(inputs, deadline), name=f"triton {self.address}")
         self._calls.add(call)
-        call.add_done_callback(self._ended)
+        call.add_done_callback(partial(self._ended, _now_s()))
         return call
 
     async def _call(self, inputs: Tensors, deadline: Deadline) -> Answer:
@@ -188,11 +197,39 @@ class TritonEndpoint:
         except TimeoutError as exc:
             raise DeadlineExceeded("Triton never answered") from exc
 
-    def _ended(self, call: asyncio.Task[Answer]) -> None:
+    def _ended(self, started_s: float, call: asyncio.Task[Answer]) -> None:
         self._calls.discard(call)
-        if not call.cancelled() and not isinstance(call.exception(), Unreachable):
-            self._heard_s = time.monotonic()
+        self._overdue.discard(call)
+        if not call.cancelled():
+            error = call.exception()
+            if not isinstance(error, Unreachable):
+                self._heard_s = _now_s()
+            if error is None:
+                self._follow(_now_s() - started_s)
         self._changed()
+
+    def _follow(self, seconds: float) -> None:
+        """Upwards sooner than downwards: the large batches decide what is overdue."""
+        self._usual_s += (seconds - self._usual_s) * (0.3 if seconds > self._usual_s else 0.05)
+
+    def _overdue_s(self, started_s: float) -> float:
+        """The instant from which a call is overdue."""
+        return started_s + max(_OVERDUE_TIMES * self._usual_s, _OVERDUE_FLOOR_S)
+
+    def _judge(self, call: asyncio.Task[Answer], due_s: float) -> None:
+        """Whether a call that nobody waits for is overdue, at that instant or soon after."""
+        late_s = _now_s() - due_s
+        loop = asyncio.get_running_loop()
+        if call.done():
+            return
+        if late_s > _SILENCE_S:  # it was we who did not listen
+            loop.call_later(_PATIENCE_S, self._judge, call, _now_s() + _PATIENCE_S)
+        elif late_s < 0:
+            loop.call_later(-late_s, self._judge, call, due_s)
+        else:
+            self._overdue.add(call)
+            self._failures += 1
+            self._changed()
 
     def _outputs(self, call: asyncio.Task[Answer], started_s: float) -> Tensors:
         try:
@@ -208,7 +245,11 @@ class TritonEndpoint:
             raise
         except (InputRefused, Overloaded):
             raise
-        except (BackendError, DeadlineExceeded):
+        except DeadlineExceeded:  # Triton dropped it, when we had told it to
+            if _now_s() > self._overdue_s(started_s):
+                self._failures += 1
+            raise
+        except BackendError:
             self._failures += 1
             raise
         if answer.version != self._version:
@@ -300,3 +341,8 @@ class TritonEndpoint:
             raise StillDown(str(exc)) from exc
         if output:
             raise StillDown(f"output {output!r} is not what it was when the model was verified")
+
+
+def _now_s() -> float:
+    """On the clock of the deadlines."""
+    return time.monotonic()

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from aiohttp import ClientError, ServerDisconnectedError
-from tritonclient.http import InferInput, InferRequestedOutput, InferResult
+from aiohttp import ClientError
+from tritonclient.http import InferInput, InferRequestedOutput
 from tritonclient.http.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
@@ -36,43 +36,40 @@ class HttpWire:
         self._version = str(model.version)
         self._outputs = [InferRequestedOutput(name) for name in model.outputs]
         self._client = InferenceServerClient(
-            endpoint, conn_limit=connections + _PROBES, conn_timeout=_NEVER_S
+            endpoint, conn_limit=connections, conn_timeout=_NEVER_S
         )
+        # Apart: an execution that is sent again shall not meet a connection that was only kept for
+        # questions, and may be closed as well.
+        self._asking = InferenceServerClient(endpoint, conn_limit=_PROBES, conn_timeout=_NEVER_S)
 
     async def infer(self, inputs: Tensors, queue_timeout_s: float) -> Answer:
         tensors = [_input(name, tensor) for name, tensor in inputs.items()]
         with _errors():
-            try:
-                result = await self._infer(tensors, queue_timeout_s)
-            except ServerDisconnectedError:
-                # Not a byte came: Triton had closed the connection, which was kept for too long.
-                result = await self._infer(tensors, queue_timeout_s)
+            result = await self._client.infer(
+                self._model.name,
+                tensors,
+                model_version=self._version,
+                outputs=self._outputs,
+                timeout=queue_timeout_us(queue_timeout_s),
+            )
         version = str(result.get_response().get("model_version"))
         return Answer(from_wire(self._model.outputs, result), version)
-
-    async def _infer(self, tensors: list[InferInput], queue_timeout_s: float) -> InferResult:
-        return await self._client.infer(
-            self._model.name,
-            tensors,
-            model_version=self._version,
-            outputs=self._outputs,
-            timeout=queue_timeout_us(queue_timeout_s),
-        )
 
     async def ready(self) -> bool:
         # Nothing else ends the wait on a connection whose other end is gone without a word.
         with _errors():
             async with asyncio.timeout(_SILENT_S):
-                return bool(await self._client.is_model_ready(self._model.name, self._version))
+                return bool(await self._asking.is_model_ready(self._model.name, self._version))
 
     async def describe(self) -> Description:
         with _errors():
-            metadata = await self._client.get_model_metadata(self._model.name, self._version)
-            config = await self._client.get_model_config(self._model.name, self._version)
+            metadata = await self._asking.get_model_metadata(self._model.name, self._version)
+            config = await self._asking.get_model_config(self._model.name, self._version)
         return described(self._model, metadata, config)
 
     async def close(self) -> None:
         await self._client.close()
+        await self._asking.close()
 
 
 @contextmanager

@@ -21,6 +21,12 @@ class FakeTriton:
         """What it says the model returns."""
         self.hang_up_after = 1_000_000
         """Requests of a connection after which it is closed without a word."""
+        self.dies = False
+        """Whether each execution closes its connection, unanswered."""
+        self.hangs = False
+        """Whether executions are never answered."""
+        self.takes_s = 0.0
+        """How long an execution takes."""
         self.answers = [5.0, 11.0]
         """The output of each execution, whatever is sent."""
         self.is_ready = True
@@ -64,6 +70,12 @@ class FakeTriton:
                 ]
                 await reader.readexactly(int(lengths[0]) if lengths else 0)
                 status, document = self._answer(path)
+                if path.endswith("/infer"):
+                    if self.dies:
+                        break
+                    if self.hangs:
+                        await asyncio.Event().wait()
+                    await asyncio.sleep(self.takes_s)
                 body = json.dumps(document).encode() if document else b""
                 writer.write(b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n" % (status, len(body)))
                 writer.write(body)

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -125,6 +126,44 @@ async def test_a_thread_that_was_left_behind_ends_with_its_call(
     calls = [threads.call(lambda: together.wait(0.2), nothing) for _ in range(2)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(result) for result in results] == [threading.BrokenBarrierError] * 2
+
+
+async def test_where_no_thread_can_be_started_one_that_returns_goes_on(
+    threads: ExecutionThreads, gate: Gate
+) -> None:
+    given_up = asyncio.create_task(threads.call(gate.work, gate.stop))
+    await gate.has_begun()
+    with no_room_for_threads():
+        assert [type(error) for error in await left(given_up)] == [asyncio.CancelledError]
+        assert gate.told_to_stop
+        next_one = asyncio.create_task(threads.call(lambda: 7, nothing))
+        await asyncio.sleep(0)  # it is in line
+        gate.let.set()
+        assert await next_one == 7
+    assert threads.left_behind == 0
+
+
+async def test_a_thread_that_could_not_be_started_is_started_with_the_next_call(
+    threads: ExecutionThreads, gate: Gate
+) -> None:
+    hung = asyncio.create_task(threads.call(gate.work, gate.stop))
+    await gate.has_begun()
+    with no_room_for_threads():
+        await left(hung)
+    assert await threads.call(lambda: 7, nothing) == 7
+    assert threads.left_behind == 1
+
+
+@contextmanager
+def no_room_for_threads() -> Iterator[None]:
+    """Each new one would want a stack larger than the address space."""
+    before = threading.stack_size(1 << 48)
+    try:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            threading.Thread().start()
+        yield
+    finally:
+        threading.stack_size(before)
 
 
 async def test_closing_waits_for_a_thread_that_is_about_to_return(

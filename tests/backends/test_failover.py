@@ -135,6 +135,22 @@ async def test_a_first_one_that_comes_late_and_says_otherwise_is_not_used(
         await asyncio.sleep(0.01)
 
 
+async def test_a_first_one_with_a_defect_is_looked_at_again(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair.primary.error = ModelNotReady("not yet")
+    await pair.backend.warm_up(rows(), 4)
+    pair.primary.error = KeyError("a defect")
+    while "it is there but not used" not in caplog.messages:
+        assert await pair.answer() == 1
+        await asyncio.sleep(0.01)
+    pair.primary.error = None
+    while pair.backend.on_fallback:
+        assert await pair.answer() == 1
+        await asyncio.sleep(0.01)
+    assert caplog.messages.count("it is there but not used") == 1
+
+
 async def test_closing_closes_both(pair: Pair) -> None:
     await pair.backend.close()
     assert pair.primary.is_closed

@@ -1,6 +1,7 @@
 """What the Triton backend does with several endpoints, and with answers no real Triton gives."""
 
 import asyncio
+import contextlib
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from app.backends.backend import Event
 from app.backends.triton import TritonBackend
-from app.errors import BackendError, InvalidModel, ModelNotReady
+from app.deadline import Deadline
+from app.errors import BackendError, DeadlineExceeded, InvalidModel, ModelNotReady
 from loadtests.triton_process import TritonProcess
 from tests.backends.fake_triton import FakeTriton
 from tests.backends.opened_triton import SOON, answered, opened, rows
@@ -29,6 +31,18 @@ async def test_a_connection_that_was_kept_for_too_long_fails_no_caller() -> None
         fake.hang_up_after = 4
         for _ in range(20):
             assert await answered(backend) == [5.0, 11.0]
+
+
+async def test_what_a_connection_is_lost_of_is_sent_again_within_the_budget_and_told() -> None:
+    events: list[Event] = []
+    async with (
+        FakeTriton() as fake,
+        opened([fake.endpoint], tell=events.append, protocol="http") as backend,
+    ):
+        fake.dies = True
+        with pytest.raises(ModelNotReady):
+            await backend.execute(rows(), SOON)
+    assert (fake.asked, events) == (2, ["sent_again"])
 
 
 async def test_without_any_endpoint_nothing_is_opened() -> None:
@@ -89,16 +103,59 @@ async def test_an_endpoint_that_keeps_failing_is_ejected() -> None:
     assert good.asked == 95
 
 
-async def test_the_last_endpoint_is_not_ejected() -> None:
-    async with (
-        FakeTriton() as one,
-        FakeTriton() as other,
-        opened([one.endpoint, other.endpoint], protocol="http") as backend,
-    ):
-        one.failing = other.failing = True
-        assert await _failures(backend, 100) == 100
-        one.failing = other.failing = False
+async def test_endpoints_that_all_keep_failing_are_not_asked_until_they_are_well() -> None:
+    async with AsyncExitStack() as stack:
+        fakes = [await stack.enter_async_context(FakeTriton()) for _ in range(2)]
+        endpoints = [fake.endpoint for fake in fakes]
+        backend = await stack.enter_async_context(opened(endpoints, protocol="http"))
+        await backend.warm_up(rows(), 2)
+        for fake in fakes:
+            fake.failing = True
+        with pytest.raises(ModelNotReady, match="keeps failing"):
+            await _failures(backend, 100)
+        for fake in fakes:
+            fake.failing = False
+        await _until_up(backend)
         assert await _failures(backend, 10) == 0
+
+
+async def test_short_deadlines_eject_nobody() -> None:
+    async with AsyncExitStack() as stack:
+        fakes = [await stack.enter_async_context(FakeTriton()) for _ in range(4)]
+        endpoints = [fake.endpoint for fake in fakes]
+        backend = await stack.enter_async_context(opened(endpoints, protocol="http"))
+        for fake in fakes:
+            fake.takes_s = 0.03
+        for _ in range(40):
+            with pytest.raises(DeadlineExceeded):
+                await backend.execute(rows(), Deadline.after(0.01))
+        before = [fake.asked for fake in fakes]
+        for _ in range(20):
+            await answered(backend)
+        assert [fake.asked - asked for fake, asked in zip(fakes, before, strict=True)] == [5] * 4
+
+
+async def test_a_triton_whose_model_hangs_is_left_though_it_says_that_it_is_ready() -> None:
+    async with (
+        FakeTriton() as fake,
+        opened([fake.endpoint], protocol="http", in_flight=4) as backend,
+    ):
+        await backend.warm_up(rows(), 2)
+        fake.hangs = True
+        with pytest.raises(ModelNotReady, match="keeps failing"):
+            await _late_until_refused(backend)
+
+
+async def test_no_more_than_half_of_the_endpoints_are_ejected() -> None:
+    async with AsyncExitStack() as stack:
+        fakes = [await stack.enter_async_context(FakeTriton()) for _ in range(3)]
+        endpoints = [fake.endpoint for fake in fakes]
+        backend = await stack.enter_async_context(opened(endpoints, protocol="http"))
+        await backend.warm_up(rows(), 2)
+        fakes[0].failing = fakes[1].failing = True
+        await _failures(backend, 100)
+        fakes[0].failing = fakes[1].failing = False
+        await asyncio.wait_for(_until_two_are_asked(backend, fakes), 20)
 
 
 async def test_endpoints_that_answer_differently_are_refused_at_warm_up() -> None:
@@ -145,3 +202,28 @@ async def _failures(backend: TritonBackend, executions: int) -> int:
         except BackendError:
             failures += 1
     return failures
+
+
+async def _until_up(backend: TritonBackend) -> None:
+    while True:
+        try:
+            return await backend.check()
+        except ModelNotReady:
+            await asyncio.sleep(0.01)
+
+
+async def _until_two_are_asked(backend: TritonBackend, fakes: list[FakeTriton]) -> None:
+    while True:
+        before = [fake.asked for fake in fakes]
+        for _ in range(6):
+            await answered(backend)
+        asked = [fake.asked - earlier for fake, earlier in zip(fakes, before, strict=True)]
+        if sum(count > 0 for count in asked) >= 2:
+            return
+        await asyncio.sleep(0.05)
+
+
+async def _late_until_refused(backend: TritonBackend) -> None:
+    while True:
+        with contextlib.suppress(DeadlineExceeded):
+            await backend.execute(rows(), Deadline.after(0.05))
