@@ -197,7 +197,7 @@ class DynamicBatcher:
         if self._now_s() + _MARGIN * predicted_s > deadline.at_s:
             self._observer.refused("deadline")
             raise Overloaded(
-                f"an answer is expected after {predicted_s:.3f} s, which is after the deadline",
+                f"an answer is expected in {predicted_s:.3f} s, too late for the deadline",
                 retry_after_s=predicted_s,
             )
 

@@ -5,6 +5,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from app.backends import open_backend
+from app.backends.backend import Backend
+from app.backends.execution_times import ExecutionTimes
 from app.batching.batcher import DynamicBatcher
 from app.batching.policy import BatchPolicy, Greedy, Hold
 from app.clock import FeatureClock
@@ -72,19 +74,7 @@ async def load_current(
     times = await backend.warm_up(golden, contract.batching.max_batch_rows)
     await run_golden(backend, outputs, golden, manifest.training.golden, what=str(version_dir))
 
-    batching = contract.batching
-    batch_rows = times.best_rows(batching.max_batch_rows)
-    batcher = DynamicBatcher(
-        backend,
-        _policy(batching, batch_rows),
-        sweep,
-        times,
-        recorder,
-        max_batch_rows=batch_rows,
-        max_queue_rows=batching.max_queue_rows,
-        isolation_share=batching.isolation_share,
-        drain_s=drain_s,
-    )
+    batcher = _batcher(backend, contract.batching, sweep, times, recorder, drain_s)
     await stack.enter_async_context(batcher)
     return ServedModel(
         VersionId(model_dir.name, version, digest),
@@ -107,6 +97,28 @@ async def load_current(
             max_ahead_s=MAX_AHEAD_S,
         ),
         manifest.training.golden.instances[0],
+    )
+
+
+def _batcher(
+    backend: Backend,
+    batching: Batching,
+    sweep: DeadlineSweep,
+    times: ExecutionTimes,
+    recorder: BatchRecorder,
+    drain_s: float,
+) -> DynamicBatcher:
+    batch_rows = times.best_rows(batching.max_batch_rows)
+    return DynamicBatcher(
+        backend,
+        _policy(batching, batch_rows),
+        sweep,
+        times,
+        recorder,
+        max_batch_rows=batch_rows,
+        max_queue_rows=batching.max_queue_rows,
+        isolation_share=batching.isolation_share,
+        drain_s=drain_s,
     )
 
 

@@ -544,7 +544,7 @@ async def test_what_cannot_be_answered_by_its_deadline_is_refused_at_once() -> N
         waiting = [asyncio.create_task(ask(batcher, *range(8))) for _ in range(3)]
         await queued(batcher, 24)
         # The rest of the half second under way, three full batches, and its own.
-        with pytest.raises(Overloaded, match="after the deadline") as refused:
+        with pytest.raises(Overloaded, match="too late for the deadline") as refused:
             await ask(batcher, 1, within_s=4)
         assert 3.0 < refused.value.retry_after_s < 4.6
         backend.gate.set()
