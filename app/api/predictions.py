@@ -1,10 +1,11 @@
 """The predict operation: bytes in, bytes out, without a framework."""
 
+import asyncio
 import base64
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -48,6 +49,17 @@ def _random_ids() -> Iterator[str]:
 _request_ids = _random_ids()
 
 
+class Call:
+    """A prediction that was asked for and is under way."""
+
+    def __init__(self, task: "asyncio.Task[Reply]") -> None:
+        self._task = task
+
+    def leave(self) -> None:
+        """The caller waits no longer: what is not executed yet is not, and nobody is answered."""
+        self._task.cancel()
+
+
 class PredictOperation:
     """Answers `POST /v1/models/{name}:predict`."""
 
@@ -58,6 +70,33 @@ class PredictOperation:
     def label(self, name: str) -> str:
         """The name as a metric's label."""
         return self._predictor.label(name)
+
+    def refused(self, name: str, headers: Mapping[bytes, bytes], received_s: float) -> Reply | None:
+        """The reply to a request whose body need not be read: it would be in vain."""
+        try:
+            model = self._predictor.champion(name)
+            deadline = _deadline(headers, model.contract.limits, received_s)
+            model.batcher.admit(1, deadline, _priority(headers))
+        except Exception as exc:
+            request_id = new_request_id()
+            error = as_request_error(exc, request_id)
+            self._metrics.requests.labels(self._predictor.label(name), error.code).inc()
+            return refusal(error, request_id, "/v1/")
+        return None
+
+    def begin(
+        self,
+        name: str,
+        headers: Mapping[bytes, bytes],
+        body: bytes,
+        received_s: float,
+        peer: str,
+        answered: Callable[[Reply], None],
+    ) -> Call:
+        """`answered` is told the reply, once, perhaps before this returns, never after `leave`."""
+        task = asyncio.create_task(self(name, headers, body, received_s, peer))
+        task.add_done_callback(lambda task: None if task.cancelled() else answered(task.result()))
+        return Call(task)
 
     async def __call__(
         self,
