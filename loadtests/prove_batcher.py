@@ -322,9 +322,7 @@ class _Proof:
         request = _Request(rows, bool(mark.any()), now_s, now_s + timeout_s)
         return {"x": x, "mark": mark}, request
 
-    def _outcome(
-        self, asking: "asyncio.Task[Executed]", inputs: Tensors, request: _Request
-    ) -> str:
+    def _outcome(self, asking: "asyncio.Task[Executed]", inputs: Tensors, request: _Request) -> str:
         """What became of it; a violation where nothing accounts for that."""
         overdue_s = request.ended_s - max(request.deadline_s, request.began_s)
         if overdue_s > SWEEP_S + 1e-6:

@@ -20,7 +20,7 @@ from app.contract import Limits
 from app.deadline import Deadline
 from app.errors import InvalidInput
 from app.features.source import FeatureRows, ValueStatus
-from app.predictor import Answer, DegradedReason, NotFiniteOutput, Predictor
+from app.predictor import Answer, Asked, DegradedReason, NotFiniteOutput, Predictor
 from app.telemetry.metrics import Metrics
 
 _PREDICT_PATH = re.compile(r"/v1/models/([^/:]+):predict")
@@ -50,14 +50,74 @@ _request_ids = _random_ids()
 
 
 class Call:
-    """A prediction that was asked for and is under way."""
+    """A prediction that was asked for and is under way. `answered` is told the reply, once, and
+    nothing after `leave`."""
 
-    def __init__(self, task: "asyncio.Task[Reply]") -> None:
-        self._task = task
+    __slots__ = (
+        *("_answered", "_asked", "_deadline", "_label", "_metrics", "_parsed_s", "_received_s"),
+        *("_request_id", "_verbose"),
+    )
+
+    def __init__(
+        self, label: str, received_s: float, answered: Callable[[Reply], None], metrics: Metrics
+    ) -> None:
+        self._request_id = new_request_id()
+        self._label = label
+        self._received_s = received_s
+        self._answered = answered
+        self._metrics = metrics
+        self._asked: Asked | None = None
+
+    def begin(
+        self,
+        predictor: Predictor,
+        name: str,
+        headers: Mapping[bytes, bytes],
+        body: bytes,
+        peer: str,
+    ) -> None:
+        """Raises whatever refuses the request."""
+        model = predictor.champion(name)
+        self._deadline = deadline = _deadline(headers, model.contract.limits, self._received_s)
+        priority = _priority(headers)
+        instances = model.decoder.decode(body)
+        self._verbose = instances.verbose
+        self._parsed_s = deadline.check()
+        self._asked = predictor.begin(model, instances, deadline, priority, peer, self.told)
 
     def leave(self) -> None:
         """The caller waits no longer: what is not executed yet is not, and nobody is answered."""
-        self._task.cancel()
+        if self._asked is not None:
+            self._asked.leave()
+            self._asked = None
+
+    def told(self, answer: Answer | Exception) -> None:
+        """How the prediction ended."""
+        self._asked = None  # which refers to us: a cycle would wait for the garbage collector
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            reply = Reply(200, _body(answer, self._request_id, self._verbose))
+            answered_s = self._deadline.check()
+        except Exception as exc:
+            self.refuse(exc)
+            return
+        answer.model.recorder.answered(
+            (
+                self._received_s,
+                self._parsed_s,
+                answer.encoded_s,
+                answer.started_s,
+                answer.finished_s,
+                answered_s,
+            )
+        )
+        self._answered(reply)
+
+    def refuse(self, exc: Exception) -> None:
+        error = as_request_error(exc, self._request_id)
+        self._metrics.requests.labels(self._label, error.code).inc()
+        self._answered(refusal(error, self._request_id, "/v1/"))
 
 
 class PredictOperation:
@@ -93,10 +153,18 @@ class PredictOperation:
         peer: str,
         answered: Callable[[Reply], None],
     ) -> Call:
-        """`answered` is told the reply, once, perhaps before this returns, never after `leave`."""
-        task = asyncio.create_task(self(name, headers, body, received_s, peer))
-        task.add_done_callback(lambda task: None if task.cancelled() else answered(task.result()))
-        return Call(task)
+        """`answered` is told the reply, once, perhaps before this returns, never after the call's
+        `leave`: whatever goes wrong is a reply with a code.
+
+        `received_s` is the monotonic instant of the request's arrival, `peer` the address that it
+        came from.
+        """
+        call = Call(self._predictor.label(name), received_s, answered, self._metrics)
+        try:
+            call.begin(self._predictor, name, headers, body, peer)
+        except Exception as exc:
+            call.refuse(exc)
+        return call
 
     async def __call__(
         self,
@@ -106,37 +174,19 @@ class PredictOperation:
         received_s: float,
         peer: str = "",
     ) -> Reply:
-        """Never raises but for cancellation: whatever goes wrong is a reply with a code.
+        """`begin`, and wait for the reply. Cancelling leaves."""
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
-        `received_s` is the monotonic instant of the request's arrival, `peer` the address that it
-        came from.
-        """
-        request_id = new_request_id()
+        def answered(answer: Reply) -> None:
+            if not reply.done():  # its task was cancelled a moment ago
+                reply.set_result(answer)
+
+        call = self.begin(name, headers, body, received_s, peer, answered)
         try:
-            model = self._predictor.champion(name)
-            deadline = _deadline(headers, model.contract.limits, received_s)
-            priority = _priority(headers)
-            model.batcher.admit(1, deadline, priority)  # what is in vain need not be decoded
-            instances = model.decoder.decode(body)
-            parsed_s = deadline.check()
-            answer = await self._predictor.predict(model, instances, deadline, priority, peer)
-            reply = Reply(200, _body(answer, request_id, instances.verbose))
-            answered_s = deadline.check()
-        except Exception as exc:
-            error = as_request_error(exc, request_id)
-            self._metrics.requests.labels(self._predictor.label(name), error.code).inc()
-            return refusal(error, request_id, "/v1/")
-        model.recorder.answered(
-            (
-                received_s,
-                parsed_s,
-                answer.encoded_s,
-                answer.started_s,
-                answer.finished_s,
-                answered_s,
-            )
-        )
-        return reply
+            return await reply
+        except asyncio.CancelledError:
+            call.leave()
+            raise
 
 
 def _deadline(headers: Mapping[bytes, bytes], limits: Limits, received_s: float) -> Deadline:
@@ -194,6 +244,7 @@ def _features(answer: Answer) -> list[dict[str, Any]]:
     if answer.features is None:
         return [{} for _ in answer.predictions]
     rows, filled = answer.features.rows, answer.features.filled
+    first = answer.first_row
     ages_s = answer.features.now_s - rows.event_time_s
     plan = rows.plan
     views = [index for index, view in enumerate(plan.views) for _ in view.features]
@@ -202,14 +253,16 @@ def _features(answer: Answer) -> list[dict[str, Any]]:
             name: _feature(rows, ages_s, row, position, views[position])
             for position, name in enumerate(plan.references)
         }
-        for row in range(len(answer.predictions))
+        for row in range(first, first + len(answer.predictions))
     ]
     for substitute in filled.substitutes:
         for feature, row in np.argwhere(substitute.mask).tolist():
+            if not 0 <= row - first < len(features):  # of another request
+                continue
             position = substitute.positions[feature]
             value = _shown(filled.columns[position][row])
             name = plan.references[position]
-            features[row][name]["substitute"] = {"by": substitute.by, "value": value}
+            features[row - first][name]["substitute"] = {"by": substitute.by, "value": value}
     return features
 
 

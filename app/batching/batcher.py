@@ -138,6 +138,11 @@ class DynamicBatcher:
         self._closing = False
 
     @property
+    def max_rows(self) -> int:
+        """Rows of a batch at most; `submit` takes more."""
+        return self._max_rows
+
+    @property
     def queued_rows(self) -> int:
         """Rows that wait for an execution."""
         return self._waiting.rows
@@ -222,10 +227,6 @@ class DynamicBatcher:
         )
         self._put(entry)
         return entry
-
-    def takes(self, rows: int) -> bool:
-        """Whether so many rows fit into a batch."""
-        return rows <= self._max_rows
 
     def leave(self, entry: Entry) -> None:
         """Nobody waits for the entry any more: it is not executed, unless it is being."""
