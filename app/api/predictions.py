@@ -1,6 +1,5 @@
 """The predict operation: bytes in, bytes out, without a framework."""
 
-import asyncio
 import base64
 import math
 import os
@@ -21,6 +20,7 @@ from app.deadline import Deadline
 from app.errors import InvalidInput
 from app.features.source import FeatureRows, ValueStatus
 from app.predictor import Answer, Asked, DegradedReason, NotFiniteOutput, Predictor
+from app.served_model import ServedModel
 from app.telemetry.metrics import Metrics
 
 _PREDICT_PATH = re.compile(r"/v1/models/([^/:]+):predict")
@@ -50,46 +50,60 @@ _request_ids = _random_ids()
 
 
 class Call:
-    """A prediction that was asked for and is under way. `answered` is told the reply, once, and
-    nothing after `leave`."""
+    """A request for a prediction, admitted by its head.
+
+    `answered` is told the reply, once, and nothing after `leave`: whatever goes wrong is a reply
+    with a code.
+    """
 
     __slots__ = (
-        *("_answered", "_asked", "_deadline", "_label", "_metrics", "_parsed_s", "_received_s"),
-        *("_request_id", "_verbose"),
+        *("_answered", "_asked", "_deadline", "_metrics", "_model", "_parsed_s", "_peer"),
+        *("_predictor", "_priority", "_received_s", "_request_id", "_verbose"),
     )
 
     def __init__(
-        self, label: str, received_s: float, answered: Callable[[Reply], None], metrics: Metrics
+        self,
+        operation: "PredictOperation",
+        model: ServedModel,
+        deadline: Deadline,
+        priority: Priority,
+        peer: str,
+        received_s: float,
+        answered: Callable[[Reply], None],
     ) -> None:
-        self._request_id = new_request_id()
-        self._label = label
+        self._predictor = operation.predictor
+        self._metrics = operation.metrics
+        self._model = model
+        self._deadline = deadline
+        self._priority = priority
+        self._peer = peer
         self._received_s = received_s
         self._answered = answered
-        self._metrics = metrics
+        self._request_id = new_request_id()
         self._asked: Asked | None = None
 
-    def begin(
-        self,
-        predictor: Predictor,
-        name: str,
-        headers: Mapping[bytes, bytes],
-        body: bytes,
-        peer: str,
-    ) -> None:
-        """Raises whatever refuses the request."""
-        model = predictor.champion(name)
-        self._deadline = deadline = _deadline(headers, model.contract.limits, self._received_s)
-        priority = _priority(headers)
-        instances = model.decoder.decode(body)
-        self._verbose = instances.verbose
-        self._parsed_s = deadline.check()
-        self._asked = predictor.begin(model, instances, deadline, priority, peer, self.told)
+    def begin(self, body: bytes) -> None:
+        """The body is complete."""
+        try:
+            instances = self._model.decoder.decode(body)
+            self._verbose = instances.verbose
+            self._parsed_s = self._deadline.check()
+            self._asked = self._predictor.begin(
+                self._model, instances, self._deadline, self._priority, self._peer, self.told
+            )
+        except Exception as exc:
+            self.refuse(exc)
 
     def leave(self) -> None:
         """The caller waits no longer: what is not executed yet is not, and nobody is answered."""
         if self._asked is not None:
             self._asked.leave()
             self._asked = None
+
+    def refuse(self, exc: Exception) -> None:
+        """It cannot be answered."""
+        label = self._model.id.model
+        self._answered(_refused(exc, self._request_id, label, self._metrics))
 
     def told(self, answer: Answer | Exception) -> None:
         """How the prediction ended."""
@@ -102,7 +116,7 @@ class Call:
         except Exception as exc:
             self.refuse(exc)
             return
-        answer.model.recorder.answered(
+        self._model.recorder.answered(
             (
                 self._received_s,
                 self._parsed_s,
@@ -114,79 +128,47 @@ class Call:
         )
         self._answered(reply)
 
-    def refuse(self, exc: Exception) -> None:
-        error = as_request_error(exc, self._request_id)
-        self._metrics.requests.labels(self._label, error.code).inc()
-        self._answered(refusal(error, self._request_id, "/v1/"))
-
 
 class PredictOperation:
     """Answers `POST /v1/models/{name}:predict`."""
 
     def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
-        self._predictor = predictor
-        self._metrics = metrics
+        self.predictor = predictor
+        self.metrics = metrics
 
     def label(self, name: str) -> str:
         """The name as a metric's label."""
-        return self._predictor.label(name)
+        return self.predictor.label(name)
 
-    def refused(self, name: str, headers: Mapping[bytes, bytes], received_s: float) -> Reply | None:
-        """The reply to a request whose body need not be read: it would be in vain."""
-        try:
-            model = self._predictor.champion(name)
-            deadline = _deadline(headers, model.contract.limits, received_s)
-            model.batcher.admit(1, deadline, _priority(headers))
-        except Exception as exc:
-            request_id = new_request_id()
-            error = as_request_error(exc, request_id)
-            self._metrics.requests.labels(self._predictor.label(name), error.code).inc()
-            return refusal(error, request_id, "/v1/")
-        return None
-
-    def begin(
+    def open(
         self,
         name: str,
         headers: Mapping[bytes, bytes],
-        body: bytes,
         received_s: float,
         peer: str,
         answered: Callable[[Reply], None],
-    ) -> Call:
-        """`answered` is told the reply, once, perhaps before this returns, never after the call's
-        `leave`: whatever goes wrong is a reply with a code.
+    ) -> Call | None:
+        """A call that waits for its body. None where the body need not be read, because it would be
+        in vain: then `answered` has been told why.
 
         `received_s` is the monotonic instant of the request's arrival, `peer` the address that it
         came from.
         """
-        call = Call(self._predictor.label(name), received_s, answered, self._metrics)
         try:
-            call.begin(self._predictor, name, headers, body, peer)
+            model = self.predictor.champion(name)
+            deadline = _deadline(headers, model.contract.limits, received_s)
+            priority = _priority(headers)
+            model.batcher.admit(1, deadline, priority)
         except Exception as exc:
-            call.refuse(exc)
-        return call
+            answered(_refused(exc, new_request_id(), self.predictor.label(name), self.metrics))
+            return None
+        return Call(self, model, deadline, priority, peer, received_s, answered)
 
-    async def __call__(
-        self,
-        name: str,
-        headers: Mapping[bytes, bytes],
-        body: bytes,
-        received_s: float,
-        peer: str = "",
-    ) -> Reply:
-        """`begin`, and wait for the reply. Cancelling leaves."""
-        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
-        def answered(answer: Reply) -> None:
-            if not reply.done():  # its task was cancelled a moment ago
-                reply.set_result(answer)
-
-        call = self.begin(name, headers, body, received_s, peer, answered)
-        try:
-            return await reply
-        except asyncio.CancelledError:
-            call.leave()
-            raise
+def _refused(exc: Exception, request_id: str, label: str, metrics: Metrics) -> Reply:
+    error = as_request_error(exc, request_id)
+    metrics.requests.labels(label, error.code).inc()
+    return refusal(error, request_id, "/v1/")
 
 
 def _deadline(headers: Mapping[bytes, bytes], limits: Limits, received_s: float) -> Deadline:
