@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Protocol, Self
 
 from app.errors import DeadlineExceeded
 
@@ -37,6 +37,16 @@ class Deadline:
         return Deadline(now_s + (self.at_s - now_s) * fraction)
 
 
+class Watched(Protocol):
+    """What has a deadline: a future, or what behaves like one."""
+
+    def done(self) -> bool: ...
+
+    def set_exception(self, error: Exception, /) -> None: ...
+
+    def cancel(self) -> object: ...
+
+
 class DeadlineSweep:
     """Fails the futures whose deadline has passed: one timer per worker, not one per request.
 
@@ -50,10 +60,10 @@ class DeadlineSweep:
     ) -> None:
         self._interval_s = interval_s
         self._now_s = now_s
-        self._watched: list[tuple[Deadline, asyncio.Future[Any]]] = []
+        self._watched: list[tuple[Deadline, Watched]] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, future: asyncio.Future[Any], deadline: Deadline) -> None:
+    def watch(self, future: Watched, deadline: Deadline) -> None:
         self._watched.append((deadline, future))
         if self._timer is None:
             self._arm()
@@ -67,7 +77,7 @@ class DeadlineSweep:
         if self._watched:
             self._arm()
 
-    def _still_waiting(self) -> Iterator[tuple[Deadline, asyncio.Future[Any]]]:
+    def _still_waiting(self) -> Iterator[tuple[Deadline, Watched]]:
         now_s = self._now_s()
         for deadline, future in self._watched:
             if future.done():

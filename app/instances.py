@@ -96,6 +96,15 @@ class _Columns(Mapping[str, Sequence[Any]]):
         return len(self._positions)
 
 
+def together(parts: Sequence[Instances]) -> Instances:
+    """The instances of several requests to one model, none of which gives a stored feature itself
+    unless it is the only one."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = [row for part in parts for row in part.rows]
+    return Instances(rows, parts[0].positions, _NONE, verbose=False)
+
+
 class InstanceDecoder:
     """Decodes `{"instances": [{…}, …], "verbose": false}` for one model.
 

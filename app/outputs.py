@@ -28,7 +28,7 @@ class NotFinite(BackendError):
         super().__init__(f"the model returned no finite number as {' and '.join(faults)}")
 
 
-@dataclass(slots=True)  # made for every request; a frozen one takes 1 µs longer to make
+@dataclass(slots=True)
 class Readout:
     """What the model's output tensors say.
 
@@ -40,6 +40,14 @@ class Readout:
     predictions: list[Prediction]
     distributions: Mapping[str, Sequence[float]]
     not_finite: Mapping[str, Sequence[int]]
+
+    def not_finite_in(self, start: int, stop: int) -> Mapping[str, Sequence[int]]:
+        """`not_finite` of the rows `start` to `stop`, the first of which counts as 0."""
+        found = {
+            name: [row - start for row in rows if start <= row < stop]
+            for name, rows in self.not_finite.items()
+        }
+        return {name: rows for name, rows in found.items() if rows}
 
 
 class OutputReader:
@@ -57,6 +65,13 @@ class OutputReader:
 
     def read(self, tensors: Tensors) -> Readout:
         """Raises `NotFinite` where the contract refuses a value that JSON has no word for."""
+        read = self.read_all(tensors)
+        if read.not_finite:
+            self.refuse(read.not_finite)
+        return read
+
+    def read_all(self, tensors: Tensors) -> Readout:
+        """The same of the rows of several callers, who must not be refused for each other's."""
         columns: dict[str, list[Any]] = {}
         distributions: dict[str, Sequence[float]] = {}
         not_finite: dict[str, Sequence[int]] = {}
@@ -71,8 +86,6 @@ class OutputReader:
                 numbers = [number for number in numbers if isfinite(number)]
             columns[name] = column
             distributions[name] = numbers
-        if not_finite:
-            self._refuse(not_finite)
         if self._decide is not None:
             columns["decision"] = self._decide(columns)
         # Of one row, as most requests are, zip with `strict` takes longer than all the rest.
@@ -81,7 +94,8 @@ class OutputReader:
         ]
         return Readout(predictions, distributions, not_finite)
 
-    def _refuse(self, not_finite: Mapping[str, Sequence[int]]) -> None:
+    def refuse(self, not_finite: Mapping[str, Sequence[int]]) -> None:
+        """Raises `NotFinite` where the contract has such outputs refused."""
         refused = {
             name: rows
             for name, rows in not_finite.items()

@@ -28,7 +28,7 @@ from app.backends.execution_times import ExecutionTimes
 from app.batching.batcher import DynamicBatcher
 from app.batching.policy import BatchPolicy, Greedy
 from app.batching.priority import Priority
-from app.batching.waiting import Execution
+from app.batching.waiting import Executed
 from app.deadline import Deadline, DeadlineSweep
 from app.errors import (
     BackendError,
@@ -322,9 +322,7 @@ class _Proof:
         request = _Request(rows, bool(mark.any()), now_s, now_s + timeout_s)
         return {"x": x, "mark": mark}, request
 
-    def _outcome(
-        self, asking: "asyncio.Task[Execution]", inputs: Tensors, request: _Request
-    ) -> str:
+    def _outcome(self, asking: "asyncio.Task[Executed]", inputs: Tensors, request: _Request) -> str:
         """What became of it; a violation where nothing accounts for that."""
         overdue_s = request.ended_s - max(request.deadline_s, request.began_s)
         if overdue_s > SWEEP_S + 1e-6:

@@ -14,6 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from app.clock import WallClock
 from app.deadline import Deadline, DeadlineSweep
 from app.features.plan import NO_FEATURES, FeaturePlan, PlannedFeature, PlannedView
+from app.features.source import FeatureSource
 from app.features.static_source import StaticSource
 from app.outputs import Prediction
 from app.repository.layout import CONTRACT_FILE
@@ -242,13 +243,15 @@ async def write_model(
 
 
 @asynccontextmanager
-async def loaded(model_dir: Path) -> AsyncIterator[ServedModel]:
-    """The CURRENT version of a tiny model, its stored values from DRIVER_VALUES."""
+async def loaded(
+    model_dir: Path, source: FeatureSource | None = None
+) -> AsyncIterator[ServedModel]:
+    """The CURRENT version of a tiny model, its stored values from `source`, else DRIVER_VALUES."""
     async with AsyncExitStack() as stack:
         sweep = await stack.enter_async_context(DeadlineSweep())
         yield await load_current(
             model_dir,
-            lambda plan: StaticSource(plan, DRIVER_VALUES),
+            lambda plan: source or StaticSource(plan, DRIVER_VALUES),
             sweep,
             Metrics(),
             WallClock(),

@@ -1,5 +1,6 @@
 """The ASGI application: takes the hot operations itself and passes the rest to FastAPI."""
 
+import asyncio
 import re
 import time
 from collections.abc import Mapping
@@ -54,14 +55,41 @@ class Gateway:
             refused = refusal(NotFound("predict takes POST"), new_request_id(), scope["path"])
             await _send(Reply(405, refused.body, {b"allow": b"POST"}), headers, send)
         else:
+            await self._answer(model, scope, headers, received_s, peer, receive, send)
+
+    async def _answer(
+        self,
+        model: str,
+        scope: Scope,
+        headers: Mapping[bytes, bytes],
+        received_s: float,
+        peer: str,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def answered(answer: Reply) -> None:
+            if not reply.done():  # our task was cancelled a moment ago
+                reply.set_result(answer)
+
+        call = self._predict.open(model, headers, received_s, peer, answered)
+        if call is None:
+            await _send(await reply, headers, send, (b"connection", b"close"))
+            return
+        try:
             body = await self._bodies.read(receive)
             if body is None:
                 return
             if isinstance(body, RequestError):
-                await self._refuse(body, scope, headers, send)
+                call.refuse(body)
+                await _send(await reply, headers, send, (b"connection", b"close"))
                 return
-            reply = await self._predict(model, headers, body, received_s, peer)
-            await _send(reply, headers, send)
+            call.begin(body)
+            await _send(await reply, headers, send)
+        except asyncio.CancelledError:
+            call.leave()
+            raise
 
     async def _refuse(
         self, error: RequestError, scope: Scope, headers: Mapping[bytes, bytes], send: Send

@@ -1,6 +1,5 @@
 """The predict operation: bytes in, bytes out, without a framework."""
 
-import asyncio
 import base64
 import math
 import os
@@ -20,7 +19,8 @@ from app.contract import Limits
 from app.deadline import Deadline
 from app.errors import InvalidInput
 from app.features.source import FeatureRows, ValueStatus
-from app.predictor import Answer, DegradedReason, NotFiniteOutput, Predictor
+from app.predictor import Answer, Asked, DegradedReason, NotFiniteOutput, Predictor
+from app.served_model import ServedModel
 from app.telemetry.metrics import Metrics
 
 _PREDICT_PATH = re.compile(r"/v1/models/([^/:]+):predict")
@@ -50,93 +50,125 @@ _request_ids = _random_ids()
 
 
 class Call:
-    """A prediction that was asked for and is under way."""
+    """A request for a prediction, admitted by its head.
 
-    def __init__(self, task: "asyncio.Task[Reply]") -> None:
-        self._task = task
+    `answered` is told the reply, once, and nothing after `leave`: whatever goes wrong is a reply
+    with a code.
+    """
+
+    __slots__ = (
+        *("_answered", "_asked", "_deadline", "_metrics", "_model", "_parsed_s", "_peer"),
+        *("_predictor", "_priority", "_received_s", "_request_id", "_verbose"),
+    )
+
+    def __init__(
+        self,
+        operation: "PredictOperation",
+        model: ServedModel,
+        deadline: Deadline,
+        priority: Priority,
+        peer: str,
+        received_s: float,
+        answered: Callable[[Reply], None],
+    ) -> None:
+        self._predictor = operation.predictor
+        self._metrics = operation.metrics
+        self._model = model
+        self._deadline = deadline
+        self._priority = priority
+        self._peer = peer
+        self._received_s = received_s
+        self._answered = answered
+        self._request_id = new_request_id()
+        self._asked: Asked | None = None
+
+    def begin(self, body: bytes) -> None:
+        """The body is complete."""
+        try:
+            instances = self._model.decoder.decode(body)
+            self._verbose = instances.verbose
+            self._parsed_s = self._deadline.check()
+            self._asked = self._predictor.begin(
+                self._model, instances, self._deadline, self._priority, self._peer, self.told
+            )
+        except Exception as exc:
+            self.refuse(exc)
 
     def leave(self) -> None:
         """The caller waits no longer: what is not executed yet is not, and nobody is answered."""
-        self._task.cancel()
+        if self._asked is not None:
+            self._asked.leave()
+            self._asked = None
 
+    def refuse(self, exc: Exception) -> None:
+        """It cannot be answered."""
+        label = self._model.id.model
+        self._answered(_refused(exc, self._request_id, label, self._metrics))
 
-class PredictOperation:
-    """Answers `POST /v1/models/{name}:predict`."""
-
-    def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
-        self._predictor = predictor
-        self._metrics = metrics
-
-    def label(self, name: str) -> str:
-        """The name as a metric's label."""
-        return self._predictor.label(name)
-
-    def refused(self, name: str, headers: Mapping[bytes, bytes], received_s: float) -> Reply | None:
-        """The reply to a request whose body need not be read: it would be in vain."""
+    def told(self, answer: Answer | Exception) -> None:
+        """How the prediction ended."""
+        self._asked = None  # which refers to us: a cycle would wait for the garbage collector
         try:
-            model = self._predictor.champion(name)
-            deadline = _deadline(headers, model.contract.limits, received_s)
-            model.batcher.admit(1, deadline, _priority(headers))
+            if isinstance(answer, Exception):
+                raise answer
+            reply = Reply(200, _body(answer, self._request_id, self._verbose))
+            answered_s = self._deadline.check()
         except Exception as exc:
-            request_id = new_request_id()
-            error = as_request_error(exc, request_id)
-            self._metrics.requests.labels(self._predictor.label(name), error.code).inc()
-            return refusal(error, request_id, "/v1/")
-        return None
-
-    def begin(
-        self,
-        name: str,
-        headers: Mapping[bytes, bytes],
-        body: bytes,
-        received_s: float,
-        peer: str,
-        answered: Callable[[Reply], None],
-    ) -> Call:
-        """`answered` is told the reply, once, perhaps before this returns, never after `leave`."""
-        task = asyncio.create_task(self(name, headers, body, received_s, peer))
-        task.add_done_callback(lambda task: None if task.cancelled() else answered(task.result()))
-        return Call(task)
-
-    async def __call__(
-        self,
-        name: str,
-        headers: Mapping[bytes, bytes],
-        body: bytes,
-        received_s: float,
-        peer: str = "",
-    ) -> Reply:
-        """Never raises but for cancellation: whatever goes wrong is a reply with a code.
-
-        `received_s` is the monotonic instant of the request's arrival, `peer` the address that it
-        came from.
-        """
-        request_id = new_request_id()
-        try:
-            model = self._predictor.champion(name)
-            deadline = _deadline(headers, model.contract.limits, received_s)
-            priority = _priority(headers)
-            model.batcher.admit(1, deadline, priority)  # what is in vain need not be decoded
-            instances = model.decoder.decode(body)
-            parsed_s = deadline.check()
-            answer = await self._predictor.predict(model, instances, deadline, priority, peer)
-            reply = Reply(200, _body(answer, request_id, instances.verbose))
-            answered_s = deadline.check()
-        except Exception as exc:
-            error = as_request_error(exc, request_id)
-            self._metrics.requests.labels(self._predictor.label(name), error.code).inc()
-            return refusal(error, request_id, "/v1/")
-        model.recorder.answered(
+            self.refuse(exc)
+            return
+        self._model.recorder.answered(
             (
-                received_s,
-                parsed_s,
+                self._received_s,
+                self._parsed_s,
                 answer.encoded_s,
                 answer.started_s,
                 answer.finished_s,
                 answered_s,
             )
         )
-        return reply
+        self._answered(reply)
+
+
+class PredictOperation:
+    """Answers `POST /v1/models/{name}:predict`."""
+
+    def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
+        self.predictor = predictor
+        self.metrics = metrics
+
+    def label(self, name: str) -> str:
+        """The name as a metric's label."""
+        return self.predictor.label(name)
+
+    def open(
+        self,
+        name: str,
+        headers: Mapping[bytes, bytes],
+        received_s: float,
+        peer: str,
+        answered: Callable[[Reply], None],
+    ) -> Call | None:
+        """A call that waits for its body. None where the body need not be read, because it would be
+        in vain: then `answered` has been told why.
+
+        `received_s` is the monotonic instant of the request's arrival, `peer` the address that it
+        came from.
+        """
+        try:
+            model = self.predictor.champion(name)
+            deadline = _deadline(headers, model.contract.limits, received_s)
+            priority = _priority(headers)
+            model.batcher.admit(1, deadline, priority)
+        except Exception as exc:
+            answered(_refused(exc, new_request_id(), self.predictor.label(name), self.metrics))
+            return None
+        return Call(self, model, deadline, priority, peer, received_s, answered)
+
+
+def _refused(exc: Exception, request_id: str, label: str, metrics: Metrics) -> Reply:
+    error = as_request_error(exc, request_id)
+    metrics.requests.labels(label, error.code).inc()
+    return refusal(error, request_id, "/v1/")
 
 
 def _deadline(headers: Mapping[bytes, bytes], limits: Limits, received_s: float) -> Deadline:
@@ -194,6 +226,7 @@ def _features(answer: Answer) -> list[dict[str, Any]]:
     if answer.features is None:
         return [{} for _ in answer.predictions]
     rows, filled = answer.features.rows, answer.features.filled
+    first = answer.first_row
     ages_s = answer.features.now_s - rows.event_time_s
     plan = rows.plan
     views = [index for index, view in enumerate(plan.views) for _ in view.features]
@@ -202,14 +235,16 @@ def _features(answer: Answer) -> list[dict[str, Any]]:
             name: _feature(rows, ages_s, row, position, views[position])
             for position, name in enumerate(plan.references)
         }
-        for row in range(len(answer.predictions))
+        for row in range(first, first + len(answer.predictions))
     ]
     for substitute in filled.substitutes:
         for feature, row in np.argwhere(substitute.mask).tolist():
+            if not 0 <= row - first < len(features):  # of another request
+                continue
             position = substitute.positions[feature]
             value = _shown(filled.columns[position][row])
             name = plan.references[position]
-            features[row][name]["substitute"] = {"by": substitute.by, "value": value}
+            features[row - first][name]["substitute"] = {"by": substitute.by, "value": value}
     return features
 
 

@@ -13,7 +13,15 @@ from app.backends.execution_times import ExecutionTimes
 from app.batching.isolation import IsolationBudget, Run, Suspects, isolate, most_runs, split
 from app.batching.policy import BatchPolicy
 from app.batching.priority import Priority
-from app.batching.waiting import Entry, Execution, Shapes, WaitingRows
+from app.batching.waiting import (
+    Entry,
+    Executed,
+    Execution,
+    Shapes,
+    Waiter,
+    WaitingRows,
+    gathered,
+)
 from app.deadline import Deadline, DeadlineSweep
 from app.errors import (
     BackendError,
@@ -23,7 +31,7 @@ from app.errors import (
     RequestError,
     ShuttingDown,
 )
-from app.tensors import Tensors, concatenate, row_count, take_rows
+from app.tensors import Tensors, concatenate, row_count
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +138,11 @@ class DynamicBatcher:
         self._closing = False
 
     @property
+    def max_rows(self) -> int:
+        """Rows of a batch at most; `submit` takes more."""
+        return self._max_rows
+
+    @property
     def queued_rows(self) -> int:
         """Rows that wait for an execution."""
         return self._waiting.rows
@@ -141,40 +154,94 @@ class DynamicBatcher:
         *,
         priority: Priority = Priority.LIVE,
         caller: str = "",
-    ) -> Execution:
-        """Outputs for these rows, one at least, in order; a request over the batch limit is split
+    ) -> Executed:
+        """What came of these rows, one at least, in order; a request over the batch limit is split
         and joined.
+
+        Raises what `enqueue` raises and what it tells who waits. Cancelling takes the rows out of
+        the queue before they are executed and touches no other caller.
+        """
+        rows = row_count(inputs)
+        loop = asyncio.get_running_loop()
+        if rows <= self._max_rows:
+            answer: asyncio.Future[Executed] = loop.create_future()
+            entry = self.enqueue(inputs, 0, rows, deadline, answer, priority, caller)
+            try:
+                return await answer
+            except BaseException:
+                self.leave(entry)
+                raise
+        self.admit(rows, deadline, priority)
+        shapes = self._shapes(inputs)
+        answers: list[asyncio.Future[Executed]] = []
+        entries: list[Entry] = []
+        for start in range(0, rows, self._max_rows):
+            answers.append(loop.create_future())
+            entry = Entry(
+                inputs,
+                min(self._max_rows, rows - start),
+                deadline,
+                self._now_s(),
+                answers[-1],
+                priority,
+                is_part=True,
+                shapes=shapes,
+                caller=caller,
+                alone=self._is_suspect(caller),
+                start=start,
+            )
+            entries.append(entry)
+            self._put(entry)
+        return await self._joined(entries, answers)
+
+    def enqueue(
+        self,
+        inputs: Tensors,
+        start: int,
+        rows: int,
+        deadline: Deadline,
+        waiter: Waiter,
+        priority: Priority = Priority.LIVE,
+        caller: str = "",
+    ) -> Entry:
+        """Have `rows` rows of the inputs executed, from `start` on: at most as many as a batch has.
 
         `caller` names who asks, so that one whose rows keep failing can be kept apart. Raises
         `Overloaded` when the queue is full or the answer could not be there by the deadline,
-        `DeadlineExceeded`, `BackendError` when the rows could not be executed, `ModelNotReady`
-        when nothing can be, `ShuttingDown` while draining. Cancelling takes the rows out of the
-        queue before they are executed and touches no other caller.
+        `ShuttingDown` while draining. The waiter is told the rows' outputs, or `DeadlineExceeded`,
+        `BackendError` when the rows could not be executed, `ModelNotReady` when nothing can be,
+        `ShuttingDown`. Who waits no longer must `leave`.
         """
-        rows = row_count(inputs)
         self.admit(rows, deadline, priority)
-        shapes = self._shapes(inputs)
-        if rows <= self._max_rows:
-            entry = self._enqueue(inputs, rows, deadline, priority, caller, shapes, is_part=False)
-            try:
-                return await entry.answer
-            except BaseException:
-                self._leave(entry)
-                raise
-        return await self._joined(
-            [
-                self._enqueue(
-                    take_rows(inputs, start, start + self._max_rows),
-                    min(self._max_rows, rows - start),
-                    deadline,
-                    priority,
-                    caller,
-                    shapes,
-                    is_part=True,
-                )
-                for start in range(0, rows, self._max_rows)
-            ]
+        entry = Entry(
+            inputs,
+            rows,
+            deadline,
+            self._now_s(),
+            waiter,
+            priority,
+            shapes=self._shapes(inputs) if self._varies else (),
+            caller=caller,
+            alone=bool(self._suspects) and self._is_suspect(caller),
+            start=start,
         )
+        self._put(entry)
+        return entry
+
+    def leave(self, entry: Entry) -> None:
+        """Nobody waits for the entry any more: it is not executed, unless it is being."""
+        if entry.is_over:
+            return
+        entry.is_over = True
+        if self._waiting.remove(entry):
+            self._observer.left()
+            return
+        for slot in self._slots:
+            if entry in slot.batch:
+                slot.waiting -= 1
+                if not slot.waiting:
+                    grace_s = max(_GRACE_S, _GRACE_TIMES * slot.predicted_s)
+                    asyncio.get_running_loop().call_later(grace_s, self._give_up, slot, slot.batch)
 
     def admit(self, rows: int, deadline: Deadline, priority: Priority = Priority.LIVE) -> None:
         """Raises `Overloaded` where so many rows would not be answered by the deadline, as things
@@ -240,28 +307,14 @@ class DynamicBatcher:
             )
         return shapes
 
-    def _enqueue(
-        self,
-        inputs: Tensors,
-        rows: int,
-        deadline: Deadline,
-        priority: Priority,
-        caller: str,
-        shapes: Shapes,
-        *,
-        is_part: bool,
-    ) -> Entry:
-        answer: asyncio.Future[Execution] = asyncio.get_running_loop().create_future()
-        alone = bool(self._suspects) and caller in self._suspects
-        now_s = self._now_s()
-        entry = Entry(
-            inputs, rows, deadline, now_s, answer, priority, is_part, shapes, caller, alone
-        )
+    def _is_suspect(self, caller: str) -> bool:
+        return caller in self._suspects
+
+    def _put(self, entry: Entry) -> None:
         self._waiting.put(entry)
-        self._sweep.watch(answer, deadline)
+        self._sweep.watch(entry.answer, entry.deadline)
         if self._idle:
             self._wake(1)
-        return entry
 
     def _wake(self, slots: int) -> None:
         while self._idle and slots:
@@ -269,18 +322,6 @@ class DynamicBatcher:
             if not idle.done():
                 idle.set_result(None)
                 slots -= 1
-
-    def _leave(self, entry: Entry) -> None:
-        """Its caller has its answer, or waits no longer."""
-        if self._waiting.remove(entry):
-            self._observer.left()
-            return
-        for slot in self._slots:
-            if entry in slot.batch:
-                slot.waiting -= 1
-                if not slot.waiting:
-                    grace_s = max(_GRACE_S, _GRACE_TIMES * slot.predicted_s)
-                    asyncio.get_running_loop().call_later(grace_s, self._give_up, slot, slot.batch)
 
     def _give_up(self, slot: _Slot, batch: Sequence[Entry]) -> None:
         """Nobody has waited for this execution for long: another may have its place."""
@@ -417,7 +458,7 @@ class DynamicBatcher:
             await self._run_once_more(batch, error, run, slot.budget)
             return
         refused = await isolate(batch, error, run, slot.budget)
-        is_a_row = any(_succeeded(entry) for entry in batch)
+        is_a_row = any([entry.succeeded for entry in batch])
         for entries, fault in refused:
             if len(entries) > 1:
                 # Of somebody else's row, perhaps: what it says is not for these callers.
@@ -445,89 +486,94 @@ class DynamicBatcher:
     async def _answered(self, slot: _Slot, batch: Sequence[Entry]) -> BackendError | None:
         """Execute the batch and answer its callers; what says nothing about the rows is their
         answer too, a fault that may be a row's is returned."""
-        rows = sum(entry.rows for entry in batch)
+        rows = sum([entry.rows for entry in batch])
         started_s = self._now_s()
         slot.batch, slot.waiting = batch, len(batch)
         slot.started_s, slot.predicted_s = started_s, self._times.predicted_s(rows)
         self._under_way += 1
         try:
             outputs = await self._backend.execute(
-                concatenate([entry.inputs for entry in batch]),
+                gathered(batch),
                 batch[0].deadline if len(batch) == 1 else _last_deadline(batch),
             )
             _check_rows(outputs, rows)
-        except BackendError as exc:
-            outcome = "died" if isinstance(exc, BackendDied) else "failed"
-            log.error("execution failed", extra={"rows": rows, "outcome": outcome}, exc_info=exc)
-            self._observer.failed(outcome)
-            return exc
-        except ModelNotReady as exc:
-            # Addresses and paths are the operator's: /v2/health/ready and the log have them.
-            log.debug("not executed", extra={"rows": rows, "reason": str(exc)})
-            self._observer.failed("not_executed")
-            _fail(batch, ModelNotReady("what executes this model is not there, or not ready"))
-            return None
-        except RequestError as exc:
-            if isinstance(exc, DeadlineExceeded):  # it takes that long at least
-                self._times.observe(rows, self._now_s() - started_s)
-            self._observer.failed("not_executed")
-            _fail(batch, exc)
-            return None
         except asyncio.CancelledError as exc:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            log.error("the backend was cancelled", extra={"rows": rows}, exc_info=exc)
-            self._observer.failed("failed")
-            return BackendError("the backend gave the execution up")
+            return self._fault(exc, rows)
+        except BackendError as exc:
+            return self._fault(exc, rows)
+        except RequestError as exc:
+            refusal = exc
         except Exception as exc:  # a defect of the backend must not end the loop that serves all
-            log.error("defect of the backend", extra={"rows": rows}, exc_info=exc)
-            self._observer.failed("failed")
-            return BackendError(f"the backend failed: {type(exc).__name__}")
+            return self._fault(exc, rows)
+        else:
+            self._succeeded(batch, Execution(outputs, started_s, self._now_s()), rows)
+            return None
         finally:
             slot.batch = ()
             self._under_way -= 1
-        finished_s = self._now_s()
-        self._times.observe(rows, finished_s - started_s)
-        self._observer.executed(rows, started_s - batch[0].enqueued_s, finished_s - started_s)
-        self._distribute(batch, outputs, started_s, finished_s)
+        self._observer.failed("not_executed")
+        if isinstance(refusal, DeadlineExceeded):  # it takes that long at least
+            self._times.observe(rows, self._now_s() - started_s)
+        elif isinstance(refusal, ModelNotReady):
+            # Addresses and paths are the operator's: /v2/health/ready and the log have them.
+            log.debug("not executed", extra={"rows": rows, "reason": str(refusal)})
+            refusal = ModelNotReady("what executes this model is not there, or not ready")
+        _fail(batch, refusal)
         return None
 
-    def _distribute(
-        self, batch: Sequence[Entry], outputs: Tensors, started_s: float, finished_s: float
-    ) -> None:
+    def _fault(self, exc: BaseException, rows: int) -> BackendError:
+        """Log and count an execution that failed; what its callers are told."""
+        outcome = "died" if isinstance(exc, BackendDied) else "failed"
+        log.error("execution failed", extra={"rows": rows, "outcome": outcome}, exc_info=exc)
+        self._observer.failed(outcome)
+        if isinstance(exc, BackendError):
+            return exc
+        if isinstance(exc, asyncio.CancelledError):
+            return BackendError("the backend gave the execution up")
+        return BackendError(f"the backend failed: {type(exc).__name__}")
+
+    def _succeeded(self, batch: Sequence[Entry], execution: Execution, rows: int) -> None:
+        took_s = execution.finished_s - execution.started_s
+        self._times.observe(rows, took_s)
+        self._observer.executed(rows, execution.started_s - batch[0].enqueued_s, took_s)
         start = 0
         for entry in batch:
             stop = start + entry.rows
+            entry.succeeded = True
             if not entry.answer.done():
-                entry.answer.set_result(
-                    Execution(take_rows(outputs, start, stop), started_s, finished_s)
-                )
+                entry.is_over = True
+                entry.answer.set_result(Executed(execution, start, stop))
             start = stop
         if self._suspects:
             for entry in batch:
                 self._suspects.succeeded(entry.caller)
 
-    async def _joined(self, entries: Sequence[Entry]) -> Execution:
+    async def _joined(
+        self, entries: Sequence[Entry], answers: "Sequence[asyncio.Future[Executed]]"
+    ) -> Executed:
         """The parts of one request, as one execution. When one fails the others are given up."""
         ended = False
 
-        def end(answer: "asyncio.Future[Execution]") -> None:
+        def end(answer: "asyncio.Future[Executed]") -> None:
             nonlocal ended
             if ended or not (answer.cancelled() or answer.exception() is not None):
                 return
             ended = True
-            for entry in entries:
-                entry.answer.cancel()
-                self._leave(entry)
+            for entry, answer in zip(entries, answers, strict=True):
+                answer.cancel()
+                self.leave(entry)
 
-        for entry in entries:
-            entry.answer.add_done_callback(end)
-        parts = await asyncio.gather(*(entry.answer for entry in entries))
-        return Execution(
+        for answer in answers:
+            answer.add_done_callback(end)
+        parts = await asyncio.gather(*answers)
+        whole = Execution(
             concatenate([part.outputs for part in parts]),
-            parts[0].started_s,
-            max(part.finished_s for part in parts),
+            parts[0].execution.started_s,
+            max(part.execution.finished_s for part in parts),
         )
+        return Executed(whole, 0, sum(entry.rows for entry in entries))
 
     def _runners(self) -> "set[asyncio.Task[None]]":
         """Those that have not ended."""
@@ -569,11 +615,6 @@ def _fail(batch: Iterable[Entry], error: RequestError) -> None:
     for entry in batch:
         if not entry.answer.done():
             entry.answer.set_exception(error)
-
-
-def _succeeded(entry: Entry) -> bool:
-    answer = entry.answer
-    return answer.done() and not answer.cancelled() and answer.exception() is None
 
 
 def _last_deadline(batch: Iterable[Entry]) -> Deadline:

@@ -1,42 +1,120 @@
 """The rows that wait for an execution, and which of them go next."""
 
-import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from app.batching.priority import WEIGHTS, Priority
 from app.deadline import Deadline
-from app.tensors import Tensors
+from app.tensors import Tensors, concatenate, take_rows
 
 Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 """Of each input tensor without the row axis: only rows of equal shapes can share an execution."""
 
 
-class Execution(NamedTuple):
-    """The outputs of one request's rows, and where its time went (monotonic seconds)."""
+class Execution:
+    """One execution of a batch: its outputs, and where its time went (monotonic seconds).
 
-    outputs: Tensors
-    started_s: float
-    finished_s: float
+    `read` is what is made of the outputs once for all its callers, by the first of them.
+    """
+
+    __slots__ = ("finished_s", "outputs", "read", "started_s")
+
+    def __init__(self, outputs: Tensors, started_s: float, finished_s: float) -> None:
+        self.outputs = outputs
+        self.started_s = started_s
+        self.finished_s = finished_s
+        self.read: Any = None
 
 
-@dataclass(slots=True, eq=False)
+class Executed(NamedTuple):
+    """The rows `start` to `stop` of an execution: those of one entry."""
+
+    execution: Execution
+    start: int
+    stop: int
+
+    @property
+    def outputs(self) -> Tensors:
+        """Of these rows, in order."""
+        return take_rows(self.execution.outputs, self.start, self.stop)
+
+
+class Waiter(Protocol):
+    """Who waits for an entry: a future is one. It is told once, unless it is done before."""
+
+    def done(self) -> bool:
+        """Whether it waits no longer."""
+        ...
+
+    def set_result(self, executed: Executed, /) -> None:
+        """Must neither raise nor block."""
+        ...
+
+    def set_exception(self, error: Exception, /) -> None:
+        """Must neither raise nor block."""
+        ...
+
+    def cancel(self) -> object:
+        """It will not be told."""
+        ...
+
+
 class Entry:
-    """A request's rows, or one part of them, and the future that answers them."""
+    """A request's rows, or one part of them, and who waits for them: `rows` rows of `inputs`, from
+    `start` on."""
 
-    inputs: Tensors
-    rows: int
-    deadline: Deadline
-    enqueued_s: float
-    answer: "asyncio.Future[Execution]" = field(repr=False)
-    priority: Priority = Priority.LIVE
-    is_part: bool = False
-    """Of a request that is larger than a batch."""
-    shapes: Shapes = ()
-    caller: str = ""
-    alone: bool = False
-    """Shares no execution: its caller's rows keep failing."""
+    # Made for every request: a dataclass takes half as long again.
+    __slots__ = (
+        *("alone", "answer", "caller", "deadline", "enqueued_s", "inputs", "is_over", "is_part"),
+        *("priority", "rows", "shapes", "start", "succeeded"),
+    )
+
+    def __init__(
+        self,
+        inputs: Tensors,
+        rows: int,
+        deadline: Deadline,
+        enqueued_s: float,
+        answer: Waiter,
+        priority: Priority = Priority.LIVE,
+        is_part: bool = False,
+        shapes: Shapes = (),
+        caller: str = "",
+        alone: bool = False,
+        start: int = 0,
+    ) -> None:
+        self.inputs = inputs
+        self.rows = rows
+        self.deadline = deadline
+        self.enqueued_s = enqueued_s
+        self.answer = answer
+        self.priority = priority
+        self.is_part = is_part
+        """Of a request that is larger than a batch."""
+        self.shapes = shapes
+        self.caller = caller
+        self.alone = alone
+        """Shares no execution: its caller's rows keep failing."""
+        self.start = start
+        self.succeeded = False
+        """It was executed."""
+        self.is_over = False
+        """Nobody waits for it any more, and the batcher knows."""
+
+
+def gathered(entries: Sequence[Entry]) -> Tensors:
+    """The rows of all entries, in order. Entries that stand side by side in the same tensors, as
+    those that came together do, are not copied."""
+    runs: list[tuple[Tensors, int, int]] = []
+    inputs, start, stop = entries[0].inputs, entries[0].start, entries[0].start
+    for entry in entries:
+        if entry.inputs is not inputs or entry.start != stop:
+            runs.append((inputs, start, stop))
+            inputs, start = entry.inputs, entry.start
+        stop = entry.start + entry.rows
+    runs.append((inputs, start, stop))
+    return concatenate([take_rows(*run) for run in runs])
 
 
 Lane: TypeAlias = "OrderedDict[Entry, None]"

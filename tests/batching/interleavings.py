@@ -14,7 +14,7 @@ from app.backends.backend import BackendDied
 from app.backends.execution_times import ExecutionTimes
 from app.batching.batcher import DynamicBatcher
 from app.batching.policy import Greedy
-from app.batching.waiting import Execution
+from app.batching.waiting import Executed
 from app.deadline import Deadline, DeadlineSweep
 from app.errors import BackendError, DeadlineExceeded, Overloaded
 from app.tensors import Signature, Tensors
@@ -208,7 +208,7 @@ class _Request:
     number: int
     values: list[float]
     deadline_s: float
-    task: "asyncio.Task[Execution]"
+    task: "asyncio.Task[Executed]"
     joined_s: float | None = None
     """When the loop had first settled since it asked."""
     left: bool = False
@@ -338,7 +338,7 @@ class _Run:
         task = self._submit(values, deadline_s)
         self.requests.append(_Request(number, values, deadline_s, task))
 
-    def _submit(self, values: list[float], deadline_s: float) -> "asyncio.Task[Execution]":
+    def _submit(self, values: list[float], deadline_s: float) -> "asyncio.Task[Executed]":
         inputs = {"x": np.array([[value] for value in values])}
         return self.loop.create_task(self.batcher.submit(inputs, Deadline(deadline_s)))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from app.batching.priority import Priority
-from app.batching.waiting import Entry, Execution, Shapes, WaitingRows
+from app.batching.waiting import Entry, Executed, Shapes, WaitingRows
 from app.deadline import Deadline
 
 EVERYBODY = 1000
@@ -21,7 +21,7 @@ def entry(
     alone: bool = False,
     at_s: float = 0.0,
 ) -> Entry:
-    answer: asyncio.Future[Execution] = asyncio.get_running_loop().create_future()
+    answer: asyncio.Future[Executed] = asyncio.get_running_loop().create_future()
     inputs = {"x": np.zeros((rows, 1))}
     return Entry(inputs, rows, Deadline(1e9), at_s, answer, priority, is_part, shapes, "", alone)
 

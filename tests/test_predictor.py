@@ -1,0 +1,233 @@
+"""What arrives in one turn of the event loop goes together, and nobody is harmed by it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.batching.priority import Priority
+from app.clock import WallClock
+from app.deadline import Deadline
+from app.errors import DeadlineExceeded, FeaturesUnavailable, InvalidInput
+from app.features.plan import FeaturePlan
+from app.features.source import EntityColumns, FeatureRows
+from app.features.static_source import StaticSource
+from app.outputs import Prediction
+from app.predictor import Answer, Asked, Predictor
+from app.served_model import ServedModel
+from tests.tiny_models import DRIVER_VALUES, DRIVERS, loaded, stored, write_model
+
+KNOWN = {"driver_id": 1, "city": "kyoto"}
+BEYOND = -7
+"""A driver that the store below cannot look up."""
+
+
+class GatedSource:
+    """Driver values behind a gate; each fetch's rows are recorded. One entity breaks a fetch."""
+
+    def __init__(self) -> None:
+        self._stored = StaticSource(DRIVERS, DRIVER_VALUES)
+        self.fetched: list[int] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.started = asyncio.Event()
+        self.cancelled = 0
+        self.is_down = False
+
+    @property
+    def plan(self) -> FeaturePlan:
+        return self._stored.plan
+
+    async def fetch(self, entities: EntityColumns, rows: int, deadline: Deadline) -> FeatureRows:
+        self.fetched.append(rows)
+        self.started.set()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.is_down:
+            raise FeaturesUnavailable("it is down")
+        if BEYOND in entities["driver_id"]:
+            raise InvalidInput("driver_id: out of range", field="driver_id")
+        return await self._stored.fetch(entities, rows, deadline)
+
+    async def check(self) -> None: ...
+
+
+class Caller:
+    """Begins a request, and waits for what it is told."""
+
+    def __init__(self, predictor: Predictor, model: ServedModel) -> None:
+        self._predictor = predictor
+        self._model = model
+        self.told: list[Answer | Exception] = []
+        self._ended = asyncio.Event()
+        self.asked: Asked | None = None
+
+    def begin(self, *instances: Mapping[str, Any], within_s: float = 30.0) -> "Caller":
+        decoded = self._model.decoder.decode(json.dumps({"instances": instances}).encode())
+        deadline = Deadline.after(within_s)
+        self.asked = self._predictor.begin(
+            self._model, decoded, deadline, Priority.LIVE, "", self._tell
+        )
+        return self
+
+    def leave(self) -> None:
+        assert self.asked is not None
+        self.asked.leave()
+
+    async def answer(self) -> Answer:
+        await self._ended.wait()
+        [told] = self.told
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    async def predictions(self) -> list[Prediction]:
+        return (await self.answer()).predictions
+
+    def _tell(self, told: Answer | Exception) -> None:
+        self.told.append(told)
+        self._ended.set()
+
+
+class Setting:
+    """A model whose features come from a gated source, and callers of it."""
+
+    def __init__(self, model: ServedModel, source: GatedSource) -> None:
+        self.model = model
+        self.source = source
+        self._predictor = Predictor({"stored": model}, WallClock())
+
+    def begin(self, *instances: Mapping[str, Any], within_s: float = 30.0) -> Caller:
+        return Caller(self._predictor, self.model).begin(*instances, within_s=within_s)
+
+
+@asynccontextmanager
+async def stored_model(folder: Path, **contract_changes: Any) -> AsyncIterator[Setting]:
+    source = GatedSource()
+    await write_model(folder / "models", "stored", "stored", **contract_changes)
+    async with loaded(folder / "models" / "stored", source) as model:
+        yield Setting(model, source)
+
+
+def asked_at(distance: float) -> dict[str, Any]:
+    return {**KNOWN, "distance": distance}
+
+
+def score(distance: float) -> float:
+    return stored(4.0, 7, 2.0, distance)
+
+
+async def test_requests_of_one_turn_share_a_fetch_and_each_gets_its_own(tmp_path: Path) -> None:
+    async with stored_model(tmp_path) as setting:
+        callers = [setting.begin(*[asked_at(n)] * (1 + n % 3)) for n in range(10)]
+        answers = [[p["score"] for p in await caller.predictions()] for caller in callers]
+    assert setting.source.fetched == [sum(1 + n % 3 for n in range(10))]
+    assert answers == [[score(n)] * (1 + n % 3) for n in range(10)]
+
+
+async def test_a_large_request_goes_by_itself(tmp_path: Path) -> None:
+    async with stored_model(tmp_path, batching={"max_batch_rows": 16}) as setting:
+        small, large = setting.begin(asked_at(1)), setting.begin(*map(asked_at, range(50)))
+        assert [p["score"] for p in await small.predictions()] == [score(1)]
+        assert [p["score"] for p in await large.predictions()] == [score(n) for n in range(50)]
+    assert sorted(setting.source.fetched) == [1, 50]
+
+
+async def test_a_hasty_request_does_not_bound_the_read_of_others(tmp_path: Path) -> None:
+    async with stored_model(tmp_path) as setting:
+        callers = [setting.begin(asked_at(1), within_s=seconds) for seconds in (20, 0.5, 20)]
+        for caller in callers:
+            await caller.answer()
+    assert sorted(setting.source.fetched) == [1, 2]
+
+
+async def test_one_whose_entity_cannot_be_looked_up_harms_nobody(tmp_path: Path) -> None:
+    async with stored_model(tmp_path) as setting:
+        well = [setting.begin(asked_at(n)) for n in (1, 2)]
+        beyond = setting.begin({**asked_at(3), "driver_id": BEYOND})
+        assert [(await caller.predictions())[0]["score"] for caller in well] == [score(1), score(2)]
+        with pytest.raises(InvalidInput, match="out of range"):
+            await beyond.answer()
+
+
+async def test_one_whose_missing_value_is_refused_harms_nobody(tmp_path: Path) -> None:
+    missing = {"city:demand": {"use": "refuse"}}
+    async with stored_model(tmp_path, features={"missing": missing}) as setting:
+        well = setting.begin(asked_at(1))
+        unknown = setting.begin({**asked_at(2), "city": "nowhere"})
+        assert (await well.predictions())[0]["score"] == score(1)
+        with pytest.raises(FeaturesUnavailable, match=r"instances\[0\]: city:demand"):
+            await unknown.answer()
+    assert setting.source.fetched == [2]
+
+
+async def test_only_those_with_missing_values_are_degraded(tmp_path: Path) -> None:
+    async with stored_model(tmp_path) as setting:
+        well = setting.begin(asked_at(1), asked_at(2))
+        unknown = setting.begin(asked_at(3), {**asked_at(4), "city": "nowhere"})
+        assert list((await well.answer()).degraded) == []
+        [reason] = (await unknown.answer()).degraded
+    assert (reason.instances, reason.status.name) == ((1,), "NOT_FOUND")
+
+
+async def test_a_store_that_is_down_is_everybodys_fate_and_asked_once(tmp_path: Path) -> None:
+    async with stored_model(tmp_path, features={"when_unavailable": "refuse"}) as setting:
+        setting.source.is_down = True
+        for caller in [setting.begin(asked_at(n)) for n in range(5)]:
+            with pytest.raises(FeaturesUnavailable):
+                await caller.answer()
+    assert setting.source.fetched == [5]
+
+
+async def test_who_leaves_during_the_fetch_is_told_nothing_and_harms_nobody(tmp_path: Path) -> None:
+    async with stored_model(tmp_path) as setting:
+        setting.source.gate.clear()
+        callers = [setting.begin(asked_at(n)) for n in range(3)]
+        await setting.source.started.wait()
+        callers[1].leave()
+        setting.source.gate.set()
+        assert (await callers[0].predictions())[0]["score"] == score(0)
+        assert (await callers[2].predictions())[0]["score"] == score(2)
+    assert callers[1].told == []
+    assert setting.source.cancelled == 0
+
+
+async def test_a_fetch_that_nobody_waits_for_ends(tmp_path: Path) -> None:
+    async with stored_model(tmp_path) as setting:
+        setting.source.gate.clear()
+        callers = [setting.begin(asked_at(n)) for n in range(3)]
+        await setting.source.started.wait()
+        for caller in callers:
+            caller.leave()
+        while not setting.source.cancelled:  # noqa: ASYNC110  each turn lets the fetch run
+            await asyncio.sleep(0)
+    assert [caller.told for caller in callers] == [[], [], []]
+
+
+async def test_who_leaves_before_its_turn_costs_nothing(tmp_path: Path) -> None:
+    async with stored_model(tmp_path) as setting:
+        gone = setting.begin(asked_at(1))
+        stays = setting.begin(asked_at(2))
+        gone.leave()
+        await stays.answer()
+    assert setting.source.fetched == [1]
+    assert gone.told == []
+
+
+async def test_a_deadline_that_passes_during_the_fetch_is_told(tmp_path: Path) -> None:
+    async with stored_model(tmp_path) as setting:
+        setting.source.gate.clear()
+        late = setting.begin(asked_at(1), within_s=0.01)
+        await setting.source.started.wait()
+        assert late.asked is not None
+        await asyncio.sleep(late.asked.deadline.remaining_s() + 0.001)
+        setting.source.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await late.answer()
