@@ -180,7 +180,7 @@ class InstanceDecoder:
 
     def _overrides(self, rows: Sequence[Row]) -> Mapping[str, Sequence[Any]]:
         first = len(self._positions)
-        if all(row[first:] == self._nothing_stored for row in rows):
+        if all([row[first:] == self._nothing_stored for row in rows]):
             return _NONE
         columns = {name: [row[index] for row in rows] for name, index in self._stored.items()}
         return {

@@ -1,7 +1,7 @@
 """A model version that is verified, warm and ready to answer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -33,6 +33,12 @@ class VersionId:
     model: str
     version: int
     sha256: str
+    as_json: bytes = field(init=False, repr=False, compare=False)
+    """How every answer names it: two members of a JSON object."""
+
+    def __post_init__(self) -> None:
+        names = {"model_name": self.model, "model_version": str(self.version)}
+        object.__setattr__(self, "as_json", msgspec.json.encode(names)[1:-1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,10 @@ from app.telemetry.metrics import Metrics
 
 _PREDICT_PATH = re.compile(r"/v1/models/([^/:]+):predict")
 _IDS_AT_ONCE = 256
+_PLAIN = (
+    b'{"predictions":%b,%b,"request_id":"%b",'
+    b'"route":"champion","degraded":false,"degraded_reasons":[]}'
+)
 
 
 def predicted_model(path: str) -> str | None:
@@ -196,6 +200,13 @@ def _priority(headers: Mapping[bytes, bytes]) -> Priority:
 
 
 def _body(answer: Answer, request_id: str, verbose: bool) -> bytes:
+    """A plain answer is most of the time all there is, and only its predictions are its own."""
+    if not verbose and not answer.degraded:
+        return _PLAIN % (
+            orjson.dumps(answer.predictions),
+            answer.model.id.as_json,
+            request_id.encode(),
+        )
     document: dict[str, Any] = {
         "predictions": answer.predictions,
         "model_name": answer.model.id.model,

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
-from app.backends.backend import Backend, BackendDied
+from app.backends.backend import Backend
 from app.backends.execution_times import ExecutionTimes
-from app.batching.isolation import IsolationBudget, Run, Suspects, isolate, most_runs, split
+from app.batching.executor import BatchObserver, Executor, Slot, fail
+from app.batching.isolation import IsolationBudget
 from app.batching.policy import BatchPolicy
 from app.batching.priority import Priority
 from app.batching.waiting import (
@@ -20,15 +21,11 @@ from app.batching.waiting import (
     Shapes,
     Waiter,
     WaitingRows,
-    gathered,
 )
 from app.deadline import Deadline, DeadlineSweep
 from app.errors import (
-    BackendError,
     DeadlineExceeded,
-    ModelNotReady,
     Overloaded,
-    RequestError,
     ShuttingDown,
 )
 from app.tensors import Tensors, concatenate, row_count
@@ -43,54 +40,6 @@ _MARGIN = 1.25
 _SLACK_S = 0.005
 # An execution that nobody waits for any more may take this long before it is given up.
 _GRACE_S, _GRACE_TIMES = 1.0, 4.0
-
-
-class BatchObserver(Protocol):
-    """Is told what becomes of batches and rows; must neither raise nor block."""
-
-    def executed(self, rows: int, waited_s: float, took_s: float) -> None:
-        """An execution succeeded; its first row had waited `waited_s`."""
-        ...
-
-    def failed(self, outcome: str) -> None:
-        """An execution did not: `failed`, `died`, `not_executed` or `given_up`."""
-        ...
-
-    def repeated(self) -> None:
-        """An execution began that repeats rows of a failed batch."""
-        ...
-
-    def left(self) -> None:
-        """A caller left, or its deadline passed, before its rows were executed."""
-        ...
-
-    def refused(self, reason: str) -> None:
-        """Rows were refused at the door: `rows`, `deadline` or `shapes`."""
-        ...
-
-
-class _Slot:
-    """Room for one execution, and the task that runs one after the other in it."""
-
-    __slots__ = ("batch", "budget", "given_up", "predicted_s", "runner", "started_s", "waiting")
-
-    def __init__(self, budget: IsolationBudget) -> None:
-        self.budget = budget
-        """Of its own: nobody else spends what a batch counted on when it was taken."""
-        self.runner: asyncio.Task[None] | None = None
-        self.batch: Sequence[Entry] = ()
-        self.waiting = 0
-        """Entries of the batch whose callers still wait for it."""
-        self.started_s = 0.0
-        self.predicted_s = 0.0
-        self.given_up = False
-
-    def left_s(self, now_s: float) -> float:
-        """Until it is free, as predicted; one that takes longer is expected to take as long again
-        as it is late."""
-        if not self.batch:
-            return 0.0
-        return abs(self.started_s + self.predicted_s - now_s)
 
 
 class DynamicBatcher:
@@ -129,11 +78,10 @@ class DynamicBatcher:
         self._varies = any(-1 in spec.shape for spec in backend.signature.inputs)
         self._waiting = WaitingRows()
         self._isolation_share = isolation_share
-        self._suspects = Suspects()
-        self._slots: list[_Slot] = []
+        self._executor = Executor(backend, times, observer, now_s)
+        self._slots: list[Slot] = []
         # A reference: the loop holds tasks only weakly (asyncio docs, create_task).
         self._given_up: set[asyncio.Task[None]] = set()
-        self._under_way = 0
         self._idle: deque[asyncio.Future[None]] = deque()
         self._closing = False
 
@@ -187,7 +135,7 @@ class DynamicBatcher:
                 is_part=True,
                 shapes=shapes,
                 caller=caller,
-                alone=self._is_suspect(caller),
+                alone=self._executor.is_suspect(caller),
                 start=start,
             )
             entries.append(entry)
@@ -222,7 +170,7 @@ class DynamicBatcher:
             priority,
             shapes=self._shapes(inputs) if self._varies else (),
             caller=caller,
-            alone=bool(self._suspects) and self._is_suspect(caller),
+            alone=self._executor.is_suspect(caller),
             start=start,
         )
         self._put(entry)
@@ -250,7 +198,7 @@ class DynamicBatcher:
             raise ShuttingDown("this model is being closed")
         queued = self._waiting.rows
         # Whatever is predicted, a free backend is tried: else a wrong prediction stayed for ever.
-        free = self._under_way < len(self._slots)
+        free = self._executor.under_way < len(self._slots)
         if free and (not queued or queued + rows <= self._max_rows):
             return
         # A request that alone exceeds the limit is welcome while nobody else waits.
@@ -307,9 +255,6 @@ class DynamicBatcher:
             )
         return shapes
 
-    def _is_suspect(self, caller: str) -> bool:
-        return caller in self._suspects
-
     def _put(self, entry: Entry) -> None:
         self._waiting.put(entry)
         self._sweep.watch(entry.answer, entry.deadline)
@@ -323,7 +268,7 @@ class DynamicBatcher:
                 idle.set_result(None)
                 slots -= 1
 
-    def _give_up(self, slot: _Slot, batch: Sequence[Entry]) -> None:
+    def _give_up(self, slot: Slot, batch: Sequence[Entry]) -> None:
         """Nobody has waited for this execution for long: another may have its place."""
         if slot.batch is not batch or slot.runner is None:
             return
@@ -337,19 +282,19 @@ class DynamicBatcher:
         self._open_slot(slot.budget)
 
     def _open_slot(self, budget: IsolationBudget) -> None:
-        slot = _Slot(budget)
+        slot = Slot(budget)
         slot.runner = asyncio.create_task(self._run(slot), name="batcher")
         slot.runner.add_done_callback(lambda runner: self._ended(slot))
         self._slots.append(slot)
 
-    def _ended(self, slot: _Slot) -> None:
+    def _ended(self, slot: Slot) -> None:
         """A runner ends when we close or gave it up. A defect must not take its slot with it."""
         if not self._closing and slot in self._slots:
             log.error("a runner of the batcher ended: another takes its place")
             self._slots.remove(slot)
             self._open_slot(slot.budget)
 
-    async def _run(self, slot: _Slot) -> None:
+    async def _run(self, slot: Slot) -> None:
         while not slot.given_up:
             batch = await self._next_batch(slot)
             if not batch:
@@ -360,7 +305,7 @@ class DynamicBatcher:
                 # a caller that this batch made leave can take its other rows out of the queue.
                 await asyncio.sleep(0)
 
-    async def _next_batch(self, slot: _Slot) -> list[Entry]:
+    async def _next_batch(self, slot: Slot) -> list[Entry]:
         """Wait for rows, hold as long as the policy asks, take what fits; empty when closing."""
         while True:
             while not self._waiting.rows:
@@ -394,7 +339,7 @@ class DynamicBatcher:
         needed_s = _MARGIN * self._times.predicted_s(self._max_rows)
         return self._waiting.earliest_deadline_s() - self._now_s() - needed_s - _SLACK_S
 
-    def _take_live_entries(self, slot: _Slot) -> list[Entry]:
+    def _take_live_entries(self, slot: Slot) -> list[Entry]:
         """The next batch. While more wait than it takes, those that it would answer too late are
         left out: what they would cost is of use to others."""
         rows = min(self._policy.batch_rows(self._waiting.rows), self._max_rows)
@@ -410,145 +355,26 @@ class DynamicBatcher:
             self._observer.left()
             if not entry.answer.done():
                 entry.answer.set_exception(DeadlineExceeded("it could not be executed in time"))
-        live = self._live(batch)
+        live = self._executor.live(batch)
         for _ in range(len(batch) - len(live)):
             self._observer.left()
         return live
 
-    def _live(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Those to execute. Where the deadline has passed the sweep answers at its next turn."""
-        now_s = self._now_s()
-        return [e for e in entries if not e.answer.done() and e.deadline.at_s > now_s]
-
-    async def _execute(self, slot: _Slot, batch: list[Entry]) -> None:
-        slot.budget.executed()
+    async def _execute(self, slot: Slot, batch: list[Entry]) -> None:
         try:
-            error = await self._answered(slot, batch)
-            if error is not None:
-                await self._settle(slot, batch, error)
+            await self._executor.run(slot, batch)
         except asyncio.CancelledError:
             if slot.given_up:
                 self._put_back(batch)
             else:
-                _fail(batch, ShuttingDown("this model is being closed"))
-            raise
-        except BaseException as exc:  # it ends the runner; what waits must not wait for ever
-            _fail(batch, BackendError(f"the backend failed: {type(exc).__name__}"))
+                fail(batch, ShuttingDown("this model is being closed"))
             raise
 
     def _put_back(self, batch: Sequence[Entry]) -> None:
         """Nobody waited for the execution, but for the parts that were to follow it."""
-        for entry in self._live(batch):
+        for entry in self._executor.live(batch):
             self._waiting.put(entry)
             self._wake(1)
-
-    async def _settle(self, slot: _Slot, batch: list[Entry], error: BackendError) -> None:
-        """Repeat the rows of a failed batch in parts; what fails for good is refused."""
-
-        async def run(entries: list[Entry]) -> BackendError | None:
-            await asyncio.sleep(0)
-            entries = self._live(entries)
-            if not entries:
-                return None
-            slot.budget.repeated()
-            self._observer.repeated()
-            return await self._answered(slot, entries)
-
-        if isinstance(error, BackendDied):
-            await self._run_once_more(batch, error, run, slot.budget)
-            return
-        refused = await isolate(batch, error, run, slot.budget)
-        is_a_row = any([entry.succeeded for entry in batch])
-        for entries, fault in refused:
-            if len(entries) > 1:
-                # Of somebody else's row, perhaps: what it says is not for these callers.
-                _fail(entries, BackendError("rows failed together, and which of them is not known"))
-                continue
-            if is_a_row and not entries[0].answer.done():
-                self._suspects.failed(entries[0].caller)
-            _fail(entries, fault)
-
-    async def _run_once_more(
-        self,
-        batch: list[Entry],
-        error: BackendDied,
-        run: Run,
-        budget: IsolationBudget,
-    ) -> None:
-        """What executed these rows died. Once is no row's fault for sure, twice is: they are run
-        once more, in as many parts as isolation may cost."""
-        runs = min(most_runs(len(batch)), budget.runs)
-        for part in split(batch, runs) if runs else [batch]:
-            fault = await run(part) if runs else error
-            if fault is not None:
-                _fail(part, BackendDied("what executed these rows died of them, or beside them"))
-
-    async def _answered(self, slot: _Slot, batch: Sequence[Entry]) -> BackendError | None:
-        """Execute the batch and answer its callers; what says nothing about the rows is their
-        answer too, a fault that may be a row's is returned."""
-        rows = sum([entry.rows for entry in batch])
-        started_s = self._now_s()
-        slot.batch, slot.waiting = batch, len(batch)
-        slot.started_s, slot.predicted_s = started_s, self._times.predicted_s(rows)
-        self._under_way += 1
-        try:
-            outputs = await self._backend.execute(
-                gathered(batch),
-                batch[0].deadline if len(batch) == 1 else _last_deadline(batch),
-            )
-            _check_rows(outputs, rows)
-        except asyncio.CancelledError as exc:
-            if (task := asyncio.current_task()) is None or task.cancelling():
-                raise
-            return self._fault(exc, rows)
-        except BackendError as exc:
-            return self._fault(exc, rows)
-        except RequestError as exc:
-            refusal = exc
-        except Exception as exc:  # a defect of the backend must not end the loop that serves all
-            return self._fault(exc, rows)
-        else:
-            self._succeeded(batch, Execution(outputs, started_s, self._now_s()), rows)
-            return None
-        finally:
-            slot.batch = ()
-            self._under_way -= 1
-        self._observer.failed("not_executed")
-        if isinstance(refusal, DeadlineExceeded):  # it takes that long at least
-            self._times.observe(rows, self._now_s() - started_s)
-        elif isinstance(refusal, ModelNotReady):
-            # Addresses and paths are the operator's: /v2/health/ready and the log have them.
-            log.debug("not executed", extra={"rows": rows, "reason": str(refusal)})
-            refusal = ModelNotReady("what executes this model is not there, or not ready")
-        _fail(batch, refusal)
-        return None
-
-    def _fault(self, exc: BaseException, rows: int) -> BackendError:
-        """Log and count an execution that failed; what its callers are told."""
-        outcome = "died" if isinstance(exc, BackendDied) else "failed"
-        log.error("execution failed", extra={"rows": rows, "outcome": outcome}, exc_info=exc)
-        self._observer.failed(outcome)
-        if isinstance(exc, BackendError):
-            return exc
-        if isinstance(exc, asyncio.CancelledError):
-            return BackendError("the backend gave the execution up")
-        return BackendError(f"the backend failed: {type(exc).__name__}")
-
-    def _succeeded(self, batch: Sequence[Entry], execution: Execution, rows: int) -> None:
-        took_s = execution.finished_s - execution.started_s
-        self._times.observe(rows, took_s)
-        self._observer.executed(rows, execution.started_s - batch[0].enqueued_s, took_s)
-        start = 0
-        for entry in batch:
-            stop = start + entry.rows
-            entry.succeeded = True
-            if not entry.answer.done():
-                entry.is_over = True
-                entry.answer.set_result(Executed(execution, start, stop))
-            start = stop
-        if self._suspects:
-            for entry in batch:
-                self._suspects.succeeded(entry.caller)
 
     async def _joined(
         self, entries: Sequence[Entry], answers: "Sequence[asyncio.Future[Executed]]"
@@ -601,24 +427,8 @@ class DynamicBatcher:
         if runners := self._runners():
             await asyncio.wait(runners, timeout=_GRACE_S)
         for slot in self._slots:  # of runners that do not end when they are told to
-            _fail(slot.batch, ShuttingDown("this model is being closed"))
-        _fail(self._waiting.take_all(), ShuttingDown("this model is being closed"))
-
-
-def _check_rows(outputs: Tensors, rows: int) -> None:
-    for name, tensor in outputs.items():
-        if len(tensor) != rows:
-            raise BackendError(f"output {name!r} has {len(tensor)} rows for a batch of {rows}")
-
-
-def _fail(batch: Iterable[Entry], error: RequestError) -> None:
-    for entry in batch:
-        if not entry.answer.done():
-            entry.answer.set_exception(error)
-
-
-def _last_deadline(batch: Iterable[Entry]) -> Deadline:
-    return max((entry.deadline for entry in batch), key=lambda deadline: deadline.at_s)
+            fail(slot.batch, ShuttingDown("this model is being closed"))
+        fail(self._waiting.take_all(), ShuttingDown("this model is being closed"))
 
 
 def _done(arrival: "asyncio.Future[None]") -> None:
