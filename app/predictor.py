@@ -186,7 +186,7 @@ class Asked:
 class _Group:
     """Requests that go together: to one model, in one turn of the event loop."""
 
-    __slots__ = ("asked", "model", "rows", "task", "waiting")
+    __slots__ = ("_is_under_way", "asked", "model", "rows", "task", "waiting")
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
@@ -194,17 +194,19 @@ class _Group:
         self.rows = 0
         self.waiting = 0
         self.task: asyncio.Task[None] | None = None
+        self._is_under_way = False
 
     def together(self) -> list[Asked]:
         """Those who still wait. Nobody joins them any more."""
+        self._is_under_way = True
         # They refer to us, too: a cycle would wait for the garbage collector.
         asked, self.asked = self.asked, []
         return [each for each in asked if not each.is_over]
 
     def left(self) -> None:
-        """One of them waits no longer. What nobody waits for ends."""
+        """One of them waits no longer. What nobody waits for ends, unless others may still join."""
         self.waiting -= 1
-        if not self.waiting and self.task is not None:
+        if not self.waiting and self.task is not None and self._is_under_way:
             self.task.cancel()
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+import random
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ import pytest
 from app.batching.priority import Priority
 from app.clock import WallClock
 from app.deadline import Deadline
-from app.errors import DeadlineExceeded, FeaturesUnavailable, InvalidInput
+from app.errors import (
+    BackendError,
+    DeadlineExceeded,
+    FeaturesUnavailable,
+    InvalidInput,
+    Overloaded,
+)
 from app.features.plan import FeaturePlan
 from app.features.source import EntityColumns, FeatureRows
 from app.features.static_source import StaticSource
@@ -69,9 +76,8 @@ class Caller:
         self._ended = asyncio.Event()
         self.asked: Asked | None = None
 
-    def begin(self, *instances: Mapping[str, Any], within_s: float = 30.0) -> "Caller":
+    def begin(self, instances: Sequence[Mapping[str, Any]], deadline: Deadline) -> "Caller":
         decoded = self._model.decoder.decode(json.dumps({"instances": instances}).encode())
-        deadline = Deadline.after(within_s)
         self.asked = self._predictor.begin(
             self._model, decoded, deadline, Priority.LIVE, "", self._tell
         )
@@ -81,8 +87,11 @@ class Caller:
         assert self.asked is not None
         self.asked.leave()
 
-    async def answer(self) -> Answer:
+    async def ended(self) -> None:
         await self._ended.wait()
+
+    async def answer(self) -> Answer:
+        await self.ended()
         [told] = self.told
         if isinstance(told, Exception):
             raise told
@@ -96,6 +105,18 @@ class Caller:
         self._ended.set()
 
 
+def one_of(scores: Sequence[float], *errors: type[Exception]) -> Callable[[list[Any]], bool]:
+    """Whether a caller was told once, and either these scores or one of these errors."""
+
+    def fits(told: list[Answer | Exception]) -> bool:
+        [one] = told
+        if isinstance(one, Exception):
+            return isinstance(one, errors)
+        return [prediction["score"] for prediction in one.predictions] == scores
+
+    return fits
+
+
 class Setting:
     """A model whose features come from a gated source, and callers of it."""
 
@@ -103,9 +124,11 @@ class Setting:
         self.model = model
         self.source = source
         self._predictor = Predictor({"stored": model}, WallClock())
+        self._soon = Deadline.after(60.0)
 
-    def begin(self, *instances: Mapping[str, Any], within_s: float = 30.0) -> Caller:
-        return Caller(self._predictor, self.model).begin(*instances, within_s=within_s)
+    def begin(self, *instances: Mapping[str, Any], deadline: Deadline | None = None) -> Caller:
+        """Without a deadline of its own it has the same one as the others."""
+        return Caller(self._predictor, self.model).begin(instances, deadline or self._soon)
 
 
 @asynccontextmanager
@@ -142,7 +165,8 @@ async def test_a_large_request_goes_by_itself(tmp_path: Path) -> None:
 
 async def test_a_hasty_request_does_not_bound_the_read_of_others(tmp_path: Path) -> None:
     async with stored_model(tmp_path) as setting:
-        callers = [setting.begin(asked_at(1), within_s=seconds) for seconds in (20, 0.5, 20)]
+        hasty = setting.begin(asked_at(1), deadline=Deadline.after(0.5))
+        callers = [setting.begin(asked_at(1)), hasty, setting.begin(asked_at(1))]
         for caller in callers:
             await caller.answer()
     assert sorted(setting.source.fetched) == [1, 2]
@@ -221,13 +245,65 @@ async def test_who_leaves_before_its_turn_costs_nothing(tmp_path: Path) -> None:
     assert gone.told == []
 
 
+async def test_who_comes_when_the_first_of_its_turn_has_left_is_answered(tmp_path: Path) -> None:
+    async with stored_model(tmp_path) as setting:
+        setting.begin(asked_at(1)).leave()
+        assert (await setting.begin(asked_at(2)).predictions())[0]["score"] == score(2)
+
+
 async def test_a_deadline_that_passes_during_the_fetch_is_told(tmp_path: Path) -> None:
     async with stored_model(tmp_path) as setting:
         setting.source.gate.clear()
-        late = setting.begin(asked_at(1), within_s=0.01)
+        late = setting.begin(asked_at(1), deadline=Deadline.after(0.01))
         await setting.source.started.wait()
         assert late.asked is not None
         await asyncio.sleep(late.asked.deadline.remaining_s() + 0.001)
         setting.source.gate.set()
         with pytest.raises(DeadlineExceeded):
             await late.answer()
+
+
+async def test_each_is_told_its_own_once_whatever_the_others_do(tmp_path: Path) -> None:
+    """Callers that leave, are late, ask for what cannot be looked up, is not stored or overflows,
+    among others whose answers must be their own."""
+    draw = random.Random(2013)
+    expected: list[tuple[Caller, Callable[[list[Any]], bool]]] = []
+    left: list[Caller] = []
+    async with stored_model(tmp_path, batching={"max_batch_rows": 16}) as setting:
+        for number in range(4000):
+            kind = draw.choices(
+                ["well", "leaves", "late", "beyond", "unknown", "overflows", "large"],
+                [60, 12, 6, 4, 6, 4, 1],
+            )[0]
+            instances = [asked_at(number + n / 8) for n in range(draw.randint(1, 4))]
+            scores = [score(instance["distance"]) for instance in instances]
+            if kind == "late":
+                caller = setting.begin(*instances, deadline=Deadline.after(draw.random() * 0.004))
+                expected.append((caller, one_of(scores, DeadlineExceeded, Overloaded)))
+            elif kind == "beyond":
+                caller = setting.begin(*instances, {**instances[0], "driver_id": BEYOND})
+                expected.append((caller, one_of([], InvalidInput)))
+            elif kind == "unknown":
+                caller = setting.begin({**instances[0], "city": "nowhere"})
+                expected.append((caller, one_of([stored(4.0, 7, None, instances[0]["distance"])])))
+            elif kind == "overflows":
+                caller = setting.begin(*instances, asked_at(1e38))
+                expected.append((caller, one_of([], BackendError)))
+            elif kind == "large":
+                caller = setting.begin(*instances * 20)
+                expected.append((caller, one_of(scores * 20)))
+            else:
+                caller = setting.begin(*instances)
+                if kind == "leaves":
+                    left.append(caller)
+                else:
+                    expected.append((caller, one_of(scores)))
+            for _ in range(draw.choice([0, 0, 0, 0, 1, 2, 5])):
+                await asyncio.sleep(0)
+            if left and draw.random() < 0.2:
+                left[-1].leave()
+        for caller in left:
+            caller.leave()
+        for caller, _ in expected:
+            await caller.ended()
+    assert [number for number, (caller, fits) in enumerate(expected) if not fits(caller.told)] == []
