@@ -208,13 +208,22 @@ class DynamicBatcher:
                 f"{queued} of {self._max_queue_rows} rows are queued",
                 retry_after_s=self.predicted_s(rows, priority),
             )
+        now_s = self._now_s()
+        if queued + rows <= self._max_rows and self._is_far(deadline, now_s):
+            return
         predicted_s = self.predicted_s(rows, priority)
-        if self._now_s() + _MARGIN * predicted_s > deadline.at_s:
+        if now_s + _MARGIN * predicted_s > deadline.at_s:
             self._observer.refused("deadline")
             raise Overloaded(
                 f"an answer is expected in {predicted_s:.3f} s, too late for the deadline",
                 retry_after_s=predicted_s,
             )
+
+    def _is_far(self, deadline: Deadline, now_s: float) -> bool:
+        """Whether there is time for as many batches as one has rows: then who needs no more than
+        the next ones need not know exactly."""
+        full_s = self._times.predicted_s(self._max_rows) + self._slots[0].left_s(now_s)
+        return deadline.at_s - now_s > _MARGIN * (self._max_rows + 1) * full_s
 
     async def check(self) -> None:
         """Raises `ModelNotReady` with the reason while the backend could execute nothing."""
