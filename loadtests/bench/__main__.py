@@ -11,9 +11,9 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,12 +22,24 @@ from loadtests.bench.environments import python_of
 from loadtests.bench.failure import BenchFailure
 from loadtests.bench.figures import GOALS, Rounds, table
 from loadtests.bench.server import Reading, Server, running
-from loadtests.bench.workload import ModelName, prepare
+from loadtests.bench.workload import WORKLOADS, Kind, ModelName
 from loadtests.bench.wrk import find_wrk
 
-_PEERS = tuple(name for name in CONTENDERS if name not in ("echo", "ours"))
+_BASE = "echo"
+_OURS = ("ours", "ours-asgi")
 _WORK = Path(".hikyaku/bench")
 _WARM_UP_S = 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One table."""
+
+    kind: Kind
+    model: ModelName
+    rounds: Rounds
+    checked: Mapping[str, int]
+    """Right answers of ours in the rounds, by contender."""
 
 
 def main() -> None:
@@ -36,20 +48,29 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers end with us
     try:
         find_wrk()
-        measured = {name: measure(name, options) for name in options.model}
+        measured = [measure(k, m, options) for k in options.kind for m in options.model]
     except BenchFailure as failure:
         sys.exit(f"bench: {failure}")
     except KeyboardInterrupt:
         sys.exit(130)
-    titles = {contender.name: contender.title for contender in CONTENDERS.values()}
     print(f"{machine}; {options.rounds} rounds of {options.seconds} s")
-    for name, rounds in measured.items():
-        print(f"\n{name}\n\n{table(rounds, titles)}")
+    met = [report(one) for one in measured]
     if options.json:
         options.json.write_text(json.dumps(_document(measured, machine, options), indent=1))
-    if "gbdt" in measured:
-        print("\ngbdt, ours:", *(goal.line(measured["gbdt"]) for goal in GOALS), sep="\n")
-        sys.exit(not all(goal.met(measured["gbdt"]) for goal in GOALS))
+    sys.exit(not all(met))
+
+
+def report(measured: Measured) -> bool:
+    """Print the table and what became of the goals. Returns whether none was missed."""
+    titles = {contender.name: contender.title for contender in CONTENDERS.values()}
+    print(f"\n{measured.kind} → prediction, {measured.model}\n\n{table(measured.rounds, titles)}\n")
+    for name, answers in measured.checked.items():
+        print(f"{titles[name]}: {answers:,} answers looked at between the loads, all right")
+    if measured.model != "gbdt":
+        return True
+    goals = [goal for goal in GOALS if goal.kind == measured.kind]
+    print("", *(goal.line(measured.rounds) for goal in goals), sep="\n")
+    return all(goal.met(measured.rounds) for goal in goals)
 
 
 def _options() -> argparse.Namespace:
@@ -58,28 +79,33 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=_positive, default=2, help="of load at a time (default 2)"
     )
-    parser.add_argument("--connections", type=_positive, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--connections", type=_positive, nargs="+", default=[1, 64])
     parser.add_argument(
-        "--model", nargs="+", choices=get_args(ModelName), default=list(get_args(ModelName))
+        "--kind",
+        nargs="+",
+        choices=get_args(Kind),
+        default=list(get_args(Kind)),
+        help="what is sent: two entities, whose features are in Redis, or all features (default: "
+        "both)",
     )
+    parser.add_argument("--model", nargs="+", choices=get_args(ModelName), default=["gbdt"])
     parser.add_argument(
-        "--peers",
+        "--contenders",
         nargs="*",
-        choices=_PEERS,
-        default=list(_PEERS),
-        metavar="PEER",
-        help=f"beside the echo and ours (default: all of {', '.join(_PEERS)})",
+        choices=tuple(CONTENDERS),
+        default=list(CONTENDERS),
+        metavar="NAME",
+        help=f"beside the echo (default: all of {', '.join(CONTENDERS)})",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every reading there")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="unless said otherwise: the echo and ours alone, GBDT, 1 and 64 connections, 5 rounds "
-        "of 1 s, which takes half a minute",
+        help="unless said otherwise: the echo and ours alone, 5 rounds of 1 s, half a minute a "
+        "kind",
     )
     if parser.parse_args().quick:
-        quick = {"connections": [1, 64], "rounds": 5, "seconds": 1}
-        parser.set_defaults(peers=[], model=["gbdt"], **quick)
+        parser.set_defaults(contenders=["ours"], rounds=5, seconds=1)
     return parser.parse_args()
 
 
@@ -90,41 +116,45 @@ def _positive(text: str) -> int:
     return number
 
 
-def measure(name: ModelName, options: argparse.Namespace) -> Rounds:
+def measure(kind: Kind, model: ModelName, options: argparse.Namespace) -> Measured:
     """Every contender started, its answers checked, and measured in turn, round by round."""
-    _say(f"{name}: building and publishing the model")
-    workload = prepare(name, _WORK)
-    wanted = [CONTENDERS[contender] for contender in ("echo", "ours", *options.peers)]
+    _say(f"{kind}, {model}: building and publishing the model")
+    wanted = [
+        contender
+        for contender in CONTENDERS.values()
+        if contender.name in (_BASE, *options.contenders) and kind in contender.kinds
+    ]
     rounds: dict[tuple[str, int], list[Reading]] = {
         (contender.name, connections): []
         for contender in wanted
         for connections in options.connections
     }
-    with ExitStack() as stack:
+    checked = {contender.name: 0 for contender in wanted if contender.name in _OURS}
+    with WORKLOADS[kind](model, _WORK) as workload, ExitStack() as stack:
         servers = []
         for contender in wanted:
-            _say(f"{name}: starting {contender.name} and checking its answers")
+            _say(f"{kind}, {model}: starting {contender.name} and checking its answers")
             python = python_of(contender.peer, _WORK)
             servers.append(stack.enter_context(running(contender, python, workload)))
         for server in servers:
             server.measure(max(options.connections), _WARM_UP_S)
         for number in range(options.rounds):
-            _say(f"{name}: round {number + 1} of {options.rounds}")
-            turns = servers if number % 2 == 0 else servers[::-1]
+            _say(f"{kind}, {model}: round {number + 1} of {options.rounds}")
             for connections in options.connections:
-                _round(turns, connections, options.seconds, rounds)
-    return rounds
+                for server in turns(servers, number):
+                    reading = server.measure(connections, options.seconds)
+                    rounds[server.contender.name, connections].append(reading)
+            for server in servers:
+                if server.contender.name in checked:
+                    checked[server.contender.name] += server.check()
+    return Measured(kind, model, rounds, checked)
 
 
-def _round(
-    turns: Sequence[Server],
-    connections: int,
-    seconds: int,
-    rounds: dict[tuple[str, int], list[Reading]],
-) -> None:
-    for server in turns:
-        reading = server.measure(connections, seconds)
-        rounds[server.contender.name, connections].append(reading)
+def turns(servers: Sequence[Server], number: int) -> Sequence[Server]:
+    """The order of a round: each begins with another one, every other one goes backwards."""
+    first = number % len(servers)
+    order = [*servers[first:], *servers[:first]]
+    return order if number % 2 == 0 else order[::-1]
 
 
 def _machine() -> str:
@@ -135,22 +165,28 @@ def _machine() -> str:
 
 
 def _document(
-    measured: dict[ModelName, Rounds], machine: str, options: argparse.Namespace
+    measured: Sequence[Measured], machine: str, options: argparse.Namespace
 ) -> dict[str, Any]:
     return {
         "machine": machine,
         "seconds": options.seconds,
-        "models": {
-            name: [
-                {
-                    "contender": contender,
-                    "connections": connections,
-                    "rounds": [asdict(reading) for reading in readings],
-                }
-                for (contender, connections), readings in rounds.items()
-            ]
-            for name, rounds in measured.items()
-        },
+        "tables": [
+            {
+                "kind": one.kind,
+                "model": one.model,
+                "checked": one.checked,
+                "readings": [
+                    {
+                        "contender": contender,
+                        "title": CONTENDERS[contender].title,
+                        "connections": connections,
+                        "rounds": [asdict(reading) for reading in readings],
+                    }
+                    for (contender, connections), readings in one.rounds.items()
+                ],
+            }
+            for one in measured
+        ],
     }
 
 

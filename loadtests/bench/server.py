@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.local.processes import child
-from loadtests.bench.answers import ask, body_of, check_answers
+from loadtests.bench.answers import ask, body_of, check_answers, check_together
 from loadtests.bench.contenders import Contender, environment, free_port
 from loadtests.bench.failure import BenchFailure
 from loadtests.bench.process_tree import ProcessTree
-from loadtests.bench.workload import ROWS, Workload
+from loadtests.bench.rows import ROWS
+from loadtests.bench.workload import Workload
 from loadtests.bench.wrk import load
 
 _START_TIMEOUT_S = 120
@@ -36,23 +37,29 @@ class Reading:
     cpu_us: float
     """Of all its processes, user and system, a request."""
     resident_mib: float
+    redis_us: float = 0.0
+    """Of the feature store's processor time, a request."""
 
 
 class Server:
     """A contender that answers rightly on `port`; wrk sends it the bodies of a file."""
 
-    def __init__(self, contender: Contender, url: str, bodies: Path, tree: ProcessTree) -> None:
+    def __init__(
+        self, contender: Contender, workload: Workload, port: int, bodies: Path, tree: ProcessTree
+    ) -> None:
         self.contender = contender
-        self._url = url
+        self._workload = workload
+        self._port = port
         self._bodies = bodies
         self._tree = tree
 
     def measure(self, connections: int, seconds: int) -> Reading:
         """Raises `BenchFailure` when a request was refused or lost: such a rate says nothing."""
         with self._awake():
-            before_s = self._tree.cpu_s()
+            before_s, redis_before_s = self._tree.cpu_s(), self._redis_cpu_s()
             seen = load(self._url, self._bodies, connections, seconds)
             used_s = self._tree.cpu_s() - before_s
+            redis_used_s = self._redis_cpu_s() - redis_before_s
         if seen.refused or seen.lost or not seen.requests:
             raise BenchFailure(
                 f"{self.contender.name} at {connections} connections: {seen.requests} answers, "
@@ -64,7 +71,21 @@ class Server:
             p99_us=seen.p99_us,
             cpu_us=used_s / seen.requests * 1e6,
             resident_mib=self._tree.resident_mib(),
+            redis_us=redis_used_s / seen.requests * 1e6,
         )
+
+    def check(self) -> int:
+        """Ask about every row over `TOGETHER` connections and look at each answer. Returns their
+        number; raises `BenchFailure` when one is wrong."""
+        with self._awake():
+            return check_together(self.contender, self._workload, self._port)
+
+    @property
+    def _url(self) -> str:
+        return f"http://127.0.0.1:{self._port}{self.contender.path(self._workload)}"
+
+    def _redis_cpu_s(self) -> float:
+        return 0.0 if self._workload.store is None else self._workload.store.cpu_s()
 
     def rest(self) -> None:
         """Stop its processes until it is measured: some use the processor when nobody asks.
@@ -104,7 +125,7 @@ def running(contender: Contender, python: Path, workload: Workload) -> Iterator[
     bodies = workload.folder / f"{contender.name}.bodies"
     bodies.write_text("".join(f"{body_of(contender, workload, row)}\n" for row in range(ROWS)))
     port = free_port()
-    command = contender.command(python, port)
+    command = contender.command(python, port, workload)
     with (
         log_of(contender, workload).open("w") as output,
         child(command, environment(workload, port), output) as process,
@@ -113,8 +134,7 @@ def running(contender: Contender, python: Path, workload: Workload) -> Iterator[
         try:
             _wait_until_it_answers(contender, workload, port, process)
             check_answers(contender, workload, port)
-            url = f"http://127.0.0.1:{port}{contender.path(workload)}"
-            server = Server(contender, url, bodies, tree)
+            server = Server(contender, workload, port, bodies, tree)
             server.rest()
             yield server
         finally:

@@ -2,7 +2,17 @@
 
 import pytest
 
-from loadtests.bench.figures import GOALS, Goal, Rounds, cpu_us, ratio, requests_s, spread, table
+from loadtests.bench.figures import (
+    GOALS,
+    Goal,
+    Rounds,
+    cpu_us,
+    ratio,
+    requests_s,
+    resident_mib,
+    spread,
+    table,
+)
 from loadtests.bench.server import Reading
 
 
@@ -30,10 +40,12 @@ def test_ratios_are_taken_within_a_round() -> None:
 @pytest.mark.parametrize(
     ("goal", "verdict"),
     [
-        (Goal("rate", requests_s, "echo", 64, "at least", 0.5), "PASS"),
-        (Goal("rate", requests_s, "echo", 64, "at least", 0.51), "FAIL"),
-        (Goal("processor", cpu_us, "echo", 64, "at most", 2.0), "PASS"),
-        (Goal("processor", cpu_us, "echo", 64, "at most", 1.9), "FAIL"),
+        (Goal("tensor", "rate", requests_s, "ours", "echo", 64, "at least", 0.5), "PASS"),
+        (Goal("tensor", "rate", requests_s, "ours", "echo", 64, "at least", 0.51), "FAIL"),
+        (Goal("tensor", "processor", cpu_us, "ours", "echo", 64, "at most", 2.0), "PASS"),
+        (Goal("tensor", "processor", cpu_us, "ours", "echo", 64, "at most", 1.9), "FAIL"),
+        (Goal("tensor", "memory", resident_mib, "ours", None, 64, "at most", 64), "PASS"),
+        (Goal("tensor", "memory", resident_mib, "ours", None, 64, "at most", 63), "FAIL"),
     ],
 )
 def test_a_goal_is_held_against_the_median(goal: Goal, verdict: str) -> None:
@@ -42,7 +54,7 @@ def test_a_goal_is_held_against_the_median(goal: Goal, verdict: str) -> None:
 
 
 def test_what_was_not_measured_is_neither_passed_nor_failed() -> None:
-    goal = Goal("rate", requests_s, "litserve", 64, "at least", 15)
+    goal = Goal("tensor", "rate", requests_s, "ours", "litserve", 64, "at least", 15)
     assert "not measured" in goal.line(ROUNDS)
     assert goal.met(ROUNDS)
 
@@ -50,10 +62,12 @@ def test_what_was_not_measured_is_neither_passed_nor_failed() -> None:
 def test_goals_speak_of_contenders_that_exist() -> None:
     from loadtests.bench.contenders import CONTENDERS
 
-    assert {goal.other for goal in GOALS} <= set(CONTENDERS)
+    for goal in GOALS:
+        for name in (goal.contender, goal.other or "echo"):
+            assert goal.kind in CONTENDERS[name].kinds
 
 
 def test_the_table_has_a_line_for_each_contender_and_number_of_connections() -> None:
     lines = table(ROUNDS, {"echo": "the echo", "ours": "Hikyaku"}).splitlines()
     assert len(lines) == 2 + len(ROUNDS)
-    assert lines[3].startswith("| Hikyaku | 64 | 4,000 | 0.5 [0.5-0.55] | 100 | 900 | 50 | 2 [2-2]")
+    assert lines[3].startswith("| Hikyaku | 64 | 4,000 | 0.5 [0.5-0.55] | 100 | 1 [1-1] | 900 |")
