@@ -81,7 +81,8 @@ lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.t
 		esac; \
 		$(LOCK) $$extras pyproject.toml -o requirements/$$group.txt || exit 1; \
 	done
-	@for group in bootstrap triton-server bench-bentoml bench-litserve bench-mlserver; do \
+	@for group in bootstrap triton-server bench-bentoml bench-litserve bench-mlserver bench-mosec \
+		bench-ray bench-plot; do \
 		$(LOCK) --group pyproject.toml:$$group -o requirements/$$group.txt || exit 1; \
 	done
 

@@ -134,7 +134,7 @@ def measure(kind: Kind, model: ModelName, options: argparse.Namespace) -> Measur
         servers = []
         for contender in wanted:
             _say(f"{kind}, {model}: starting {contender.name} and checking its answers")
-            python = python_of(contender.peer, _WORK)
+            python = python_of(contender.lock, _WORK)
             servers.append(stack.enter_context(running(contender, python, workload)))
         for server in servers:
             server.measure(max(options.connections), _WARM_UP_S)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from loadtests.bench.failure import BenchFailure
 from loadtests.bench.rows import FIELDS, REFERENCES, as_numbers
 from loadtests.bench.workload import MAX_BATCH_ROWS, Kind, Workload
+from loadtests.triton_environment import Unusable, triton_environment
 
 _PEERS = Path(__file__).parent / "peers"
 
@@ -21,9 +23,9 @@ class Contender:
     """A server of the benchmark's model.
 
     `command(python, port, workload)` starts it on the loopback with the Python of its environment,
-    which is `peer`'s, or the service's own where that is None. It is asked by POST to `path` with
-    `body(workload, row)`. Its answer holds the prediction, `prediction(answer)`, or else the
-    32 features, `features(answer)`; a floor's holds neither.
+    made from the lock file `lock`, or the service's own where that is None. It is asked by POST to
+    `path` with `body(workload, row)`. Its answer holds the prediction, `prediction(answer)`, or else
+    the 32 features, `features(answer)`; a floor's holds neither.
     """
 
     name: str
@@ -32,7 +34,7 @@ class Contender:
     command: Command
     path: Callable[[Workload], str]
     body: Callable[[Workload, int], Any]
-    peer: str | None = None
+    lock: str | None = None
     prediction: Callable[[Any], float] | None = None
     features: Callable[[Any], Sequence[float]] | None = None
 
@@ -70,6 +72,21 @@ def _bentoml(python: Path, port: int, workload: Workload) -> list[str]:
 
 def _mlserver(python: Path, port: int, workload: Workload) -> list[str]:
     return [str(python), str(_PEERS / "with_mlserver.py"), str(port), str(free_port())]
+
+
+def _mosec(python: Path, port: int, workload: Workload) -> list[str]:
+    where = ["--address", "127.0.0.1", "--port", str(port)]
+    return [str(python), str(_PEERS / "with_mosec.py"), *where, "--log-level", "error"]
+
+
+def _pytriton(python: Path, port: int, workload: Workload) -> list[str]:
+    try:
+        found = triton_environment(python.parent.parent)
+    except Unusable as exc:
+        raise BenchFailure(str(exc)) from exc
+    variables = [f"{name}={value}" for name, value in found.variables().items()]
+    ports = [str(port), str(free_port()), str(free_port())]
+    return ["env", *variables, str(python), str(_PEERS / "with_pytriton.py"), *ports]
 
 
 def _numbers(workload: Workload, row: int) -> Any:
@@ -165,7 +182,7 @@ CONTENDERS: Mapping[str, Contender] = {
             name="mlserver",
             title="MLServer",
             kinds=("tensor",),
-            peer="mlserver",
+            lock="bench-mlserver",
             command=_mlserver,
             path=lambda workload: "/v2/models/model/infer",
             body=_tensor,
@@ -175,7 +192,7 @@ CONTENDERS: Mapping[str, Contender] = {
             name="litserve",
             title="LitServe",
             kinds=("tensor",),
-            peer="litserve",
+            lock="bench-litserve",
             command=_of_file("with_litserve"),
             path=lambda workload: "/predict",
             body=_numbers,
@@ -185,11 +202,41 @@ CONTENDERS: Mapping[str, Contender] = {
             name="bentoml",
             title="BentoML",
             kinds=("tensor",),
-            peer="bentoml",
+            lock="bench-bentoml",
             command=_bentoml,
             path=lambda workload: "/predict",
             body=lambda workload, row: {"rows": [as_numbers(workload.rows[row])]},
             prediction=lambda answer: answer[0],
+        ),
+        Contender(
+            name="mosec",
+            title="mosec",
+            kinds=("tensor",),
+            lock="bench-mosec",
+            command=_mosec,
+            path=lambda workload: "/inference",
+            body=_numbers,
+            prediction=_probability,
+        ),
+        Contender(
+            name="triton",
+            title="Triton's Python backend, pytriton",
+            kinds=("tensor",),
+            lock="triton-server",
+            command=_pytriton,
+            path=lambda workload: "/v2/models/model/infer",
+            body=_tensor,
+            prediction=lambda answer: answer["outputs"][0]["data"][0],
+        ),
+        Contender(
+            name="ray",
+            title="Ray Serve",
+            kinds=("tensor",),
+            lock="bench-ray",
+            command=_of_file("with_ray"),
+            path=lambda workload: "/predict",
+            body=_numbers,
+            prediction=_probability,
         ),
     )
 }
@@ -223,6 +270,7 @@ def environment(workload: Workload, port: int) -> dict[str, str]:
             "BENCH_MAX_BATCH_ROWS": str(MAX_BATCH_ROWS),
             "OMP_NUM_THREADS": "1",
             "BENTOML_DO_NOT_TRACK": "True",
+            "RAY_USAGE_STATS_ENABLED": "0",
             "MODEL_REPOSITORY": str(workload.repository.resolve()),
             "HIKYAKU_PORT": str(port),
             "HIKYAKU_LOG_LEVEL": "WARNING",

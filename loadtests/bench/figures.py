@@ -125,6 +125,7 @@ GOALS = (
     Goal("entity", "memory, MiB", resident_mib, "ours", None, 64, "at most", _MEMORY_MIB),
     Goal("tensor", f"{_RATE} the echo's", requests_s, "ours", "echo", 64, "at least", 0.8, 1.1),
     Goal("tensor", f"{_RATE} the echo's", requests_s, "ours-asgi", "echo", 64, "at least", 0.42),
+    Goal("tensor", f"{_RATE} mosec's", requests_s, "ours", "mosec", 64, "at least", 1, 1.3),
     Goal("tensor", f"{_RATE} MLServer's", requests_s, "ours", "mlserver", 64, "at least", 10),
     Goal("tensor", f"{_RATE} LitServe's", requests_s, "ours", "litserve", 64, "at least", 15),
     Goal("tensor", f"{_RATE} BentoML's", requests_s, "ours", "bentoml", 64, "at least", 15),

@@ -24,6 +24,7 @@ _STOP_TIMEOUT_S = 10
 _LOOK_EVERY_S = 0.05
 _SETTLE_S = 0.1
 _SETTLE_TIMEOUT_S = 5
+_BEGIN_TIMEOUT_S = 30  # what some do once, after they have started: ours looks into the registry
 _IDLE_SHARE = 0.2  # the kernel counts processor time by hundredths of a second
 
 
@@ -87,12 +88,12 @@ class Server:
     def _redis_cpu_s(self) -> float:
         return 0.0 if self._workload.store is None else self._workload.store.cpu_s()
 
-    def rest(self) -> None:
+    def rest(self, patience_s: float = _SETTLE_TIMEOUT_S) -> None:
         """Stop its processes until it is measured: some use the processor when nobody asks.
 
         First let it finish what wrk left behind, which would seem to have waited all the while.
         """
-        until_s = time.monotonic() + _SETTLE_TIMEOUT_S
+        until_s = time.monotonic() + patience_s
         while time.monotonic() < until_s:
             before_s = self._tree.cpu_s()
             time.sleep(_SETTLE_S)
@@ -135,7 +136,7 @@ def running(contender: Contender, python: Path, workload: Workload) -> Iterator[
             _wait_until_it_answers(contender, workload, port, process)
             check_answers(contender, workload, port)
             server = Server(contender, workload, port, bodies, tree)
-            server.rest()
+            server.rest(_BEGIN_TIMEOUT_S)
             yield server
         finally:
             _end(process, tree)
