@@ -10,18 +10,20 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
+from loadtests.bench import figures
 from loadtests.bench.contenders import CONTENDERS
 from loadtests.bench.environments import python_of
 from loadtests.bench.failure import BenchFailure
-from loadtests.bench.figures import GOALS, Rounds, table
-from loadtests.bench.server import Reading, Server, running
+from loadtests.bench.figures import GOALS, Rounds
+from loadtests.bench.server import Reading, running, turns
 from loadtests.bench.workload import WORKLOADS, Kind, ModelName
 from loadtests.bench.wrk import find_wrk
 
@@ -29,6 +31,7 @@ _BASE = "echo"
 _OURS = ("ours", "ours-asgi")
 _WORK = Path(".hikyaku/bench")
 _WARM_UP_S = 1
+_TITLES = {contender.name: contender.title for contender in CONTENDERS.values()}
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,16 @@ def main() -> None:
         sys.exit(130)
     print(f"{machine}; {options.rounds} rounds of {options.seconds} s")
     met = [report(one) for one in measured]
-    if options.json:
-        options.json.write_text(json.dumps(_document(measured, machine, options), indent=1))
+    _written(measured, machine, options)
     sys.exit(not all(met))
 
 
 def report(measured: Measured) -> bool:
     """Print the table and what became of the goals. Returns whether none was missed."""
-    titles = {contender.name: contender.title for contender in CONTENDERS.values()}
-    print(f"\n{measured.kind} → prediction, {measured.model}\n\n{table(measured.rounds, titles)}\n")
+    print(f"\n{measured.kind} → prediction, {measured.model}\n")
+    print(figures.table(measured.rounds, _TITLES), end="\n\n")
     for name, answers in measured.checked.items():
-        print(f"{titles[name]}: {answers:,} answers looked at between the loads, all right")
+        print(f"{_TITLES[name]}: {answers:,} answers looked at between the loads, all right")
     if measured.model != "gbdt":
         return True
     goals = [goal for goal in GOALS if goal.kind == measured.kind]
@@ -97,7 +99,20 @@ def _options() -> argparse.Namespace:
         metavar="NAME",
         help=f"beside the echo (default: all of {', '.join(CONTENDERS)})",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every reading there")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=_WORK / "benchmark.json",
+        help="every reading is written there (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        default=_WORK / "benchmark.png",
+        help="the ratios are drawn there (default: %(default)s; --quick draws nothing)",
+    )
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -105,7 +120,7 @@ def _options() -> argparse.Namespace:
         "kind",
     )
     if parser.parse_args().quick:
-        parser.set_defaults(contenders=["ours"], rounds=5, seconds=1)
+        parser.set_defaults(contenders=["ours"], rounds=5, seconds=1, plot=None)
     return parser.parse_args()
 
 
@@ -150,13 +165,6 @@ def measure(kind: Kind, model: ModelName, options: argparse.Namespace) -> Measur
     return Measured(kind, model, rounds, checked)
 
 
-def turns(servers: Sequence[Server], number: int) -> Sequence[Server]:
-    """The order of a round: each begins with another one, every other one goes backwards."""
-    first = number % len(servers)
-    order = [*servers[first:], *servers[:first]]
-    return order if number % 2 == 0 else order[::-1]
-
-
 def _machine() -> str:
     """What the figures were taken on, and how busy others kept it."""
     busy = os.getloadavg()[0]
@@ -164,30 +172,29 @@ def _machine() -> str:
     return f"{cores}, Python {platform.python_version()}, load average {busy:.1f} at the start"
 
 
-def _document(
-    measured: Sequence[Measured], machine: str, options: argparse.Namespace
-) -> dict[str, Any]:
-    return {
+def _written(measured: Sequence[Measured], machine: str, options: argparse.Namespace) -> None:
+    """The JSON and the plot of it."""
+    document = {
         "machine": machine,
+        "rounds": options.rounds,
         "seconds": options.seconds,
         "tables": [
             {
                 "kind": one.kind,
                 "model": one.model,
                 "checked": one.checked,
-                "readings": [
-                    {
-                        "contender": contender,
-                        "title": CONTENDERS[contender].title,
-                        "connections": connections,
-                        "rounds": [asdict(reading) for reading in readings],
-                    }
-                    for (contender, connections), readings in one.rounds.items()
-                ],
+                "readings": figures.document(one.rounds, _TITLES),
             }
             for one in measured
         ],
     }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(document, indent=1))
+    if options.plot:
+        python = python_of("bench-plot", _WORK)
+        script = Path(__file__).with_name("plot.py")
+        subprocess.run([python, script, options.json, options.plot], check=True)
+        print(f"\n{options.plot} shows it, {options.json} has every reading")
 
 
 def _say(text: str) -> None:

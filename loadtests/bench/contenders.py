@@ -24,8 +24,8 @@ class Contender:
 
     `command(python, port, workload)` starts it on the loopback with the Python of its environment,
     made from the lock file `lock`, or the service's own where that is None. It is asked by POST to
-    `path` with `body(workload, row)`. Its answer holds the prediction, `prediction(answer)`, or else
-    the 32 features, `features(answer)`; a floor's holds neither.
+    `path` with `body(workload, row)`. Its answer holds the prediction, `prediction(answer)`, or
+    else the 32 features, `features(answer)`; a floor's holds neither.
     """
 
     name: str

@@ -2,8 +2,8 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
 
 from loadtests.bench.server import Reading
 from loadtests.bench.workload import Kind
@@ -79,8 +79,8 @@ class Goal:
         if not self._measured(rounds):
             return f"----  {what}: not measured in this run"
         verdict = "PASS" if self.met(rounds) else "FAIL"
-        stretch = "" if self.stretch is None else f", stretch {self.stretch:g}"
-        goal = f"goal: {self.bound} {self.value:g}{stretch}"
+        stretch = "" if self.stretch is None else f", stretch {self.stretch:.3g}"
+        goal = f"goal: {self.bound} {self.value:.3g}{stretch}"
         return f"{verdict}  {what}: {self._spread(rounds)} ({goal})"
 
     def met(self, rounds: Rounds) -> bool:
@@ -145,13 +145,37 @@ def table(rounds: Rounds, titles: Mapping[str, str]) -> str:
     lines = [head, "|---|" + "--:|" * 11]
     for (name, connections), readings in rounds.items():
         cells = [titles[name], f"{connections}"]
-        for figure in (requests_s, p50_us, p99_us, cpu_us):
+        for figure in FIGURES.values():
             cells.append(f"{_median(readings, figure):,.0f}")
             cells.append(f"{ratio(rounds, figure, name, 'echo', connections)}")
         cells.append(f"{_median(readings, resident_mib):,.0f}")
         cells.append(f"{statistics.median(reading.redis_us for reading in readings):,.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+FIGURES: Mapping[str, Figure] = {
+    figure.__name__: figure for figure in (requests_s, p50_us, p99_us, cpu_us)
+}
+
+
+def document(rounds: Rounds, titles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """For machines: of each contender and number of connections, medians, ratios to the echo with
+    their range, and every reading."""
+    return [
+        {
+            "contender": name,
+            "title": titles[name],
+            "connections": connections,
+            "medians": {figure: _median(readings, FIGURES[figure]) for figure in FIGURES},
+            "ratios": {
+                figure: asdict(ratio(rounds, FIGURES[figure], name, "echo", connections))
+                for figure in FIGURES
+            },
+            "rounds": [asdict(reading) for reading in readings],
+        }
+        for (name, connections), readings in rounds.items()
+    ]
 
 
 def _median(readings: Sequence[Reading], figure: Figure) -> float:

@@ -5,10 +5,11 @@ import http.client
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from app.local.processes import child
 from loadtests.bench.answers import ask, body_of, check_answers, check_together
@@ -22,6 +23,7 @@ from loadtests.bench.wrk import load
 _START_TIMEOUT_S = 120
 _STOP_TIMEOUT_S = 10
 _LOOK_EVERY_S = 0.05
+_WAKE_S = 0.2  # every timer of a server that was stopped is overdue
 _SETTLE_S = 0.1
 _SETTLE_TIMEOUT_S = 5
 _BEGIN_TIMEOUT_S = 30  # what some do once, after they have started: ours looks into the registry
@@ -104,10 +106,21 @@ class Server:
     @contextmanager
     def _awake(self) -> Iterator[None]:
         self._tree.signal(signal.SIGCONT)
+        time.sleep(_WAKE_S)
         try:
             yield
         finally:
             self.rest()
+
+
+_T = TypeVar("_T")
+
+
+def turns(servers: Sequence[_T], number: int) -> list[_T]:
+    """The order of a round: each begins with another server, every other one goes backwards."""
+    first = number % len(servers)
+    order = [*servers[first:], *servers[:first]]
+    return order if number % 2 == 0 else order[::-1]
 
 
 def log_of(contender: Contender, workload: Workload) -> Path:

@@ -7,13 +7,14 @@ from loadtests.bench.figures import (
     Goal,
     Rounds,
     cpu_us,
+    document,
     ratio,
     requests_s,
     resident_mib,
     spread,
     table,
 )
-from loadtests.bench.server import Reading
+from loadtests.bench.server import Reading, turns
 
 
 def reading(requests_s: float, cpu_us: float = 50.0) -> Reading:
@@ -65,6 +66,22 @@ def test_goals_speak_of_contenders_that_exist() -> None:
     for goal in GOALS:
         for name in (goal.contender, goal.other or "echo"):
             assert goal.kind in CONTENDERS[name].kinds
+
+
+def test_the_document_has_ratios_and_every_reading() -> None:
+    echo, ours = document(ROUNDS, {"echo": "the echo", "ours": "Hikyaku"})
+    assert (ours["title"], ours["connections"]) == ("Hikyaku", 64)
+    assert ours["ratios"]["requests_s"] == {"median": 0.5, "lowest": 0.5, "highest": 0.55}
+    assert echo["ratios"]["cpu_us"]["median"] == 1
+    assert ours["medians"]["cpu_us"] == 50
+    assert [reading["requests_s"] for reading in ours["rounds"]] == [4000, 1000, 4400]
+
+
+def test_over_the_rounds_everybody_is_measured_at_every_place() -> None:
+    orders = [turns(("a", "b", "c"), number) for number in range(6)]
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+    for name in "abc":
+        assert {order.index(name) for order in orders} == {0, 1, 2}
 
 
 def test_the_table_has_a_line_for_each_contender_and_number_of_connections() -> None:
