@@ -12,37 +12,23 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 from loadtests.bench import figures
 from loadtests.bench.contenders import CONTENDERS
+from loadtests.bench.contest import Measured, Terms, measure
 from loadtests.bench.environments import python_of
 from loadtests.bench.failure import BenchFailure
-from loadtests.bench.figures import GOALS, Rounds
-from loadtests.bench.server import Reading, running, turns
-from loadtests.bench.workload import WORKLOADS, Kind, ModelName
+from loadtests.bench.figures import GOALS
+from loadtests.bench.paced import paced_table
+from loadtests.bench.workload import Kind, ModelName
 from loadtests.bench.wrk import find_wrk
 
-_BASE = "echo"
-_OURS = ("ours", "ours-asgi")
 _WORK = Path(".hikyaku/bench")
-_WARM_UP_S = 1
 _TITLES = {contender.name: contender.title for contender in CONTENDERS.values()}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One table."""
-
-    kind: Kind
-    model: ModelName
-    rounds: Rounds
-    checked: Mapping[str, int]
-    """Right answers of ours in the rounds, by contender."""
 
 
 def main() -> None:
@@ -51,21 +37,27 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers end with us
     try:
         find_wrk()
-        measured = [measure(k, m, options) for k in options.kind for m in options.model]
+        terms = Terms(
+            options.contenders, options.connections, options.rounds, options.seconds, options.per_s
+        )
+        measured = [measure(k, m, terms, _WORK) for k in options.kind for m in options.model]
     except BenchFailure as failure:
         sys.exit(f"bench: {failure}")
     except KeyboardInterrupt:
         sys.exit(130)
     print(f"{machine}; {options.rounds} rounds of {options.seconds} s")
-    met = [report(one) for one in measured]
+    met = [report(one, options) for one in measured]
     _written(measured, machine, options)
     sys.exit(not all(met))
 
 
-def report(measured: Measured) -> bool:
+def report(measured: Measured, options: argparse.Namespace) -> bool:
     """Print the table and what became of the goals. Returns whether none was missed."""
     print(f"\n{measured.kind} → prediction, {measured.model}\n")
     print(figures.table(measured.rounds, _TITLES), end="\n\n")
+    if measured.paced:
+        print(f"At {options.per_s} requests a second that wait for no answer:\n")
+        print(paced_table(measured.paced, _TITLES), end="\n\n")
     for name, answers in measured.checked.items():
         print(f"{_TITLES[name]}: {answers:,} answers looked at between the loads, all right")
     if measured.model != "gbdt":
@@ -100,6 +92,14 @@ def _options() -> argparse.Namespace:
         help=f"beside the echo (default: all of {', '.join(CONTENDERS)})",
     )
     parser.add_argument(
+        "--per-s",
+        type=float,
+        default=200,
+        metavar="RATE",
+        help="requests a second of the loads that wait for no answer (default 200; 0, as with "
+        "--quick: none)",
+    )
+    parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
@@ -120,7 +120,7 @@ def _options() -> argparse.Namespace:
         "kind",
     )
     if parser.parse_args().quick:
-        parser.set_defaults(contenders=["ours"], rounds=5, seconds=1, plot=None)
+        parser.set_defaults(contenders=["ours"], rounds=5, seconds=1, per_s=0, plot=None)
     return parser.parse_args()
 
 
@@ -129,40 +129,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return number
-
-
-def measure(kind: Kind, model: ModelName, options: argparse.Namespace) -> Measured:
-    """Every contender started, its answers checked, and measured in turn, round by round."""
-    _say(f"{kind}, {model}: building and publishing the model")
-    wanted = [
-        contender
-        for contender in CONTENDERS.values()
-        if contender.name in (_BASE, *options.contenders) and kind in contender.kinds
-    ]
-    rounds: dict[tuple[str, int], list[Reading]] = {
-        (contender.name, connections): []
-        for contender in wanted
-        for connections in options.connections
-    }
-    checked = {contender.name: 0 for contender in wanted if contender.name in _OURS}
-    with WORKLOADS[kind](model, _WORK) as workload, ExitStack() as stack:
-        servers = []
-        for contender in wanted:
-            _say(f"{kind}, {model}: starting {contender.name} and checking its answers")
-            python = python_of(contender.lock, _WORK)
-            servers.append(stack.enter_context(running(contender, python, workload)))
-        for server in servers:
-            server.measure(max(options.connections), _WARM_UP_S)
-        for number in range(options.rounds):
-            _say(f"{kind}, {model}: round {number + 1} of {options.rounds}")
-            for connections in options.connections:
-                for server in turns(servers, number):
-                    reading = server.measure(connections, options.seconds)
-                    rounds[server.contender.name, connections].append(reading)
-            for server in servers:
-                if server.contender.name in checked:
-                    checked[server.contender.name] += server.check()
-    return Measured(kind, model, rounds, checked)
 
 
 def _machine() -> str:
@@ -183,6 +149,7 @@ def _written(measured: Sequence[Measured], machine: str, options: argparse.Names
                 "kind": one.kind,
                 "model": one.model,
                 "checked": one.checked,
+                "paced": {name: [asdict(p) for p in seen] for name, seen in one.paced.items()},
                 "readings": figures.document(one.rounds, _TITLES),
             }
             for one in measured
@@ -195,10 +162,6 @@ def _written(measured: Sequence[Measured], machine: str, options: argparse.Names
         script = Path(__file__).with_name("plot.py")
         subprocess.run([python, script, options.json, options.plot], check=True)
         print(f"\n{options.plot} shows it, {options.json} has every reading")
-
-
-def _say(text: str) -> None:
-    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-from loadtests.bench.server import Reading
+from loadtests.bench.reading import Reading
 from loadtests.bench.workload import Kind
 
 Rounds: TypeAlias = Mapping[tuple[str, int], Sequence[Reading]]

@@ -41,6 +41,8 @@ def draw(document: dict[str, Any], file: Path) -> None:
         rate.set_yticks(range(len(readings)), [reading["title"] for reading in readings])
         _bars(cpu, readings, "cpu_us", "CPU a request, ratio to the echo's")
         _latencies(latency, readings)
+        for axes in (rate, cpu, latency):
+            axes.set_ylim(-0.7, len(readings) - 0.3)
     seconds = f"{document['rounds']} rounds of {document['seconds']} s"
     figure.supxlabel(f"{document['machine']}; {seconds}; logarithmic scales", fontsize=8)
     figure.savefig(file, dpi=110)

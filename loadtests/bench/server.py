@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +14,9 @@ from app.local.processes import child
 from loadtests.bench.answers import ask, body_of, check_answers, check_together
 from loadtests.bench.contenders import Contender, environment, free_port
 from loadtests.bench.failure import BenchFailure
+from loadtests.bench.paced import Paced, paced
 from loadtests.bench.process_tree import ProcessTree
+from loadtests.bench.reading import Reading
 from loadtests.bench.rows import ROWS
 from loadtests.bench.workload import Workload
 from loadtests.bench.wrk import load
@@ -28,20 +29,6 @@ _SETTLE_S = 0.1
 _SETTLE_TIMEOUT_S = 5
 _BEGIN_TIMEOUT_S = 30  # what some do once, after they have started: ours looks into the registry
 _IDLE_SHARE = 0.2  # the kernel counts processor time by hundredths of a second
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One contender in one round at one number of connections."""
-
-    requests_s: float
-    p50_us: float
-    p99_us: float
-    cpu_us: float
-    """Of all its processes, user and system, a request."""
-    resident_mib: float
-    redis_us: float = 0.0
-    """Of the feature store's processor time, a request."""
 
 
 class Server:
@@ -82,6 +69,11 @@ class Server:
         number; raises `BenchFailure` when one is wrong."""
         with self._awake():
             return check_together(self.contender, self._workload, self._port)
+
+    def paced(self, per_s: float, seconds: float) -> Paced:
+        """At a steady rate, whatever it answers."""
+        with self._awake():
+            return paced(self.contender, self._workload, self._port, per_s, seconds)
 
     @property
     def _url(self) -> str:

@@ -14,7 +14,9 @@ from loadtests.bench.figures import (
     spread,
     table,
 )
-from loadtests.bench.server import Reading, turns
+from loadtests.bench.paced import Paced, paced_table
+from loadtests.bench.reading import Reading
+from loadtests.bench.server import turns
 
 
 def reading(requests_s: float, cpu_us: float = 50.0) -> Reading:
@@ -75,6 +77,15 @@ def test_the_document_has_ratios_and_every_reading() -> None:
     assert echo["ratios"]["cpu_us"]["median"] == 1
     assert ours["medians"]["cpu_us"] == 50
     assert [reading["requests_s"] for reading in ours["rounds"]] == [4000, 1000, 4400]
+
+
+def test_latencies_at_a_steady_rate_are_ratios_within_a_round_too() -> None:
+    seen = {
+        "echo": [Paced(100, 200, 0), Paced(400, 800, 0)],
+        "ours": [Paced(200, 600, 0), Paced(800, 2400, 3)],
+    }
+    lines = paced_table(seen, {"echo": "the echo", "ours": "Hikyaku"}).splitlines()
+    assert lines[3] == "| Hikyaku | 500 | 2 [2-2] | 1,500 | 3 [3-3] | 3 |"
 
 
 def test_over_the_rounds_everybody_is_measured_at_every_place() -> None:
