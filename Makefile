@@ -51,7 +51,7 @@ prove-redis-outage: .venv/train.installed  ## answers under load while Redis is 
 prove-triton-outage: .venv/dev.installed .venv-triton/installed  ## answers under load while Triton is gone for 30 s
 	@$(BIN)/python -m loadtests.prove_triton_outage $(PROVE)
 
-bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick is the echo alone
+bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick leaves the peers out
 	@$(BIN)/python -m loadtests.bench $(BENCH)
 
 prove-batcher: .venv/dev.installed  ## every order of three requests, a million random operations, poison
@@ -81,7 +81,8 @@ lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.t
 		esac; \
 		$(LOCK) $$extras pyproject.toml -o requirements/$$group.txt || exit 1; \
 	done
-	@for group in bootstrap triton-server bench-bentoml bench-litserve bench-mlserver; do \
+	@for group in bootstrap triton-server bench-bentoml bench-litserve bench-mlserver bench-mosec \
+		bench-ray bench-plot; do \
 		$(LOCK) --group pyproject.toml:$$group -o requirements/$$group.txt || exit 1; \
 	done
 

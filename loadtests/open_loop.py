@@ -79,8 +79,7 @@ class OpenLoop:
             length = b"\r\nContent-Length: %d\r\n\r\n" % len(asked.body)
             writer.write(self._head + length + asked.body)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            size = int(head.split(b"\r\ncontent-length:", 1)[1].split(b"\r\n", 1)[0])
-            asked.answer = await reader.readexactly(size)
+            asked.answer = await _body(reader, head)
             asked.status = int(head.split(b" ", 2)[1])
             kept = b"\r\nconnection: close" not in head
         finally:
@@ -88,3 +87,15 @@ class OpenLoop:
                 self._idle.append((reader, writer))
             else:
                 writer.close()
+
+
+async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
+    """The rest of an answer, by the length that its head says (in small letters) or in chunks."""
+    _, length_said, rest = head.partition(b"\r\ncontent-length:")
+    if length_said:
+        return await reader.readexactly(int(rest.split(b"\r\n", 1)[0]))
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return body

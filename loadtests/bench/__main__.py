@@ -10,24 +10,25 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
+from loadtests.bench import figures
 from loadtests.bench.contenders import CONTENDERS
+from loadtests.bench.contest import Measured, Terms, measure
 from loadtests.bench.environments import python_of
 from loadtests.bench.failure import BenchFailure
-from loadtests.bench.figures import GOALS, Rounds, table
-from loadtests.bench.server import Reading, Server, running
-from loadtests.bench.workload import ModelName, prepare
+from loadtests.bench.figures import GOALS
+from loadtests.bench.paced import paced_table
+from loadtests.bench.workload import Kind, ModelName
 from loadtests.bench.wrk import find_wrk
 
-_PEERS = tuple(name for name in CONTENDERS if name not in ("echo", "ours"))
 _WORK = Path(".hikyaku/bench")
-_WARM_UP_S = 1
+_TITLES = {contender.name: contender.title for contender in CONTENDERS.values()}
 
 
 def main() -> None:
@@ -36,20 +37,34 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers end with us
     try:
         find_wrk()
-        measured = {name: measure(name, options) for name in options.model}
+        terms = Terms(
+            options.contenders, options.connections, options.rounds, options.seconds, options.per_s
+        )
+        measured = [measure(k, m, terms, _WORK) for k in options.kind for m in options.model]
     except BenchFailure as failure:
         sys.exit(f"bench: {failure}")
     except KeyboardInterrupt:
         sys.exit(130)
-    titles = {contender.name: contender.title for contender in CONTENDERS.values()}
     print(f"{machine}; {options.rounds} rounds of {options.seconds} s")
-    for name, rounds in measured.items():
-        print(f"\n{name}\n\n{table(rounds, titles)}")
-    if options.json:
-        options.json.write_text(json.dumps(_document(measured, machine, options), indent=1))
-    if "gbdt" in measured:
-        print("\ngbdt, ours:", *(goal.line(measured["gbdt"]) for goal in GOALS), sep="\n")
-        sys.exit(not all(goal.met(measured["gbdt"]) for goal in GOALS))
+    met = [report(one, options) for one in measured]
+    _written(measured, machine, options)
+    sys.exit(not all(met))
+
+
+def report(measured: Measured, options: argparse.Namespace) -> bool:
+    """Print the table and what became of the goals. Returns whether none was missed."""
+    print(f"\n{measured.kind} → prediction, {measured.model}\n")
+    print(figures.table(measured.rounds, _TITLES), end="\n\n")
+    if measured.paced:
+        print(f"At {options.per_s} requests a second that wait for no answer:\n")
+        print(paced_table(measured.paced, _TITLES), end="\n\n")
+    for name, answers in measured.checked.items():
+        print(f"{_TITLES[name]}: {answers:,} answers looked at between the loads, all right")
+    if measured.model != "gbdt":
+        return True
+    goals = [goal for goal in GOALS if goal.kind == measured.kind]
+    print("", *(goal.line(measured.rounds) for goal in goals), sep="\n")
+    return all(goal.met(measured.rounds) for goal in goals)
 
 
 def _options() -> argparse.Namespace:
@@ -58,28 +73,54 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=_positive, default=2, help="of load at a time (default 2)"
     )
-    parser.add_argument("--connections", type=_positive, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--connections", type=_positive, nargs="+", default=[1, 64])
     parser.add_argument(
-        "--model", nargs="+", choices=get_args(ModelName), default=list(get_args(ModelName))
+        "--kind",
+        nargs="+",
+        choices=get_args(Kind),
+        default=list(get_args(Kind)),
+        help="what is sent: two entities, whose features are in Redis, or all features (default: "
+        "both)",
     )
+    parser.add_argument("--model", nargs="+", choices=get_args(ModelName), default=["gbdt"])
     parser.add_argument(
-        "--peers",
+        "--contenders",
         nargs="*",
-        choices=_PEERS,
-        default=list(_PEERS),
-        metavar="PEER",
-        help=f"beside the echo and ours (default: all of {', '.join(_PEERS)})",
+        choices=tuple(CONTENDERS),
+        default=list(CONTENDERS),
+        metavar="NAME",
+        help=f"beside the echo (default: all of {', '.join(CONTENDERS)})",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every reading there")
+    parser.add_argument(
+        "--per-s",
+        type=float,
+        default=200,
+        metavar="RATE",
+        help="requests a second of the loads that wait for no answer (default 200; 0, as with "
+        "--quick: none)",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=_WORK / "benchmark.json",
+        help="every reading is written there (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        default=_WORK / "benchmark.png",
+        help="the ratios are drawn there (default: %(default)s; --quick draws nothing)",
+    )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="unless said otherwise: the echo and ours alone, GBDT, 1 and 64 connections, 5 rounds "
-        "of 1 s, which takes half a minute",
+        help="unless said otherwise: the echo and ours alone, 5 rounds of 1 s, half a minute a "
+        "kind",
     )
     if parser.parse_args().quick:
-        quick = {"connections": [1, 64], "rounds": 5, "seconds": 1}
-        parser.set_defaults(peers=[], model=["gbdt"], **quick)
+        parser.set_defaults(contenders=["ours"], rounds=5, seconds=1, per_s=0, plot=None)
     return parser.parse_args()
 
 
@@ -90,43 +131,6 @@ def _positive(text: str) -> int:
     return number
 
 
-def measure(name: ModelName, options: argparse.Namespace) -> Rounds:
-    """Every contender started, its answers checked, and measured in turn, round by round."""
-    _say(f"{name}: building and publishing the model")
-    workload = prepare(name, _WORK)
-    wanted = [CONTENDERS[contender] for contender in ("echo", "ours", *options.peers)]
-    rounds: dict[tuple[str, int], list[Reading]] = {
-        (contender.name, connections): []
-        for contender in wanted
-        for connections in options.connections
-    }
-    with ExitStack() as stack:
-        servers = []
-        for contender in wanted:
-            _say(f"{name}: starting {contender.name} and checking its answers")
-            python = python_of(contender.peer, _WORK)
-            servers.append(stack.enter_context(running(contender, python, workload)))
-        for server in servers:
-            server.measure(max(options.connections), _WARM_UP_S)
-        for number in range(options.rounds):
-            _say(f"{name}: round {number + 1} of {options.rounds}")
-            turns = servers if number % 2 == 0 else servers[::-1]
-            for connections in options.connections:
-                _round(turns, connections, options.seconds, rounds)
-    return rounds
-
-
-def _round(
-    turns: Sequence[Server],
-    connections: int,
-    seconds: int,
-    rounds: dict[tuple[str, int], list[Reading]],
-) -> None:
-    for server in turns:
-        reading = server.measure(connections, seconds)
-        rounds[server.contender.name, connections].append(reading)
-
-
 def _machine() -> str:
     """What the figures were taken on, and how busy others kept it."""
     busy = os.getloadavg()[0]
@@ -134,28 +138,30 @@ def _machine() -> str:
     return f"{cores}, Python {platform.python_version()}, load average {busy:.1f} at the start"
 
 
-def _document(
-    measured: dict[ModelName, Rounds], machine: str, options: argparse.Namespace
-) -> dict[str, Any]:
-    return {
+def _written(measured: Sequence[Measured], machine: str, options: argparse.Namespace) -> None:
+    """The JSON and the plot of it."""
+    document = {
         "machine": machine,
+        "rounds": options.rounds,
         "seconds": options.seconds,
-        "models": {
-            name: [
-                {
-                    "contender": contender,
-                    "connections": connections,
-                    "rounds": [asdict(reading) for reading in readings],
-                }
-                for (contender, connections), readings in rounds.items()
-            ]
-            for name, rounds in measured.items()
-        },
+        "tables": [
+            {
+                "kind": one.kind,
+                "model": one.model,
+                "checked": one.checked,
+                "paced": {name: [asdict(p) for p in seen] for name, seen in one.paced.items()},
+                "readings": figures.document(one.rounds, _TITLES),
+            }
+            for one in measured
+        ],
     }
-
-
-def _say(text: str) -> None:
-    print(f"  {text}", file=sys.stderr, flush=True)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(document, indent=1))
+    if options.plot:
+        python = python_of("bench-plot", _WORK)
+        script = Path(__file__).with_name("plot.py")
+        subprocess.run([python, script, options.json, options.plot], check=True)
+        print(f"\n{options.plot} shows it, {options.json} has every reading")
 
 
 if __name__ == "__main__":

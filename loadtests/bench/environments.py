@@ -12,16 +12,16 @@ from loadtests.bench.failure import BenchFailure
 _LOCKS = Path("requirements")
 
 
-def python_of(peer: str | None, work: Path) -> Path:
-    """The interpreter of a peer's environment `work`/`peer`, which is made when its lock file
-    `requirements/bench-<peer>.txt` is not what it was made from; None: the service's own.
+def python_of(lock_name: str | None, work: Path) -> Path:
+    """The interpreter of an environment in `work`, which is made when its lock file
+    `requirements/<lock_name>.txt` is not what it was made from; None: the service's own.
 
     Raises `BenchFailure` when it cannot be made.
     """
-    if peer is None:
+    if lock_name is None:
         return Path(sys.executable)
-    folder = (work / peer).absolute()
-    lock = _LOCKS / f"bench-{peer}.txt"
+    folder = (work / lock_name.removeprefix("bench-")).absolute()
+    lock = _LOCKS / f"{lock_name}.txt"
     made_from = folder / "made-from"
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()
     if not made_from.exists() or made_from.read_text() != digest:

@@ -1,4 +1,4 @@
-"""The models of the benchmark and the rows that every contender is asked about."""
+"""What every contender is asked: a model, and rows given as numbers or as entities."""
 
 import hashlib
 import json
@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,17 +19,30 @@ import yaml
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from loadtests.bench.failure import BenchFailure
+from loadtests.bench.rows import (
+    FIELDS,
+    REFERENCES,
+    ROWS,
+    SEED,
+    as_fields,
+    entities_of,
+    varied_rows,
+)
+from loadtests.bench.store import Store, feature_store
+
+Kind: TypeAlias = Literal["entity", "tensor"]
 ModelName: TypeAlias = Literal["gbdt", "mlp"]
 
-FIELDS = tuple(f"f{number:02}" for number in range(32))
 MAX_BATCH_ROWS = 32  # above about 50 rows a batch, a row of the GBDT costs more, not less
-ROWS = 2_000
 GOLDEN_ROWS = 16
-SEED = 20131231
 
 _TRAINING_ROWS = 10_000
 _TREES = 150
 _HIDDEN = 256
+_APP = Path("app")
+# What makes a published version: when it changes, the model is published again.
+_PUBLISHED_BY = ("contract.py", "instances.py", "outputs.py", "features", "repository", "cli.py")
 
 
 @dataclass(frozen=True)
@@ -36,15 +50,21 @@ class Workload:
     """A model, and rows with what direct ONNX Runtime says of each.
 
     `model` has the input `x` float32 `[N, 32]` and the output `probabilities`, whose last column is
-    the prediction. `rows` float32 `[ROWS, 32]` have four decimals; `expected` float32 `[ROWS]`.
+    the prediction. `rows` float32 `[R, 32]` have four decimals; `expected` float32 `[R]`;
+    `instances` are what the caller of a prediction says of each row.
     """
 
-    name: ModelName
+    kind: Kind
+    name: str
+    """Of the model, as it is published."""
     folder: Path
-    """Where everything about this model lies."""
+    """Where everything about this workload lies."""
     model: Path
     rows: NDArray[np.float32]
     expected: NDArray[np.float32]
+    instances: Sequence[Mapping[str, Any]]
+    store: Store | None = None
+    """Where the features of the entities are, when rows are given as entities."""
 
     @property
     def repository(self) -> Path:
@@ -52,27 +72,40 @@ class Workload:
         return self.folder / "repository"
 
 
-def prepare(name: ModelName, work: Path) -> Workload:
-    """Build the model, always the same one, ask it directly, and publish it for `hikyaku serve`.
+@contextmanager
+def tensor_workload(name: ModelName, work: Path) -> Iterator[Workload]:
+    """All features in the request. The model is built, always the same one, asked directly, and
+    published; all of it lies in `work`."""
+    rows = varied_rows(ROWS, SEED)
+    folder, model, expected = _asked(name, work / f"tensor-{name}", work, rows)
+    yield _published(
+        Workload("tensor", name, folder, model, rows, expected, [as_fields(row) for row in rows])
+    )
 
-    It lies in `work`/`name`, from where what an earlier run left is removed.
-    """
-    folder = work / name
-    shutil.rmtree(folder, ignore_errors=True)
+
+@contextmanager
+def entity_workload(name: ModelName, work: Path) -> Iterator[Workload]:
+    """Two entities in the request, their features in a Redis that runs until the context is
+    left. Otherwise as `tensor_workload`."""
+    rows = varied_rows(ROWS, SEED)
+    with feature_store(work) as store:
+        folder, model, expected = _asked(name, work / f"entity-{name}", work, rows)
+        instances = [entities_of(row) for row in range(ROWS)]
+        yield _published(Workload("entity", name, folder, model, rows, expected, instances, store))
+
+
+WORKLOADS = {"entity": entity_workload, "tensor": tensor_workload}
+
+
+def _asked(
+    name: ModelName, folder: Path, work: Path, rows: NDArray[np.float32]
+) -> tuple[Path, Path, NDArray[np.float32]]:
+    """The folder of a workload, its model file, and what the model says of the rows."""
     artifact = folder / "artifact"
-    artifact.mkdir(parents=True)
+    artifact.mkdir(parents=True, exist_ok=True)
     model = artifact / "model.onnx"
     model.write_bytes(_built(name, work / "models"))
-    rows = varied_rows(ROWS, SEED)
-    workload = Workload(name, folder, model.resolve(), rows, ask_directly(model, rows))
-    _publish(workload, artifact)
-    return workload
-
-
-def varied_rows(count: int, seed: int) -> NDArray[np.float32]:
-    """Normal values with four decimals, `[count, 32]`; no two rows are the same."""
-    values = np.random.default_rng(seed).normal(size=(count, len(FIELDS)))
-    return values.round(4).astype(np.float32)
+    return folder, model.resolve(), ask_directly(model, rows)
 
 
 def ask_directly(model: Path, rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -150,40 +183,73 @@ def _mlp() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _publish(workload: Workload, artifact: Path) -> None:
+def _published(workload: Workload) -> Workload:
+    """The same, its model published for `hikyaku serve` as it would be today."""
+    digest = workload.folder / "published"
+    code = _digest_of_publishing(workload)
+    if not digest.exists() or digest.read_text() != code:
+        shutil.rmtree(workload.repository, ignore_errors=True)
+        digest.unlink(missing_ok=True)
+        _publish(workload)
+        digest.write_text(code)
+    return workload
+
+
+def _digest_of_publishing(workload: Workload) -> str:
+    sources = [Path(__file__), workload.model]
+    for name in _PUBLISHED_BY:
+        path = _APP / name
+        sources += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def _publish(workload: Workload) -> None:
+    model_folder = workload.repository / workload.name
+    model_folder.mkdir(parents=True)
+    (model_folder / "model.yaml").write_text(yaml.safe_dump(_contract(workload)))
+    artifact = workload.model.parent
+    (artifact / "training.json").write_text(json.dumps(_training(workload)))
+    environment = os.environ | {"MODEL_REPOSITORY": str(workload.repository)}
+    if workload.store is not None:
+        environment["HIKYAKU_FEATURE_REPO"] = str(workload.store.repo)
+    finished = subprocess.run(
+        [sys.executable, "-m", "app.cli", "publish", workload.name, str(artifact)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode != 0:
+        raise BenchFailure(f"the model was not published: {finished.stderr[-2000:]}")
+
+
+def _contract(workload: Workload) -> Mapping[str, Any]:
     column = {"column": 1} if workload.name == "gbdt" else {}
-    contract: Mapping[str, Any] = {
-        "request_fields": dict.fromkeys(FIELDS, "float"),
-        "inputs": [{"tensor": "x", "columns": list(FIELDS)}],
+    contract = {
         "outputs": {"probability": {"tensor": "probabilities", **column}},
         "batching": {"max_batch_rows": MAX_BATCH_ROWS},
     }
-    golden = {
-        "instances": [as_fields(row) for row in workload.rows[:GOLDEN_ROWS]],
+    if workload.kind == "entity":
+        inputs = [{"tensor": "x", "columns": list(REFERENCES)}]
+        return contract | {"feature_service": "both", "inputs": inputs}
+    inputs = [{"tensor": "x", "columns": list(FIELDS)}]
+    return contract | {"request_fields": dict.fromkeys(FIELDS, "float"), "inputs": inputs}
+
+
+def _training(workload: Workload) -> Mapping[str, Any]:
+    golden: dict[str, Any] = {
+        "instances": workload.instances[:GOLDEN_ROWS],
         "predictions": [{"probability": float(p)} for p in workload.expected[:GOLDEN_ROWS]],
     }
-    training = {
+    if workload.kind == "entity":
+        columns = workload.rows[:GOLDEN_ROWS].T.tolist()
+        golden["features"] = dict(zip(REFERENCES, columns, strict=True))
+    return {
         "golden": golden,
         "metrics": {},
         "data_window": {"start": "none", "end": "none", "rows": _TRAINING_ROWS},
         "hyperparameters": {"seed": SEED},
     }
-    model_folder = workload.repository / workload.name
-    model_folder.mkdir(parents=True)
-    (model_folder / "model.yaml").write_text(yaml.safe_dump(contract))
-    (artifact / "training.json").write_text(json.dumps(training))
-    subprocess.run(
-        [sys.executable, "-m", "app.cli", "publish", workload.name, str(artifact)],
-        env=os.environ | {"MODEL_REPOSITORY": str(workload.repository)},
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
-
-
-def as_numbers(row: NDArray[np.float32]) -> list[float]:
-    """The row's values as people would write them, four decimals."""
-    return [round(float(value), 4) for value in row]
-
-
-def as_fields(row: NDArray[np.float32]) -> dict[str, float]:
-    return dict(zip(FIELDS, as_numbers(row), strict=True))

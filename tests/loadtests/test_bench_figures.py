@@ -2,8 +2,21 @@
 
 import pytest
 
-from loadtests.bench.figures import GOALS, Goal, Rounds, cpu_us, ratio, requests_s, spread, table
-from loadtests.bench.server import Reading
+from loadtests.bench.figures import (
+    GOALS,
+    Goal,
+    Rounds,
+    cpu_us,
+    document,
+    ratio,
+    requests_s,
+    resident_mib,
+    spread,
+    table,
+)
+from loadtests.bench.paced import Paced, paced_table
+from loadtests.bench.reading import Reading
+from loadtests.bench.server import turns
 
 
 def reading(requests_s: float, cpu_us: float = 50.0) -> Reading:
@@ -30,10 +43,12 @@ def test_ratios_are_taken_within_a_round() -> None:
 @pytest.mark.parametrize(
     ("goal", "verdict"),
     [
-        (Goal("rate", requests_s, "echo", 64, "at least", 0.5), "PASS"),
-        (Goal("rate", requests_s, "echo", 64, "at least", 0.51), "FAIL"),
-        (Goal("processor", cpu_us, "echo", 64, "at most", 2.0), "PASS"),
-        (Goal("processor", cpu_us, "echo", 64, "at most", 1.9), "FAIL"),
+        (Goal("tensor", "rate", requests_s, "ours", "echo", 64, "at least", 0.5), "PASS"),
+        (Goal("tensor", "rate", requests_s, "ours", "echo", 64, "at least", 0.51), "FAIL"),
+        (Goal("tensor", "processor", cpu_us, "ours", "echo", 64, "at most", 2.0), "PASS"),
+        (Goal("tensor", "processor", cpu_us, "ours", "echo", 64, "at most", 1.9), "FAIL"),
+        (Goal("tensor", "memory", resident_mib, "ours", None, 64, "at most", 64), "PASS"),
+        (Goal("tensor", "memory", resident_mib, "ours", None, 64, "at most", 63), "FAIL"),
     ],
 )
 def test_a_goal_is_held_against_the_median(goal: Goal, verdict: str) -> None:
@@ -42,7 +57,7 @@ def test_a_goal_is_held_against_the_median(goal: Goal, verdict: str) -> None:
 
 
 def test_what_was_not_measured_is_neither_passed_nor_failed() -> None:
-    goal = Goal("rate", requests_s, "litserve", 64, "at least", 15)
+    goal = Goal("tensor", "rate", requests_s, "ours", "litserve", 64, "at least", 15)
     assert "not measured" in goal.line(ROUNDS)
     assert goal.met(ROUNDS)
 
@@ -50,10 +65,37 @@ def test_what_was_not_measured_is_neither_passed_nor_failed() -> None:
 def test_goals_speak_of_contenders_that_exist() -> None:
     from loadtests.bench.contenders import CONTENDERS
 
-    assert {goal.other for goal in GOALS} <= set(CONTENDERS)
+    for goal in GOALS:
+        for name in (goal.contender, goal.other or "echo"):
+            assert goal.kind in CONTENDERS[name].kinds
+
+
+def test_the_document_has_ratios_and_every_reading() -> None:
+    echo, ours = document(ROUNDS, {"echo": "the echo", "ours": "Hikyaku"})
+    assert (ours["title"], ours["connections"]) == ("Hikyaku", 64)
+    assert ours["ratios"]["requests_s"] == {"median": 0.5, "lowest": 0.5, "highest": 0.55}
+    assert echo["ratios"]["cpu_us"]["median"] == 1
+    assert ours["medians"]["cpu_us"] == 50
+    assert [reading["requests_s"] for reading in ours["rounds"]] == [4000, 1000, 4400]
+
+
+def test_latencies_at_a_steady_rate_are_ratios_within_a_round_too() -> None:
+    seen = {
+        "echo": [Paced(100, 200, 0), Paced(400, 800, 0)],
+        "ours": [Paced(200, 600, 0), Paced(800, 2400, 3)],
+    }
+    lines = paced_table(seen, {"echo": "the echo", "ours": "Hikyaku"}).splitlines()
+    assert lines[3] == "| Hikyaku | 500 | 2 [2-2] | 1,500 | 3 [3-3] | 3 |"
+
+
+def test_over_the_rounds_everybody_is_measured_at_every_place() -> None:
+    orders = [turns(("a", "b", "c"), number) for number in range(6)]
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+    for name in "abc":
+        assert {order.index(name) for order in orders} == {0, 1, 2}
 
 
 def test_the_table_has_a_line_for_each_contender_and_number_of_connections() -> None:
     lines = table(ROUNDS, {"echo": "the echo", "ours": "Hikyaku"}).splitlines()
     assert len(lines) == 2 + len(ROUNDS)
-    assert lines[3].startswith("| Hikyaku | 64 | 4,000 | 0.5 [0.5-0.55] | 100 | 900 | 50 | 2 [2-2]")
+    assert lines[3].startswith("| Hikyaku | 64 | 4,000 | 0.5 [0.5-0.55] | 100 | 1 [1-1] | 900 |")

@@ -6,6 +6,7 @@ from itertools import count
 from loadtests.open_loop import OpenLoop
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n"
 REFUSED = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -26,7 +27,7 @@ class Service:
                 self.bodies.append(await reader.readexactly(size))
                 answer = self._answers[(len(self.bodies) - 1) % len(self._answers)]
                 writer.write(answer)
-                if answer != OK:
+                if answer not in (OK, CHUNKED):
                     return
         except asyncio.IncompleteReadError:
             return
@@ -53,8 +54,9 @@ async def test_every_request_has_its_own_outcome() -> None:
 
 
 async def test_connections_are_kept_open() -> None:
-    service = Service(OK)
+    service = Service(OK, CHUNKED)
     loop = await run(service, 200, 0.3)
+    assert {asked.answer for asked in loop.ledger} == {b"ok"}
     assert service.connections < len(loop.ledger) / 2
 
 
