@@ -133,9 +133,9 @@ class Contest:
 
     def commands(self, ids: dict[str, list[int]]) -> bytes:
         return b"".join(
-            read.command(entity, read.form())
+            command
             for read in self._hashes
-            for entity in read.entities(ids, 1)[0]
+            for command in read.commands(read.entities(ids, 1)[0], read.form())
         )
 
 
