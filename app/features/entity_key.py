@@ -17,6 +17,9 @@ EntityValue: TypeAlias = str | int | bytes | datetime
 
 _BYTES, _STRING, _INT32, _INT64, _UNIX_TIMESTAMP = 1, 2, 3, 4, 8
 
+# Below this it does not pay that the keys of numbers are equally long.
+_FEW = 3
+
 # Feast materializes a view without entities under this key and this value, and reads it there.
 _NO_ENTITY = "__dummy_id"
 
@@ -36,6 +39,7 @@ class EntityKeyEncoder:
         if not types:
             self._head += _string("")
         self._project = project.encode()
+        self._is_number = [*types.values()] in (["Int32"], ["Int64"])
 
     def encode(self, values: Sequence[EntityValue]) -> bytes:
         """Raises `struct.error` for an integer that its type does not hold."""
@@ -43,6 +47,24 @@ class EntityKeyEncoder:
             return self._head + self._packers[0](values[0]) + self._project
         packed = [pack(value) for pack, value in zip(self._packers, values, strict=True)]
         return b"".join([self._head, *packed, self._project])
+
+    def encode_all(
+        self, entities: Sequence[Sequence[EntityValue]], head: bytes, tail: bytes
+    ) -> list[bytes]:
+        """For each the head, the length of its key, a line's end, its key and the tail.
+
+        Raises `struct.error` for an integer that its type does not hold.
+        """
+        if not self._is_number or len(entities) < _FEW:
+            encode = self.encode
+            return [
+                b"%b%d\r\n%b%b" % (head, len(key := encode(entity)), key, tail)
+                for entity in entities
+            ]
+        (pack,) = self._packers  # whose keys are equally long
+        head = b"%b%d\r\n%b" % (head, len(self.encode(entities[0])), self._head)
+        tail = self._project + tail
+        return [head + pack(value) + tail for (value,) in entities]
 
 
 def _head(join_keys: Sequence[str], version: int) -> bytes:

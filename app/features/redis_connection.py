@@ -147,7 +147,7 @@ class RedisConnection(asyncio.Protocol):
                 return self._parse(data, position, len(data), finished)
             shape, most = expected
             if self._within:  # a reply that began earlier ends where a usual one begins
-                end = data.find(shape.head, position)
+                end = data.find(shape.head, position + 1)
                 end = end if end >= 0 else len(data)
                 if fault := self._parse(data, position, end, finished):
                     return fault

@@ -106,12 +106,8 @@ class EntityHash:
 
         Raises `InvalidInput` for an entity that its type does not hold.
         """
-        head, tail, encode = form.head, form.tail, self._keys.encode
         try:
-            return [
-                b"%b%d\r\n%b%b" % (head, len(key := encode(entity)), key, tail)
-                for entity in entities
-            ]
+            return self._keys.encode_all(entities, form.head, form.tail)
         except struct.error as exc:
             raise self._out_of_range(entities, exc) from None
 
@@ -211,6 +207,8 @@ class _Whole:
             return self._nothing
         order = reply[::2]
         if order != self._usual_order:
+            if {type(field) for field in order} != {bytes}:
+                return self._broken
             self._usual_order = order
             self._usual = self._order(tuple(order))
             self.shape = self._usual.shape

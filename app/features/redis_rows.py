@@ -39,16 +39,17 @@ class HashRows:
         self.loose: Sequence[Row] = []
         self._loose_places: list[int] = []
         self._stretches: dict[Stretch, tuple[list[int], list[int]]] = {}
-        self._whole = stretch_of(found[0])
-        if self._whole is None or not _is_whole(found, self._whole):
+        self.whole = stretch_of(found[0])
+        """The stretch that they are, one and all."""
+        if self.whole is None or not _is_whole(found, self.whole):
             self._split(found)
 
     def together(
         self, loose: NDArray[Any], of_stretch: Callable[[Stretch], NDArray[Any]]
     ) -> NDArray[Any]:
         """`[rows, values]`, from the values of those that are loose and of those in stretches."""
-        if self._whole is not None:
-            return _by_row(of_stretch(self._whole), self.of_row)
+        if self.whole is not None:
+            return _by_row(of_stretch(self.whole), self.of_row)
         if not self._stretches:
             return _by_row(loose, self.of_row)
         parts = [(of_stretch(stretch), own) for stretch, own in self._stretches.items()]
@@ -59,7 +60,7 @@ class HashRows:
         return _by_row(values, self.of_row)
 
     def _split(self, found: Sequence[Found]) -> None:
-        self._whole = None
+        self.whole = None
         loose: list[Row] = []
         for place, one in enumerate(found):
             stretch = stretch_of(one)
@@ -99,20 +100,29 @@ class RowDecoder:
         for number, read in enumerate(hashes):
             for cell, block in enumerate(read.blocks):
                 self._types.setdefault(block.dtype, []).append(
-                    _Block(number, slice(block.start, block.stop), _index(block.features), cell)
+                    _Block(
+                        number,
+                        slice(block.start, block.stop),
+                        _index(block.features),
+                        len(block.features),
+                        cell,
+                    )
                 )
         self._stamps = [
-            _Block(number, slice(read.stamps, None), _index(read.views))
+            _Block(number, slice(read.stamps, None), _index(read.views), len(read.views))
             for number, read in enumerate(hashes)
         ]
         self._all_numbers = all(value_type(dtype) == "number" for dtype in self._types)
         self._max_ages_s = [view.ttl_s or math.inf for view in plan.views]
+        self._max_age_s = min(self._max_ages_s, default=math.inf)
         self._view_of_feature = [i for i, view in enumerate(plan.views) for _ in view.features]
         self._picks = _picks(hashes)
         self._pick_stamps = _pick_stamps(hashes)
 
     def decode(self, stored: Sequence[HashRows], rows: int, now_s: float) -> FeatureRows:
         """`stored` has an element for each hash. The arrays are the caller's."""
+        if all([own.whole is not None for own in stored]):
+            return self._decode_stretches(stored, rows, now_s)
         table = _empty_table(rows, len(self._plan.references), numbers=self._all_numbers)
         for dtype, blocks in self._types.items():
             _fill(table, dtype, blocks, stored)
@@ -121,12 +131,34 @@ class RowDecoder:
         # The oldest and the newest of all: usually they say that nothing need be hidden.
         youngest_s = now_s - np.maximum.reduce(times, axis=None)  # NaN with any NaN
         oldest_s = now_s - np.minimum.reduce(times, axis=None)
-        if not (youngest_s >= -MAX_AHEAD_S and oldest_s <= min(self._max_ages_s)):
+        if not (youngest_s >= -MAX_AHEAD_S and oldest_s <= self._max_age_s):
             self._hide_unusable(table, now_s - times)
             if corrupt:
                 unreadable = self._unreadable(corrupt, stored, rows)
                 table.hide(unreadable[:, self._view_of_feature], ValueStatus.UNAVAILABLE)
         return FeatureRows(self._plan, table.columns, table.status, times)
+
+    def _decode_stretches(self, stored: Sequence[HashRows], rows: int, now_s: float) -> FeatureRows:
+        """As `decode`, where nothing is loose: then all values are numbers."""
+        columns = np.empty((len(self._plan.references), rows))
+        times = np.empty((rows, len(self._plan.views)))
+        for blocks in self._types.values():
+            for block in blocks:
+                own = stored[block.hash]
+                columns[block.target] = _by_row(
+                    block.cell_of(cast("Stretch", own.whole)), own.of_row
+                ).T
+        for block in self._stamps:
+            own = stored[block.hash]
+            times[:, block.target] = _by_row(cast("Stretch", own.whole).times_s, own.of_row)
+        smallest = columns.min()  # NaN with any NaN
+        known = smallest == smallest
+        status = (
+            np.zeros((rows, len(columns)), dtype=np.uint8) if known else _is_null(columns).T.copy()
+        )
+        if not (now_s - times.max() >= -MAX_AHEAD_S and now_s - times.min() <= self._max_age_s):
+            self._hide_unusable(_Table(columns, status), now_s - times)
+        return FeatureRows(self._plan, columns, status, times)
 
     def decode_row(self, stored: Sequence[Row], now_s: float) -> FeatureRows:
         """One row, as `decode` would, at half the cost: `stored` is what each hash has of it."""
@@ -191,6 +223,8 @@ class _Block:
     hash: int
     places: slice
     target: _Index
+    width: int
+    """Values of a row."""
     cell: int = 0
     """Which cell of a stretch it is."""
 
@@ -253,9 +287,8 @@ def _by_block(
     start = 0
     for block in blocks:
         loose = stored[block.hash].loose
-        width = len(loose[0][block.places]) if loose else 0
-        stop = start + len(loose) * width
-        yield block, flat[start:stop].reshape(len(loose), width)
+        stop = start + len(loose) * block.width
+        yield block, flat[start:stop].reshape(len(loose), block.width)
         start = stop
 
 

@@ -27,10 +27,9 @@ varies."""
 FEW = 8
 """For fewer replies hiredis is faster."""
 
-# And so it is for fewer that are not all alike.
-_FEW_MIXED = 24
+# And so it is for fewer that are not all alike, or of which fewer are.
+_FEW_MIXED, _FEW_ALIKE = 24, 3
 
-_MOST_VARIANTS = 4
 _MOST_KNOWN_VARIANTS = 256
 # After a scan of which little was of use, so many are not made.
 _PAUSE = 32
@@ -82,57 +81,63 @@ class Shape:
 
     def scan(
         self, data: bytes, position: int, most: int
-    ) -> "tuple[list[Member | None], list[int]]":
+    ) -> "tuple[list[Member] | list[Member | None], Sequence[int]]":
         """The replies that seem to begin at this position, at most so many: what each is, None if
         it is not of this shape, and where it ends, which is where the next one seems to begin.
+        Nothing where there are too few.
 
         A member is right if its reply does begin where it seems to.
         """
-        if most < FEW:
-            return [], []
         if self._paused:
             self._paused -= 1
             return [], []
-        ends = self._ends(data, position, most)
-        if len(ends) < FEW:
+        variant = self._variant_at(data, position)
+        if variant is None:
+            end = data.find(self.head, position + 1)
+            return ([None], [end]) if end > 0 else ([], [])
+        count = min(most, (len(data) - position) // variant.size)
+        if count < FEW:
             return [], []
-        starts = [position, *ends[:-1]]
-        left = list(range(len(ends)))
-        found = self._alike(data, starts, ends, left)
-        if len(found.indexes) == len(ends) and found.fits is None:
-            members = zip(repeat(found.stretch, len(left)), left, strict=True)
-            return list(members), ends
-        if len(ends) < _FEW_MIXED:
+        last = position + (count - 1) * variant.size
+        if data.startswith(self.head, last):
+            stretch, fits = variant.read(data, position, count)
+            if fits is None:
+                members = zip(repeat(stretch, count), range(count), strict=True)
+                stop = last + variant.size
+                return list(members), range(position + variant.size, stop + 1, variant.size)
+        if most < _FEW_MIXED:
             self._paused = _PAUSE
             return [], []
-        return self._mixed(data, starts, ends, found), ends
+        return self._mixed(data, position, most)
 
     def _mixed(
-        self, data: bytes, starts: Sequence[int], ends: Sequence[int], found: "_Alike"
-    ) -> "list[Member | None]":
-        """The members where not all are alike: those of each variant are read by themselves."""
+        self, data: bytes, position: int, most: int
+    ) -> "tuple[list[Member | None], Sequence[int]]":
+        """As `scan`, where not all are alike: those of each length are read by themselves."""
+        ends = self._ends(data, position, most)
+        starts = [position, *ends[:-1]]
         count = len(starts)
         stretch = Stretch(
             [np.empty((count, len(block))) for block in self._blocks],
             np.empty((count, len(self._times))),
         )
         members: list[Member | None] = [None] * count
-        left = list(range(count))
-        for _ in range(_MOST_VARIANTS):
-            for cell, own in zip(stretch.cells, found.stretch.cells, strict=True):
-                cell[found.indexes] = own
-            stretch.times_s[found.indexes] = found.stretch.times_s
-            fits_all = found.fits or [True] * len(found.indexes)
-            for index, fits in zip(found.indexes, fits_all, strict=True):
-                members[index] = (stretch, index) if fits else None
-            seen = {*found.indexes, left[0]}
-            left = [index for index in left if index not in seen]
-            if len(left) < FEW:
-                break
-            found = self._alike(data, starts, ends, left)
+        of_size: dict[int, list[int]] = {}
+        for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            of_size.setdefault(end - start, []).append(index)
+        for size, indexes in of_size.items():
+            variant = self._variant_at(data, starts[indexes[0]])
+            if variant is None or variant.size != size or len(indexes) < _FEW_ALIKE:
+                continue
+            part, fits = variant.read_anywhere(data, [starts[index] for index in indexes])
+            for cell, own in zip(stretch.cells, part.cells, strict=True):
+                cell[indexes] = own
+            stretch.times_s[indexes] = part.times_s
+            for index, fit in zip(indexes, fits or repeat(True, len(indexes)), strict=True):
+                members[index] = (stretch, index) if fit else None
         if 2 * members.count(None) > count:
             self._paused = _PAUSE
-        return members
+        return members, ends
 
     def _ends(self, data: bytes, position: int, most: int) -> list[int]:
         """Where heads are, after the first, and the end of the last reply, if it is there."""
@@ -152,23 +157,6 @@ class Shape:
         if last is not None and position + last.size <= len(data):
             ends.append(position + last.size)
         return ends
-
-    def _alike(
-        self, data: bytes, starts: Sequence[int], ends: Sequence[int], left: Sequence[int]
-    ) -> "_Alike":
-        """Those of the replies left that are as long as the first of them."""
-        first = left[0]
-        size = ends[first] - starts[first]
-        variant = self._variant_at(data, starts[first])
-        if variant is None or variant.size != size:
-            return _Alike([], self._nothing(), None)
-        indexes = [index for index in left if ends[index] - starts[index] == size]
-        stretch, fits = variant.read(data, [starts[index] for index in indexes])
-        return _Alike(indexes, stretch, fits)
-
-    def _nothing(self) -> Stretch:
-        cells = [np.empty((0, len(block))) for block in self._blocks]
-        return Stretch(cells, np.empty((0, len(self._times))))
 
     def _variant_at(self, data: bytes, position: int) -> "_Variant | None":
         """By the lengths of what varies in the reply that begins here, if it is of this shape."""
@@ -198,15 +186,6 @@ class Shape:
             kind is Varying.ANYTHING or length in TIME_LENGTHS
             for kind, length in zip(varying, lengths, strict=True)
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Alike:
-    """Replies of one length: their stretch, and which of them it is right for; None: for all."""
-
-    indexes: list[int]
-    stretch: Stretch
-    fits: list[bool] | None
 
 
 class _Variant:
@@ -246,16 +225,20 @@ class _Variant:
         ]
         self._times = [slice(places[index], places[index] + sizes[index]) for index in times]
 
-    def read(self, data: bytes, starts: Sequence[int]) -> tuple[Stretch, list[bool] | None]:
-        """The replies that begin here and end within the data, and which of them are what they must
-        be; None: all."""
-        count, size, first = len(starts), self.size, starts[0]
-        records: NDArray[np.uint8]
-        if starts[-1] - first == (count - 1) * size:
-            records = np.ndarray((count, size), np.uint8, data, first)
-        else:
-            anywhere = np.ndarray((len(data) - size + 1, size), np.uint8, data, 0, (1, 1))
-            records = anywhere[np.array(starts)]
+    def read(self, data: bytes, first: int, count: int) -> tuple[Stretch, list[bool] | None]:
+        """So many replies from the one that begins at `first` on, without a gap, and which of them
+        are what they must be; None: all."""
+        return self._read(np.ndarray((count, self.size), np.uint8, data, first))
+
+    def read_anywhere(
+        self, data: bytes, starts: Sequence[int]
+    ) -> tuple[Stretch, list[bool] | None]:
+        """The same for replies that begin here and end within the data."""
+        anywhere = np.ndarray((len(data) - self.size + 1, self.size), np.uint8, data, 0, (1, 1))
+        return self._read(anywhere[np.array(starts)])
+
+    def _read(self, records: NDArray[np.uint8]) -> tuple[Stretch, list[bool] | None]:
+        count, size = records.shape
         cells = []
         with np.errstate(invalid="ignore"):  # a stored NaN may be of the signalling kind
             for layout, at in self._cells:
@@ -263,15 +246,16 @@ class _Variant:
                 numbers: NDArray[Any] = np.ndarray(shape, layout, records, 0, (size, 1))
                 cells.append(numbers[:, at].astype(np.float64))
         times_s = np.empty((count, len(self._times)))
-        late: NDArray[np.bool_] | bool = False
+        corrupt: NDArray[np.bool_] | bool = False
         for index, place in enumerate(self._times):
-            times_s[:, index], impossible = times_from_bits(records[:, place])
-            late = late | impossible
+            times_s[:, index], wrong = times_from_bits(records[:, place])
+            corrupt = corrupt | wrong
+        stretch = Stretch(cells, times_s)
         found = records & self._known
-        if found.tobytes() == self._text * count and not _any(late):
-            return Stretch(cells, times_s), None
-        fits = (found == np.frombuffer(self._text, np.uint8)).all(axis=1) & ~np.asarray(late)
-        return Stretch(cells, times_s), fits.tolist()
+        if found.tobytes() == self._text * count and not _any(corrupt):
+            return stretch, None
+        fits = (found == np.frombuffer(self._text, np.uint8)).all(axis=1) & ~np.asarray(corrupt)
+        return stretch, fits.tolist()
 
 
 def _any(flags: NDArray[np.bool_] | bool) -> bool:

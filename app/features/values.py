@@ -182,11 +182,10 @@ def times_from_bits(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_] | bool]:
     """The seconds since 1970 of Timestamps `[n, length]` that look as `time_bits` says, and which
     of them are corrupt all the same."""
-    groups = (stored & 0x7F).astype(np.float64)
-    seconds: NDArray[np.float64] = groups[:, 1:6].dot(_PLACES)
-    if groups.shape[1] == 6:
-        return seconds, False
-    nanos = groups[:, 7:].dot(_PLACES[: groups.shape[1] - 7])
+    parts: NDArray[np.float64] = (stored & 0x7F).dot(_TIME_PLACES[stored.shape[1]])
+    if stored.shape[1] == 6:
+        return parts, False
+    seconds, nanos = parts.T
     return seconds + nanos / 1e9, nanos >= 1e9
 
 
@@ -571,7 +570,15 @@ def _by_size(
     return low, np.array([row >> 64 for row in rows], dtype=np.uint64)
 
 
-_PLACES = np.array([1 << 7 * place for place in range(5)], dtype=np.float64)
+def _time_places(length: int) -> NDArray[np.float64]:
+    """What each byte of a Timestamp counts, in its seconds and in its nanoseconds."""
+    places = np.zeros((length, 2))
+    places[1:6, 0] = [1 << 7 * place for place in range(5)]
+    places[7:, 1] = [1 << 7 * place for place in range(max(length - 7, 0))]
+    return places if length > 6 else places[:, 0].copy()
+
+
+_TIME_PLACES = {length: _time_places(length) for length in TIME_LENGTHS}
 
 # Neighbours are joined in pairs, then these: how far those at odd places move, and where they are.
 _SHIFTS = [
