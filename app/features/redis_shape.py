@@ -94,7 +94,10 @@ class Shape:
         variant = self._variant_at(data, position)
         if variant is None:
             end = data.find(self.head, position + 1)
-            return ([None], [end]) if end > 0 else ([], [])
+            if end < 0:
+                return [], []
+            first: list[Member | None] = [None]
+            return first, [end]
         count = min(most, (len(data) - position) // variant.size)
         if count < FEW:
             return [], []
