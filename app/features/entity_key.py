@@ -17,9 +17,6 @@ EntityValue: TypeAlias = str | int | bytes | datetime
 
 _BYTES, _STRING, _INT32, _INT64, _UNIX_TIMESTAMP = 1, 2, 3, 4, 8
 
-# Below this it does not pay that the keys of numbers are equally long.
-_FEW = 3
-
 # Feast materializes a view without entities under this key and this value, and reads it there.
 _NO_ENTITY = "__dummy_id"
 
@@ -55,7 +52,7 @@ class EntityKeyEncoder:
 
         Raises `struct.error` for an integer that its type does not hold.
         """
-        if not self._is_number or len(entities) < _FEW:
+        if not self._is_number or not entities:
             encode = self.encode
             return [
                 b"%b%d\r\n%b%b" % (head, len(key := encode(entity)), key, tail)

@@ -107,6 +107,9 @@ class EntityHash:
         Raises `InvalidInput` for an entity that its type does not hold.
         """
         try:
+            if len(entities) == 1:
+                key = self._keys.encode(entities[0])
+                return [b"%b%d\r\n%b%b" % (form.head, len(key), key, form.tail)]
             return self._keys.encode_all(entities, form.head, form.tail)
         except struct.error as exc:
             raise self._out_of_range(entities, exc) from None

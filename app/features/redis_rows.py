@@ -33,16 +33,25 @@ class HashRows:
     `loose` are those that are still to be decoded; the others are in stretches.
     """
 
-    def __init__(self, found: Sequence[Found], of_row: Places) -> None:
+    def __init__(
+        self, found: Sequence[Found], of_row: Places, *, in_stretches: bool = True
+    ) -> None:
+        """`in_stretches` is False where none is."""
         self.of_row = of_row
         self._count = len(found)
-        self.loose: Sequence[Row] = []
+        self.whole: Stretch | None = None
+        """The stretch that they are, one and all."""
         self._loose_places: list[int] = []
         self._stretches: dict[Stretch, tuple[list[int], list[int]]] = {}
-        self.whole = stretch_of(found[0])
-        """The stretch that they are, one and all."""
-        if self.whole is None or not _is_whole(found, self.whole):
-            self._split(found)
+        if not in_stretches:
+            self.loose = cast("Sequence[Row]", found)
+            return
+        self.loose = []
+        stretch = _stretch_of(found[0])
+        if stretch is not None and _is_whole(found, stretch):
+            self.whole = stretch
+        else:
+            self.loose = self._split(found)
 
     def together(
         self, loose: NDArray[Any], of_stretch: Callable[[Stretch], NDArray[Any]]
@@ -59,11 +68,11 @@ class HashRows:
             values[places] = part[indexes]
         return _by_row(values, self.of_row)
 
-    def _split(self, found: Sequence[Found]) -> None:
-        self.whole = None
+    def _split(self, found: Sequence[Found]) -> Sequence[Row]:
+        """Those that are loose; the places of the others."""
         loose: list[Row] = []
         for place, one in enumerate(found):
-            stretch = stretch_of(one)
+            stretch = _stretch_of(one)
             if stretch is None:
                 loose.append(cast("Row", one))
                 self._loose_places.append(place)
@@ -71,10 +80,10 @@ class HashRows:
                 places, indexes = self._stretches.setdefault(stretch, ([], []))
                 places.append(place)
                 indexes.append(cast("int", one[1]))
-        self.loose = loose
+        return loose
 
 
-def stretch_of(found: Found) -> Stretch | None:
+def _stretch_of(found: Found) -> Stretch | None:
     """The stretch of which it is a member."""
     first = found[0]
     return first if type(first) is Stretch else None

@@ -28,7 +28,7 @@ FEW = 8
 """For fewer replies hiredis is faster."""
 
 # And so it is for fewer that are not all alike, or of which fewer are.
-_FEW_MIXED, _FEW_ALIKE = 24, 3
+_FEW_MIXED, _FEW_ALIKE = 32, 3
 
 _MOST_KNOWN_VARIANTS = 256
 # After a scan of which little was of use, so many are not made.

@@ -15,7 +15,7 @@ from app.errors import DeadlineExceeded, FeaturesUnavailable
 from app.features.plan import NO_ENTITY, FeaturePlan
 from app.features.redis_connection import Reading, Reply
 from app.features.redis_hash import Entity, EntityHash, Form, Found, Row, entity_hashes
-from app.features.redis_rows import HashRows, RowDecoder, stretch_of
+from app.features.redis_rows import HashRows, RowDecoder
 from app.features.redis_shape import FEW, Shape
 from app.features.source import EntityColumns, FeatureRows, joined
 
@@ -191,9 +191,9 @@ class RedisSource:
         for (spans, _), read in zip(fetch.parts, self._hashes, strict=True):
             found: Found = read.nothing
             for reading, start, _ in spans:
+                if reading.in_stretches:
+                    return False
                 found = reading.found[start]
-            if stretch_of(found) is not None:
-                return False
             stored.append(cast("Row", found))
         fetch.answer.set_result(self._decoder.decode_row(stored, self._clock.now_s()))
         return True
@@ -201,33 +201,37 @@ class RedisSource:
     def _stored(self, number: int, read: EntityHash, fetches: "Sequence[_Fetch]") -> HashRows:
         rows: list[Found] = []
         of_row: list[int] = []
+        in_stretches = False
         for fetch in fetches:
             spans, entity_of_row = fetch.parts[number]
             before = len(rows)
             for reading, start, stop in spans:
                 rows += reading.found[start:stop]
+                in_stretches |= reading.in_stretches
             if before:
                 of_row += [before + entity if entity >= 0 else -1 for entity in entity_of_row]
             else:
                 of_row += entity_of_row
         if of_row == list(range(len(rows))):
-            return HashRows(rows, None)
+            return HashRows(rows, None, in_stretches=in_stretches)
         if -1 in of_row:
             rows.append(read.nothing)  # where it points
-        return HashRows(rows, np.array(of_row, dtype=np.intp))
+        return HashRows(rows, np.array(of_row, dtype=np.intp), in_stretches=in_stretches)
 
     def _take(self, reading: "_SharedReading") -> str:
         """Make its replies rows; why Redis serves nobody now, if it says so."""
         replies = reading.replies
         start = 0
+        kinds = set(map(type, replies))
+        reading.in_stretches = tuple in kinds  # of which hiredis makes none
         for form, _, _, stop in reading.runs:
-            to_row = form.row
-            reading.found += [
-                reply if type(reply) is tuple else to_row(reply)  # hiredis makes no tuples
-                for reply in replies[start:stop]
-            ]
+            own, to_row = replies[start:stop], form.row
+            if reading.in_stretches:
+                reading.found += [r if type(r) is tuple else to_row(r) for r in own]
+            else:
+                reading.found += map(to_row, own)
             start = stop
-        if hiredis.ReplyError not in map(type, replies):
+        if hiredis.ReplyError not in kinds:
             return ""
         refusal = next(filter(None, map(_refusal, replies)), "")
         if refusal:
@@ -249,7 +253,7 @@ class RedisSource:
 class _SharedReading(Reading):
     """The commands of one fetch; others that ask for the same entities then wait for it too."""
 
-    __slots__ = ("fetches", "found", "runs")
+    __slots__ = ("fetches", "found", "in_stretches", "runs")
 
     def __init__(self, source: RedisSource) -> None:
         super().__init__(source, [])
@@ -257,6 +261,8 @@ class _SharedReading(Reading):
         """Hash by hash, in the order of the commands."""
         self.found: list[Found] = []
         """What was stored, in the order of the commands, once they are answered."""
+        self.in_stretches = False
+        """Some of that is a member of a stretch."""
         self.fetches: list[_Fetch] = []
 
     def split(
