@@ -58,7 +58,9 @@ class HashRows:
     ) -> NDArray[Any]:
         """`[rows, values]`, from the values of those that are loose and of those in stretches."""
         if self.whole is not None:
-            return _by_row(of_stretch(self.whole), self.of_row)
+            values = of_stretch(self.whole)
+            # Others that read the same entities have the stretch too.
+            return values.copy() if self.of_row is None else values[self.of_row]
         if not self._stretches:
             return _by_row(loose, self.of_row)
         parts = [(of_stretch(stretch), own) for stretch, own in self._stretches.items()]

@@ -118,8 +118,8 @@ class Shape:
     ) -> "tuple[list[Member | None], Sequence[int]]":
         """As `scan`, where not all are alike: those of each length are read by themselves."""
         ends = self._ends(data, position, most)
-        starts = [position, *ends[:-1]]
-        count = len(starts)
+        count = len(ends)
+        starts = [position, *ends][:count]
         stretch = Stretch(
             [np.empty((count, len(block))) for block in self._blocks],
             np.empty((count, len(self._times))),
