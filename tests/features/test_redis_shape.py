@@ -3,6 +3,7 @@
 import asyncio
 import struct
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.clock import ReplayClock
 from app.deadline import Deadline
-from app.features.plan import FeaturePlan, PlannedFeature, PlannedView, RedisLayout
+from app.features.plan import FeaturePlan, JoinKeyType, PlannedFeature, PlannedView, RedisLayout
 from app.features.redis_connection import Reading, RedisConnection
 from app.features.redis_shape import FEW, Shape, Varying
 from app.features.redis_source import RedisSource
@@ -241,6 +242,37 @@ async def test_a_stream_may_be_cut_at_every_byte(features: int) -> None:
     for cut in range(0, sum(map(len, replies)), 1 if features == FEW_FEATURES else 7):
         rows = await reads.read(replies, [cut])
         assert rows.columns[0].tolist() == [100 * entity for entity in range(len(replies))]
+
+
+async def test_those_who_share_a_stretch_do_not_share_its_arrays() -> None:
+    """Beside a hash of texts, whose columns are arrays of their own."""
+    plan = plan_of(FEW_FEATURES)
+    assert plan.redis is not None
+    texts = PlannedView("t", ("key",), None, (PlannedFeature("text", "String"),))
+    layout = RedisLayout(
+        3, {"id": "Int64", "key": "Int64"}, {**plan.redis.fields, "t:text": "00000000"}
+    )
+    keys: dict[str, JoinKeyType] = {"id": "int", "key": "int"}
+    both = replace(plan, join_keys=keys, views=(*plan.views, texts), redis=layout)
+    redis = OneConnection()
+    source = RedisSource(redis, both, ReplayClock(KNOWN_AT))
+    ids = list(range(MANY))
+    fetches = [
+        asyncio.create_task(
+            source.fetch({"id": ids, "key": [key] * MANY}, MANY, Deadline.after(60))
+        )
+        for key in (1, 2)
+    ]
+    await asyncio.sleep(0)
+    text = bulk(b"\x12\x01a", timestamp(0, 0))
+    numbers = b"".join(usual(FEW_FEATURES, entity) for entity in ids)
+    redis.connection.data_received(numbers + text)
+    first = await fetches[0]
+    for column in first.columns:
+        column[:] = None
+    redis.connection.data_received(text)
+    second = await fetches[1]
+    assert second.columns[0].tolist() == [100 * entity for entity in ids]
 
 
 def test_usual_replies_are_one_stretch_with_its_numbers_and_times() -> None:
