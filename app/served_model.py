@@ -1,11 +1,10 @@
 """A model version that is verified, warm and ready to answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from app.batching.batcher import DynamicBatcher
 from app.contract import Contract
@@ -14,13 +13,12 @@ from app.errors import BackendError, FeaturesUnavailable, InvalidInput
 from app.features.encoding import Encoder, RowEncoder, StoredMisfit, ValueColumn
 from app.features.missing import FilledRows, MissingValues
 from app.features.source import (
-    Columns,
     FeatureRows,
     FeatureSource,
     ValueStatus,
     all_with_status,
 )
-from app.instances import InstanceDecoder, Instances, Row
+from app.instances import InstanceDecoder, Instances
 from app.outputs import OutputReader
 from app.telemetry.recorder import PredictionRecorder
 from app.tensors import Tensors
@@ -52,7 +50,7 @@ class ServedModel:
     missing: MissingValues
     encoder: Encoder
     row_encoder: RowEncoder | None
-    """Encodes an instance's values followed by its features; None where only `encoder` can."""
+    """Encodes the values of instances and their features; None where only `encoder` can."""
     batcher: DynamicBatcher
     outputs: OutputReader
     recorder: PredictionRecorder
@@ -92,7 +90,7 @@ class ServedModel:
         while True:
             filled = self.missing.fill(rows, instances.fields, now_s)
             if self.row_encoder is not None:
-                inputs = self.row_encoder.encode(_joined(instances.rows, filled.columns))
+                inputs = self.row_encoder.encode(instances.rows, filled.columns)
                 if inputs is not None:
                     return filled, inputs
             columns: dict[str, ValueColumn] = dict(instances.fields)
@@ -109,15 +107,6 @@ class ServedModel:
             if inputs is not None:
                 return inputs
         return self.encoder.encode(instances.fields, instances.count)
-
-
-def _joined(instances: Sequence[Row], columns: Columns) -> Sequence[Sequence[Any]]:
-    """The values of each instance followed by its features."""
-    if isinstance(columns, np.ndarray):
-        features = columns.T.tolist()
-    else:
-        features = zip(*[column.tolist() for column in columns], strict=True)
-    return [(*values, *more) for values, more in zip(instances, features, strict=True)]
 
 
 def _override(rows: FeatureRows, instances: Instances) -> None:

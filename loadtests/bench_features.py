@@ -5,7 +5,7 @@
 Two views of 32 Float32 features, each of one entity; every read asks for other entities, and each
 of them has an event time of its own. The contenders take turns within each round, in an order that
 is reversed from round to round. Figures are medians of the rounds, and only their ratios are worth
-comparing between machines.
+comparing between machines. The CPU of groups is that of this process alone, sockets and all.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from app.local.redis_server import own_redis
 
 FEATURES = 32
 CONCURRENT = 64
+GROUPS = (1, 16, 64)
+"""Rows that one read asks for: what arrives in one turn of the event loop is read together."""
 ROWS = 1000
 SEED = 20131231
 
@@ -133,9 +136,9 @@ class Contest:
 
     def commands(self, ids: dict[str, list[int]]) -> bytes:
         return b"".join(
-            read.command(entity, read.form())
+            command
             for read in self._hashes
-            for entity in read.entities(ids, 1)[0]
+            for command in read.commands(read.entities(ids, 1)[0], read.form())
         )
 
 
@@ -169,6 +172,13 @@ async def round_of(contest: Contest, number: int, reads: int) -> dict[str, float
     async def sequential(name: str, read: Any, asked: Sequence[Any]) -> None:
         figures[name] = statistics.median(await one_by_one(read, asked)) * 1e6
 
+    async def grouped(rows: int) -> None:
+        asked = [contest.ids(rows) for _ in range(reads // rows + 20)]
+        started_s = time.process_time()
+        await one_by_one(contest.ours, asked)
+        used_s = time.process_time() - started_s
+        figures[f"ours_groups_of_{rows}_cpu_us_a_row"] = used_s / len(asked) / rows * 1e6
+
     async def concurrent(name: str, read: Any, asked: Sequence[Any]) -> None:
         figures[name] = await together(read, asked)
 
@@ -182,6 +192,7 @@ async def round_of(contest: Contest, number: int, reads: int) -> dict[str, float
         lambda: sequential("sdk_async_p50_us", contest.sdk_async, single[: reads // 4]),
         lambda: concurrent("ours_reads_s", contest.ours, many),
         lambda: concurrent("sdk_async_reads_s", contest.sdk_async, single[: reads // 2]),
+        *[partial(grouped, rows) for rows in GROUPS],
         lambda: sequential("ours_1000_us", contest.ours, wide),
         lambda: sequential("sdk_1000_us", contest.sdk, wide[:4]),
         lambda: sequential("sdk_async_1000_us", contest.sdk_async, wide[:4]),

@@ -33,7 +33,7 @@ from app.features.source import FeatureRows, ValueStatus
 from loadtests.fault_proxy import Cut, Delay, Fault, FaultProxy, Pass, Refuse, Split, Stall
 from loadtests.memory import resident_mb
 from loadtests.redis_process import RedisProcess
-from loadtests.telltale import READ_AT, TELLTALE, asked, faults_of, store
+from loadtests.telltale import READ_AT, WIDE, asked, faults_of, store
 
 STORED = (2_000, 50)
 UNKNOWN_DRIVERS = 50
@@ -117,7 +117,7 @@ async def prove(reads: int, concurrency: int, seed: int, *, told: bool = False) 
         proxy = await stack.enter_async_context(FaultProxy(redis.port, seed))
         address = parse_address(redis.url_through(proxy.port))
         async with RedisFeatures(address) as features:
-            source = RedisSource(features, TELLTALE, ReplayClock(READ_AT))
+            source = RedisSource(features, WIDE, ReplayClock(READ_AT))
             readers = _Readers(source, summary, reads, seed)
             await _run(readers, proxy, concurrency, seed, told=told)
         summary.connections = proxy.connections_opened
@@ -223,7 +223,7 @@ class _Readers:
 
     async def _read(self, number: int) -> None:
         rng = self._random
-        rows = rng.choice([1, 1, 1, 2, 5])
+        rows = rng.choice([1, 1, 1, 2, 5, 40])
         drivers = [self._driver() for _ in range(rows)]
         cities = [rng.randrange(STORED[1]) for _ in range(rows)]
         hasty = rng.random() < SHARE_HASTY

@@ -10,7 +10,7 @@ import redis
 
 from app.clock import as_rfc3339
 from app.features.entity_key import EntityKeyEncoder
-from app.features.plan import FeaturePlan, RedisLayout
+from app.features.plan import FeaturePlan, PlannedFeature, RedisLayout
 from app.features.source import EntityColumns, FeatureRows, ValueStatus
 from tests.tiny_models import DRIVERS
 
@@ -33,8 +33,17 @@ def laid_out(plan: FeaturePlan) -> FeaturePlan:
     return replace(plan, redis=RedisLayout(3, types, fields))  # type: ignore[arg-type]  # literals
 
 
+def _wide() -> FeaturePlan:
+    driver, city = DRIVERS.views
+    more = tuple(PlannedFeature(f"more{number}", "Float32") for number in range(5))
+    return replace(DRIVERS, views=(driver, replace(city, features=(*city.features, *more))))
+
+
 TELLTALE = laid_out(DRIVERS)
 """The plan of all that follows. Drivers and cities are numbers; Redis knows city 3 as `city3`."""
+
+WIDE = laid_out(_wide())
+"""The same, with so many numbers of a city that its replies are read as columns."""
 
 
 def value_of(position: int, entity: int) -> int:
@@ -65,8 +74,8 @@ def city_key(number: int) -> bytes:
 
 def field(reference: str) -> bytes:
     """The hash field of a `view:feature`."""
-    assert TELLTALE.redis is not None
-    return bytes.fromhex(TELLTALE.redis.fields[reference])
+    assert WIDE.redis is not None
+    return bytes.fromhex(WIDE.redis.fields[reference])
 
 
 def driver_hash(driver: int) -> dict[bytes, bytes]:
@@ -80,7 +89,11 @@ def driver_hash(driver: int) -> dict[bytes, bytes]:
 
 def city_hash(number: int) -> dict[bytes, bytes]:
     return {
-        field("city:demand"): float32(value_of(2, number)),
+        **{
+            field(reference): float32(value_of(position, number))
+            for position, reference in enumerate(WIDE.references)
+            if reference.startswith("city:")
+        },
         b"_ts:city": timestamp(number),
     }
 
@@ -103,9 +116,9 @@ def faults_of(
     columns = [column.tolist() for column in rows.columns]
     times = rows.event_time_s.tolist()
     for row, statuses in enumerate(rows.status.tolist()):
-        entities = (drivers[row], drivers[row], cities[row])
-        for position, (status, entity) in enumerate(zip(statuses, entities, strict=True)):
-            view = position // 2
+        for position, status in enumerate(statuses):
+            view = position >= 2
+            entity = cities[row] if view else drivers[row]
             value = columns[position][row]
             if status == _PRESENT:
                 own = value == value_of(position, entity) and entity < stored[view]
@@ -116,7 +129,7 @@ def faults_of(
                 right = known and is_null
             if not right:
                 yield (
-                    f"{TELLTALE.references[position]} of {entity}: {value!r}, "
+                    f"{rows.plan.references[position]} of {entity}: {value!r}, "
                     f"{ValueStatus(status).name}, {times[row][view]}"
                 )
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from app.contract import Column, InputTensor, is_stored_feature
 from app.errors import InvalidInput
+from app.features.source import Columns
 from app.tensors import Tensors
 
 ValueColumn: TypeAlias = Sequence[Any] | NDArray[Any]
@@ -22,6 +23,10 @@ Categories: TypeAlias = Mapping[str, Mapping[str, float]]
 
 _Transform: TypeAlias = Callable[[Any], Any]
 """What the model gets for one value."""
+
+
+# For fewer `struct` is faster than numpy.
+_FEW_ROWS = 4
 
 
 class StoredMisfit(Exception):
@@ -45,12 +50,12 @@ class Encoder:
         self.sources = frozenset(column.source for spec in inputs for column in spec.columns)
         """The features and fields that the columns are made of."""
 
-    def for_rows(self, order: Sequence[str]) -> "RowEncoder | None":
-        """The same for rows, as values in this order of sources; None where a tensor has others
-        than floating-point numbers."""
+    def for_rows(self, fields: Sequence[str], features: Sequence[str] = ()) -> "RowEncoder | None":
+        """The same for rows that hold these sources, in this order, and for columns of those; None
+        where a tensor has others than floating-point numbers."""
         if any(spec.dtype not in _FLOATS for spec in self._inputs):
             return None
-        return RowEncoder(self._inputs, self._categories, order)
+        return RowEncoder(self._inputs, self._categories, fields, features)
 
     def encode(self, columns: Mapping[str, ValueColumn], rows: int) -> Tensors:
         """Input tensors of shape `[rows, columns]`, by name. `columns` holds every source.
@@ -100,25 +105,44 @@ class Encoder:
 
 
 class RowEncoder:
-    """Encodes rows by `struct`, which writes the numbers that numpy would write, bit for bit, in a
-    tenth of the time that lists of 32 columns take, and less for a single row."""
+    """Encodes rows and the columns of their features, bit for bit as `Encoder` does, and faster.
+
+    A few rows are written by `struct`, in a tenth of the time that lists of 32 columns take; of
+    more the features are written all at once.
+    """
 
     def __init__(
-        self, inputs: Sequence[InputTensor], categories: Categories, order: Sequence[str]
+        self,
+        inputs: Sequence[InputTensor],
+        categories: Categories,
+        fields: Sequence[str],
+        features: Sequence[str],
     ) -> None:
-        self._tensors = [_RowTensor(spec, categories, order) for spec in inputs]
+        order = [*fields, *features]
+        self._tensors = [_RowTensor(spec, categories, order, len(fields)) for spec in inputs]
 
-    def encode(self, rows: Sequence[Sequence[Any]]) -> Tensors | None:
-        """Input tensors of shape `[rows, columns]`, by name, read-only; None where a value is no
-        number or none that its tensor can hold: `Encoder` then says what becomes of it."""
+    def encode(
+        self, rows: Sequence[Sequence[Any]], columns: Columns | None = None
+    ) -> Tensors | None:
+        """Input tensors of shape `[rows, columns]`, by name, perhaps read-only.
+
+        `rows` hold the values of the fields, `columns` those of the features. None where a value is
+        no number or none that its tensor can hold: `Encoder` then says what becomes of it.
+        """
         try:
-            return {tensor.name: tensor.encode(rows) for tensor in self._tensors}
-        except (struct.error, OverflowError, TypeError):
+            if isinstance(columns, np.ndarray) and len(rows) >= _FEW_ROWS:
+                with np.errstate(over="raise", invalid="raise"):
+                    return {t.name: t.encode_columns(rows, columns) for t in self._tensors}
+            whole = rows if columns is None else _joined(rows, columns)
+            return {tensor.name: tensor.encode(whole) for tensor in self._tensors}
+        except (struct.error, FloatingPointError, OverflowError, TypeError, ValueError):
             return None
 
 
 class _RowTensor:
-    def __init__(self, spec: InputTensor, categories: Categories, order: Sequence[str]) -> None:
+    def __init__(
+        self, spec: InputTensor, categories: Categories, order: Sequence[str], fields: int
+    ) -> None:
         self.name = spec.tensor
         self._dtype = np.dtype(spec.dtype)
         self._width = len(spec.columns)
@@ -131,6 +155,18 @@ class _RowTensor:
             for index, column in enumerate(spec.columns)
             if column.transform != "number"
         ]
+        plain = [
+            column.transform == "number" and place >= fields
+            for column, place in zip(spec.columns, places, strict=True)
+        ]
+        whole = [index for index in range(self._width) if plain[index]]
+        self._whole = _index(whole)
+        self._features = _index([places[index] - fields for index in whole])
+        self._others = [
+            (index, place, place - fields, _transform(column, categories))
+            for index, (column, place) in enumerate(zip(spec.columns, places, strict=True))
+            if not plain[index]
+        ]
 
     def encode(self, rows: Sequence[Sequence[Any]]) -> NDArray[Any]:
         if not self._in_order:
@@ -140,11 +176,38 @@ class _RowTensor:
         packed = b"".join([self._pack(*row) for row in rows])
         return np.ndarray((len(rows), self._width), self._dtype, packed)
 
+    def encode_columns(
+        self, rows: Sequence[Sequence[Any]], columns: NDArray[np.float64]
+    ) -> NDArray[Any]:
+        """`columns` `[features, rows]`."""
+        tensor = np.empty((len(rows), self._width), dtype=self._dtype)
+        tensor[:, self._whole] = columns[self._features].T
+        for index, place, feature, transform in self._others:
+            values = [row[place] for row in rows] if feature < 0 else columns[feature].tolist()
+            tensor[:, index] = values if transform is _number else [transform(v) for v in values]
+        return tensor
+
     def _transformed(self, row: Sequence[Any]) -> Sequence[Any]:
         values = list(row)
         for index, transform in self._transforms:
             values[index] = transform(values[index])
         return values
+
+
+def _joined(rows: Sequence[Sequence[Any]], columns: Columns) -> Sequence[Sequence[Any]]:
+    """The values of each row followed by its features."""
+    if isinstance(columns, np.ndarray):
+        features = columns.T.tolist()
+    else:
+        features = zip(*[column.tolist() for column in columns], strict=True)
+    return [(*values, *more) for values, more in zip(rows, features, strict=True)]
+
+
+def _index(places: Sequence[int]) -> slice | Sequence[int]:
+    """A slice where the places are consecutive: numpy is several times faster with it."""
+    first = places[0] if places else 0
+    consecutive = list(places) == list(range(first, first + len(places)))
+    return slice(first, first + len(places)) if consecutive else places
 
 
 def _only(place: int) -> Callable[[Sequence[Any]], Sequence[Any]]:

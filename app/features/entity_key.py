@@ -36,6 +36,7 @@ class EntityKeyEncoder:
         if not types:
             self._head += _string("")
         self._project = project.encode()
+        self._is_number = [*types.values()] in (["Int32"], ["Int64"])
 
     def encode(self, values: Sequence[EntityValue]) -> bytes:
         """Raises `struct.error` for an integer that its type does not hold."""
@@ -43,6 +44,24 @@ class EntityKeyEncoder:
             return self._head + self._packers[0](values[0]) + self._project
         packed = [pack(value) for pack, value in zip(self._packers, values, strict=True)]
         return b"".join([self._head, *packed, self._project])
+
+    def encode_all(
+        self, entities: Sequence[Sequence[EntityValue]], head: bytes, tail: bytes
+    ) -> list[bytes]:
+        """For each the head, the length of its key, a line's end, its key and the tail.
+
+        Raises `struct.error` for an integer that its type does not hold.
+        """
+        if not self._is_number or not entities:
+            encode = self.encode
+            return [
+                b"%b%d\r\n%b%b" % (head, len(key := encode(entity)), key, tail)
+                for entity in entities
+            ]
+        (pack,) = self._packers  # whose keys are equally long
+        head = b"%b%d\r\n%b" % (head, len(self.encode(entities[0])), self._head)
+        tail = self._project + tail
+        return [head + pack(value) + tail for (value,) in entities]
 
 
 def _head(join_keys: Sequence[str], version: int) -> bytes:

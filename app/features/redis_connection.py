@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import hiredis
 
 from app.features.redis_address import RedisAddress
+from app.features.redis_shape import Shape
 
 Reply: TypeAlias = Any
 """bytes, int, None, a list of replies, or a `hiredis.ReplyError`: a value, which is not raised."""
@@ -55,6 +56,11 @@ class Reading:
         self.replies: list[Reply] = []
         self.sent = 0
 
+    def expected(self) -> tuple[Shape, int] | None:
+        """What the next replies probably look like, and how many of them. Those that do are `Row`s
+        among its replies."""
+        return None
+
 
 class RedisConnection(asyncio.Protocol):
     """Pipelines the commands of concurrent readers.
@@ -67,6 +73,8 @@ class RedisConnection(asyncio.Protocol):
     def __init__(self, lost: Callable[[list[Reading], str], None]) -> None:
         self._lost = lost
         self._replies = hiredis.Reader()
+        self._within = False
+        """hiredis has a part of a reply."""
         self._waiting: deque[Reading] = deque()
         self._outgoing: list[bytes] = []
         self._transport: asyncio.Transport | None = None
@@ -120,24 +128,83 @@ class RedisConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard_s = time.monotonic()
-        self._replies.feed(data)
-        waiting, gets = self._waiting, self._replies.gets
         finished: list[Reading] = []
-        fault = ""
         try:
-            while (reply := gets()) is not False:  # False: no whole reply is there
-                if not waiting:
-                    fault = "a reply came that nobody asked for"
-                    break
-                first = waiting[0]
-                first.replies.append(reply)
-                if len(first.replies) == len(first.commands):
-                    finished.append(waiting.popleft())
+            fault = self._read(data, finished)
         except hiredis.ProtocolError as exc:
             fault = str(exc)
         hand_over(finished)
         if fault:
             self.close(fault)  # what follows cannot be told apart any more
+
+    def _read(self, data: bytes, finished: list[Reading]) -> str:
+        """Give each reading its replies: as rows those that look as expected, and through hiredis
+        all else. Why it cannot go on, if so. Raises `hiredis.ProtocolError`."""
+        position = 0
+        while position < len(data):
+            expected = self._waiting[0].expected() if self._waiting else None
+            if expected is None:
+                return self._parse(data, position, len(data), finished)
+            shape, most = expected
+            if self._within:  # a reply that began earlier ends where a usual one begins
+                end = data.find(shape.head, position + 1)
+                end = end if end >= 0 else len(data)
+                if fault := self._parse(data, position, end, finished):
+                    return fault
+                position = end
+                continue
+            members, ends = shape.scan(data, position, most)
+            if not ends:
+                return self._parse(data, position, len(data), finished)
+            odd = [index for index, member in enumerate(members) if member is None]
+            given = 0
+            for index in [*odd, len(ends)]:
+                if given < index:
+                    if self._expected_of(shape) < index - given:
+                        break  # there were more replies than we saw
+                    self._give(members[given:index], finished)
+                    position = ends[index - 1]
+                if index < len(ends):
+                    if fault := self._parse(data, position, ends[index], finished):
+                        return fault
+                    position = ends[index]
+                    if self._within:
+                        break
+                given = index + 1
+        return ""
+
+    def _expected_of(self, shape: Shape) -> int:
+        """How many replies of this shape may come next."""
+        expected = self._waiting[0].expected() if self._waiting else None
+        return expected[1] if expected is not None and expected[0] is shape else 0
+
+    def _parse(self, data: bytes, start: int, stop: int, finished: list[Reading]) -> str:
+        """Let hiredis read this part."""
+        self._replies.feed(data, start, stop - start)
+        return self._take_whole(finished)
+
+    def _take_whole(self, finished: list[Reading]) -> str:
+        """The replies that hiredis has now; what is wrong with them."""
+        gets, has_data, waiting = self._replies.gets, self._replies.has_data, self._waiting
+        while (reply := gets()) is not False:  # False: no whole reply is there
+            if not waiting:
+                return "a reply came that nobody asked for"
+            first = waiting[0]
+            first.replies.append(reply)
+            if len(first.replies) == len(first.commands):
+                finished.append(waiting.popleft())
+            if not has_data():
+                self._within = False
+                return ""
+        self._within = True
+        return ""
+
+    def _give(self, members: Sequence[Reply], finished: list[Reading]) -> None:
+        """To the first that waits, which needs at least so many."""
+        first = self._waiting[0]
+        first.replies += members
+        if len(first.replies) == len(first.commands):
+            finished.append(self._waiting.popleft())
 
     def _flush(self) -> None:
         if self._transport is not None and self._outgoing:

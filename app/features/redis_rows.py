@@ -1,9 +1,9 @@
 """Turns the replies of Redis into rows: everything that arrived together is decoded together."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from operator import itemgetter
 from typing import Any, TypeAlias, cast
 
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.features.plan import FeaturePlan, value_type
-from app.features.redis_hash import EntityHash, Row
+from app.features.redis_hash import EntityHash, Found, Row
+from app.features.redis_shape import Stretch
 from app.features.source import MAX_AHEAD_S, Columns, FeatureRows, ValueStatus
 from app.features.values import Stored, decode_column, decode_times
 
@@ -25,13 +26,76 @@ _Index: TypeAlias = slice | NDArray[np.intp]
 _Pick: TypeAlias = Callable[[Sequence[Stored]], Sequence[Stored]]
 
 
-@dataclass(frozen=True, slots=True)
 class HashRows:
-    """What one hash of each entity holds: `rows`, at least one, and for each row of the request
-    which of them is its own."""
+    """What one hash of each entity holds: `found`, of at least one, and for each row of the request
+    which of them is its own.
 
-    rows: Sequence[Row]
-    of_row: Places
+    `loose` are those that are still to be decoded; the others are in stretches.
+    """
+
+    def __init__(
+        self, found: Sequence[Found], of_row: Places, *, in_stretches: bool = True
+    ) -> None:
+        """`in_stretches` is False where none is."""
+        self.of_row = of_row
+        self._count = len(found)
+        self.whole: Stretch | None = None
+        """The stretch that they are, one and all."""
+        self._loose_places: list[int] = []
+        self._stretches: dict[Stretch, tuple[list[int], list[int]]] = {}
+        if not in_stretches:
+            self.loose = cast("Sequence[Row]", found)
+            return
+        self.loose = []
+        stretch = _stretch_of(found[0])
+        if stretch is not None and _is_whole(found, stretch):
+            self.whole = stretch
+        else:
+            self.loose = self._split(found)
+
+    def together(
+        self, loose: NDArray[Any], of_stretch: Callable[[Stretch], NDArray[Any]]
+    ) -> NDArray[Any]:
+        """`[rows, values]`, from the values of those that are loose and of those in stretches."""
+        if self.whole is not None:
+            values = of_stretch(self.whole)
+            # Others that read the same entities have the stretch too.
+            return values.copy() if self.of_row is None else values[self.of_row]
+        if not self._stretches:
+            return _by_row(loose, self.of_row)
+        parts = [(of_stretch(stretch), own) for stretch, own in self._stretches.items()]
+        values = np.empty((self._count, loose.shape[1]), dtype=loose.dtype)
+        values[self._loose_places] = loose
+        for part, (places, indexes) in parts:
+            values[places] = part[indexes]
+        return _by_row(values, self.of_row)
+
+    def _split(self, found: Sequence[Found]) -> Sequence[Row]:
+        """Those that are loose; the places of the others."""
+        loose: list[Row] = []
+        for place, one in enumerate(found):
+            stretch = _stretch_of(one)
+            if stretch is None:
+                loose.append(cast("Row", one))
+                self._loose_places.append(place)
+            else:
+                places, indexes = self._stretches.setdefault(stretch, ([], []))
+                places.append(place)
+                indexes.append(cast("int", one[1]))
+        return loose
+
+
+def _stretch_of(found: Found) -> Stretch | None:
+    """The stretch of which it is a member."""
+    first = found[0]
+    return first if type(first) is Stretch else None
+
+
+def _is_whole(found: Sequence[Found], stretch: Stretch) -> bool:
+    """Whether these are the members of the stretch, in its order."""
+    count = len(stretch.times_s)
+    members = zip(repeat(stretch, count), range(count), strict=True)
+    return len(found) == count and found == list(members)
 
 
 class RowDecoder:
@@ -45,36 +109,67 @@ class RowDecoder:
         self._plan = plan
         self._types: dict[str, list[_Block]] = {}
         for number, read in enumerate(hashes):
-            for block in read.blocks:
+            for cell, block in enumerate(read.blocks):
                 self._types.setdefault(block.dtype, []).append(
-                    _Block(number, slice(block.start, block.stop), _index(block.features))
+                    _Block(
+                        number,
+                        slice(block.start, block.stop),
+                        _index(block.features),
+                        len(block.features),
+                        cell,
+                    )
                 )
         self._stamps = [
-            _Block(number, slice(read.stamps, None), _index(read.views))
+            _Block(number, slice(read.stamps, None), _index(read.views), len(read.views))
             for number, read in enumerate(hashes)
         ]
         self._all_numbers = all(value_type(dtype) == "number" for dtype in self._types)
         self._max_ages_s = [view.ttl_s or math.inf for view in plan.views]
+        self._max_age_s = min(self._max_ages_s, default=math.inf)
         self._view_of_feature = [i for i, view in enumerate(plan.views) for _ in view.features]
         self._picks = _picks(hashes)
         self._pick_stamps = _pick_stamps(hashes)
 
     def decode(self, stored: Sequence[HashRows], rows: int, now_s: float) -> FeatureRows:
         """`stored` has an element for each hash. The arrays are the caller's."""
+        if all([own.whole is not None for own in stored]):
+            return self._decode_stretches(stored, rows, now_s)
         table = _empty_table(rows, len(self._plan.references), numbers=self._all_numbers)
         for dtype, blocks in self._types.items():
             _fill(table, dtype, blocks, stored)
         seconds, corrupt = decode_times(_flat(self._stamps, stored))
-        times = self._by_view(seconds, stored, rows)
+        times = self._by_view(seconds, stored, rows, lambda stretch: stretch.times_s)
         # The oldest and the newest of all: usually they say that nothing need be hidden.
         youngest_s = now_s - np.maximum.reduce(times, axis=None)  # NaN with any NaN
         oldest_s = now_s - np.minimum.reduce(times, axis=None)
-        if not (youngest_s >= -MAX_AHEAD_S and oldest_s <= min(self._max_ages_s)):
+        if not (youngest_s >= -MAX_AHEAD_S and oldest_s <= self._max_age_s):
             self._hide_unusable(table, now_s - times)
             if corrupt:
                 unreadable = self._unreadable(corrupt, stored, rows)
                 table.hide(unreadable[:, self._view_of_feature], ValueStatus.UNAVAILABLE)
         return FeatureRows(self._plan, table.columns, table.status, times)
+
+    def _decode_stretches(self, stored: Sequence[HashRows], rows: int, now_s: float) -> FeatureRows:
+        """As `decode`, where nothing is loose: then all values are numbers."""
+        columns = np.empty((len(self._plan.references), rows))
+        times = np.empty((rows, len(self._plan.views)))
+        for blocks in self._types.values():
+            for block in blocks:
+                own = stored[block.hash]
+                columns[block.target] = _by_row(
+                    block.cell_of(cast("Stretch", own.whole)), own.of_row
+                ).T
+        for block in self._stamps:
+            own = stored[block.hash]
+            times[:, block.target] = _by_row(cast("Stretch", own.whole).times_s, own.of_row)
+        smallest = columns.min()  # NaN with any NaN
+        known = smallest == smallest
+        status = (
+            np.zeros((rows, len(columns)), dtype=np.uint8) if known else _is_null(columns).T.copy()
+        )
+        if not (now_s - times.max() >= -MAX_AHEAD_S and now_s - times.min() <= self._max_age_s):
+            self._hide_unusable(_Table(columns, status), now_s - times)
+        return FeatureRows(self._plan, columns, status, times)
 
     def decode_row(self, stored: Sequence[Row], now_s: float) -> FeatureRows:
         """One row, as `decode` would, at half the cost: `stored` is what each hash has of it."""
@@ -111,15 +206,18 @@ class RowDecoder:
         """`[rows, views]`: whose time stamp cannot be read."""
         flags = np.zeros(len(_flat(self._stamps, stored)), dtype=bool)
         flags[corrupt] = True
-        return self._by_view(flags, stored, rows)
+        return self._by_view(flags, stored, rows, lambda stretch: np.zeros_like(stretch.times_s))
 
-    def _by_view(self, flat: NDArray[Any], stored: Sequence[HashRows], rows: int) -> NDArray[Any]:
+    def _by_view(
+        self,
+        flat: NDArray[Any],
+        stored: Sequence[HashRows],
+        rows: int,
+        of_stretch: Callable[[Stretch], NDArray[Any]],
+    ) -> NDArray[Any]:
         table = np.empty((rows, len(self._plan.views)), dtype=flat.dtype)
-        start = 0
-        for block in self._stamps:
-            own, stop = stored[block.hash], start + block.count(stored)
-            table[:, block.target] = _by_row(_by_entity(flat[start:stop], own), own.of_row)
-            start = stop
+        for block, values in _by_block(self._stamps, flat, stored):
+            table[:, block.target] = stored[block.hash].together(values, of_stretch)
         return table
 
     def _hide_unusable(self, table: "_Table", ages_s: NDArray[np.float64]) -> None:
@@ -136,11 +234,18 @@ class _Block:
     hash: int
     places: slice
     target: _Index
+    width: int
+    """Values of a row."""
+    cell: int = 0
+    """Which cell of a stretch it is."""
 
-    def count(self, stored: Sequence[HashRows]) -> int:
-        """Its values in all rows of the hash."""
-        rows = stored[self.hash].rows
-        return len(rows) * len(rows[0][self.places])
+    def cell_of(self, stretch: Stretch) -> NDArray[Any]:
+        return stretch.cells[self.cell]
+
+    def status_in(self, stretch: Stretch) -> NDArray[np.uint8]:
+        cell = self.cell_of(stretch)
+        smallest = cell.min()  # NaN with any NaN
+        return np.zeros(cell.shape, dtype=np.uint8) if smallest == smallest else _is_null(cell)
 
 
 class _Table:
@@ -180,25 +285,43 @@ def _empty_table(rows: int, features: int, *, numbers: bool) -> _Table:
 def _fill(table: _Table, dtype: str, blocks: Sequence[_Block], stored: Sequence[HashRows]) -> None:
     """The features of one type, of all hashes, in one go."""
     values, status = _decoded(dtype, _flat(blocks, stored))
+    for block, own in _by_block(blocks, values, stored):
+        table.write(block.target, stored[block.hash].together(own, block.cell_of))
+    for block, known in _by_block(blocks, status, stored):
+        table.status[:, block.target] = stored[block.hash].together(known, block.status_in)
+
+
+def _by_block(
+    blocks: Sequence[_Block], flat: NDArray[Any], stored: Sequence[HashRows]
+) -> Iterator[tuple[_Block, NDArray[Any]]]:
+    """Takes apart what `_flat` has put together: `[loose rows, values]` of each block."""
     start = 0
     for block in blocks:
-        own, stop = stored[block.hash], start + block.count(stored)
-        table.write(block.target, _by_row(_by_entity(values[start:stop], own), own.of_row))
-        table.status[:, block.target] = _by_row(_by_entity(status[start:stop], own), own.of_row)
+        loose = stored[block.hash].loose
+        stop = start + len(loose) * block.width
+        yield block, flat[start:stop].reshape(len(loose), block.width)
         start = stop
 
 
 def _decoded(dtype: str, flat: Sequence[Stored]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """The values and what is known about each."""
+    if not flat:
+        return np.empty(0), np.empty(0, dtype=np.uint8)
     values, corrupt = decode_column(dtype, flat)
     if values.dtype.hasobject:
         null = np.fromiter((value is None for value in values), dtype=np.uint8, count=len(values))
     elif _some_nan(values):
-        null = np.isnan(values).view(np.uint8)
+        null = _is_null(values)
     else:
         return values, np.zeros(len(values), dtype=np.uint8)
     null[corrupt] = int(ValueStatus.UNAVAILABLE)  # the others are 1, NULL_VALUE
     return values, null
+
+
+def _is_null(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """PRESENT or NULL_VALUE for each number."""
+    null: NDArray[np.bool_] = np.isnan(values)
+    return null.view(np.uint8)
 
 
 def _some_nan(values: NDArray[np.float64]) -> bool:
@@ -212,12 +335,8 @@ def _flat(blocks: Sequence[_Block], stored: Sequence[HashRows]) -> list[Stored]:
     flat: list[Stored] = []
     for block in blocks:
         places = block.places
-        flat += chain.from_iterable([row[places] for row in stored[block.hash].rows])
+        flat += chain.from_iterable([row[places] for row in stored[block.hash].loose])
     return flat
-
-
-def _by_entity(flat: NDArray[Any], own: HashRows) -> NDArray[Any]:
-    return flat.reshape(len(own.rows), -1)
 
 
 def _by_row(values: NDArray[Any], of_row: Places) -> NDArray[Any]:

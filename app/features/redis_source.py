@@ -14,8 +14,9 @@ from app.deadline import Deadline
 from app.errors import DeadlineExceeded, FeaturesUnavailable
 from app.features.plan import NO_ENTITY, FeaturePlan
 from app.features.redis_connection import Reading, Reply
-from app.features.redis_hash import Entity, EntityHash, Form, Row, entity_hashes
+from app.features.redis_hash import Entity, EntityHash, Form, Found, Row, entity_hashes
 from app.features.redis_rows import HashRows, RowDecoder
+from app.features.redis_shape import FEW, Shape
 from app.features.source import EntityColumns, FeatureRows, joined
 
 # What Redis says of itself rather than of one command.
@@ -151,20 +152,14 @@ class RedisSource:
         shared: set[_SharedReading] = set()
         for read, under_way in self._reads:
             distinct, of_row = read.entities(entities, rows)
-            form = read.form()
-            new: list[Entity] = []
-            places: list[_Place] = []
-            for entity in distinct:
-                place = under_way.get(entity)
-                if place is None:
-                    place = (own, len(own.commands))
-                    own.commands.append(read.command(entity, form))
-                    new.append(entity)
-                else:
-                    shared.add(place[0])
-                places.append(place)
-            own.runs.append((form, under_way, new))
-            fetch.parts.append((places, of_row))
+            form, first = read.form(), len(own.commands)
+            new, spans = distinct, [(own, first, first + len(distinct))]
+            if under_way and not under_way.keys().isdisjoint(distinct):
+                new, spans = own.split(distinct, under_way)
+                shared.update([reading for reading, _, _ in spans if reading is not own])
+            own.commands += read.commands(new, form)
+            own.runs.append((form, under_way, new, len(own.commands)))
+            fetch.parts.append((spans, of_row))
         if own.commands:
             self._features.read(own)
             own.offer()
@@ -180,8 +175,7 @@ class RedisSource:
 
     def _answer(self, fetches: "Sequence[_Fetch]") -> None:
         """Decode the replies of all these fetches at once, and give each its rows."""
-        if len(fetches) == 1 and fetches[0].rows == 1:
-            self._answer_one(fetches[0])
+        if len(fetches) == 1 and fetches[0].rows == 1 and self._answer_one(fetches[0]):
             return
         rows = sum([fetch.rows for fetch in fetches])
         stored = [self._stored(number, read, fetches) for number, read in enumerate(self._hashes)]
@@ -191,34 +185,53 @@ class RedisSource:
             fetch.answer.set_result(table.part(start, start + fetch.rows))
             start += fetch.rows
 
-    def _answer_one(self, fetch: "_Fetch") -> None:
-        stored = [
-            places[0][0].rows[places[0][1]] if places else read.nothing
-            for (places, _), read in zip(fetch.parts, self._hashes, strict=True)
-        ]
+    def _answer_one(self, fetch: "_Fetch") -> bool:
+        """Whether it was so simple that this did it."""
+        stored: list[Row] = []
+        for (spans, _), read in zip(fetch.parts, self._hashes, strict=True):
+            found: Found = read.nothing
+            for reading, start, _ in spans:
+                if reading.in_stretches:
+                    return False
+                found = reading.found[start]
+            stored.append(cast("Row", found))
         fetch.answer.set_result(self._decoder.decode_row(stored, self._clock.now_s()))
+        return True
 
     def _stored(self, number: int, read: EntityHash, fetches: "Sequence[_Fetch]") -> HashRows:
-        rows: list[Row] = []
+        rows: list[Found] = []
         of_row: list[int] = []
+        in_stretches = False
         for fetch in fetches:
-            places, entity_of_row = fetch.parts[number]
-            first = len(rows)
-            rows += [reading.rows[index] for reading, index in places]
-            of_row += [first + entity if entity >= 0 else -1 for entity in entity_of_row]
+            spans, entity_of_row = fetch.parts[number]
+            before = len(rows)
+            for reading, start, stop in spans:
+                rows += reading.found[start:stop]
+                in_stretches |= reading.in_stretches
+            if before:
+                of_row += [before + entity if entity >= 0 else -1 for entity in entity_of_row]
+            else:
+                of_row += entity_of_row
         if of_row == list(range(len(rows))):
-            return HashRows(rows, None)
+            return HashRows(rows, None, in_stretches=in_stretches)
         if -1 in of_row:
             rows.append(read.nothing)  # where it points
-        return HashRows(rows, np.array(of_row, dtype=np.intp))
+        return HashRows(rows, np.array(of_row, dtype=np.intp), in_stretches=in_stretches)
 
     def _take(self, reading: "_SharedReading") -> str:
         """Make its replies rows; why Redis serves nobody now, if it says so."""
         replies = reading.replies
-        for form, _, entities in reading.runs:
-            start = len(reading.rows)
-            reading.rows += map(form.row, replies[start : start + len(entities)])
-        if all([type(reply) is list for reply in replies]):
+        start = 0
+        kinds = set(map(type, replies))
+        reading.in_stretches = tuple in kinds  # of which hiredis makes none
+        for form, _, _, stop in reading.runs:
+            own, to_row = replies[start:stop], form.row
+            if reading.in_stretches:
+                reading.found += [r if type(r) is tuple else to_row(r) for r in own]
+            else:
+                reading.found += map(to_row, own)
+            start = stop
+        if hiredis.ReplyError not in kinds:
             return ""
         refusal = next(filter(None, map(_refusal, replies)), "")
         if refusal:
@@ -229,8 +242,9 @@ class RedisSource:
         """Whether its caller has left, or Redis answered nothing but that it serves nobody now."""
         if fetch.refusal and all(
             _refusal(reading.replies[index])
-            for places, _ in fetch.parts
-            for reading, index in places
+            for spans, _ in fetch.parts
+            for reading, start, stop in spans
+            for index in range(start, stop)
         ):
             fetch.fail(FeaturesUnavailable(f"Redis: {fetch.refusal}"))
         return fetch.answer.done()
@@ -239,27 +253,53 @@ class RedisSource:
 class _SharedReading(Reading):
     """The commands of one fetch; others that ask for the same entities then wait for it too."""
 
-    __slots__ = ("fetches", "rows", "runs")
+    __slots__ = ("fetches", "found", "in_stretches", "runs")
 
     def __init__(self, source: RedisSource) -> None:
         super().__init__(source, [])
-        self.runs: list[tuple[Form, _UnderWay, list[Entity]]] = []
-        """Hash by hash: how it is read, where others find that, the entities of its commands."""
-        self.rows: list[Row] = []
+        self.runs: list[_Run] = []
+        """Hash by hash, in the order of the commands."""
+        self.found: list[Found] = []
         """What was stored, in the order of the commands, once they are answered."""
+        self.in_stretches = False
+        """Some of that is a member of a stretch."""
         self.fetches: list[_Fetch] = []
+
+    def split(
+        self, entities: Sequence[Entity], under_way: "_UnderWay"
+    ) -> "tuple[list[Entity], list[_Span]]":
+        """Those that nobody has asked for yet, which come next; where the replies for all will
+        be."""
+        new: list[Entity] = []
+        spans = []
+        for entity in entities:
+            reading, index = under_way.get(entity, (self, len(self.commands) + len(new)))
+            if reading is self:
+                new.append(entity)
+            spans.append((reading, index, index + 1))
+        return new, spans
 
     def offer(self) -> None:
         """Let others find its entities."""
-        index = 0
-        for _, under_way, entities in self.runs:
-            for entity in entities:
+        start = 0
+        for _, under_way, entities, stop in self.runs:
+            for index, entity in enumerate(entities, start):
                 under_way[entity] = (self, index)
-                index += 1
+            start = stop
+
+    def expected(self) -> tuple[Shape, int] | None:
+        taken = len(self.replies)
+        if len(self.commands) < FEW:
+            return None
+        for form, _, _, stop in self.runs:
+            if taken < stop:
+                shape = form.shape
+                return (shape, stop - taken) if shape is not None else None
+        return None
 
     def withdraw(self) -> "list[_Fetch]":
         """Nobody finds it any more; those who did."""
-        for _, under_way, entities in self.runs:
+        for _, under_way, entities, _ in self.runs:
             for entity in entities:
                 del under_way[entity]
         # They refer to it too: a cycle would wait for the garbage collector, replies and all.
@@ -270,8 +310,16 @@ class _SharedReading(Reading):
 _Place: TypeAlias = tuple[_SharedReading, int]
 """A reading and which of its replies."""
 
+_Span: TypeAlias = tuple[_SharedReading, int, int]
+"""A reading, the first of its replies and the one after the last."""
+
 _UnderWay: TypeAlias = dict[Entity, _Place]
 """Where the reply for an entity will be."""
+
+
+_Run: TypeAlias = tuple[Form, _UnderWay, list[Entity], int]
+"""Commands of one reading to one hash: how it is read, where others find that, the entities, and
+the end of the run among the commands."""
 
 
 class _Fetch:
@@ -282,7 +330,7 @@ class _Fetch:
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.begun_s = time.monotonic()
-        self.parts: list[tuple[list[_Place], list[int]]] = []
+        self.parts: list[tuple[list[_Span], list[int]]] = []
         """For each hash: where the replies for its entities will be, and the entity of each row."""
         self.missing = 0
         """Readings that are not complete."""
@@ -292,7 +340,7 @@ class _Fetch:
 
     def outstanding(self) -> set[_SharedReading]:
         """The readings that it waits for and that are not complete."""
-        return {reading for places, _ in self.parts for reading, _ in places if not reading.rows}
+        return {reading for spans, _ in self.parts for reading, _, _ in spans if not reading.found}
 
     def fail(self, exc: Exception) -> None:
         if not self.answer.done():

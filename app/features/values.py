@@ -63,6 +63,19 @@ def decode_column(dtype: str, stored: Sequence[Stored]) -> _Column:
     return _DECODERS[dtype](stored)
 
 
+@dataclass(frozen=True, slots=True)
+class FixedWidth:
+    """Numbers that are stored as a tag and then always as many bytes."""
+
+    tag: int
+    layout: np.dtype[Any]
+
+    @property
+    def width(self) -> int:
+        """Of a stored value, in bytes."""
+        return 1 + self.layout.itemsize
+
+
 def decode_times(stored: Sequence[Stored]) -> tuple[NDArray[np.float64], list[int]]:
     """Serialized `google.protobuf.Timestamp`s as seconds since 1970, and which are corrupt.
 
@@ -123,19 +136,57 @@ def _five_groups(packed: int) -> int:
 
 
 def _times_at_once(stored: Sequence[Stored]) -> tuple[NDArray[np.float64], list[int]]:
-    """Those whose seconds take 5 bytes (1978 to 2514) as one, the others one by one."""
-    heap = _Heap.of(stored)
-    seconds = heap.at(1, _U8)
-    nanos, fits = _varints(heap, 7)
-    fits &= (heap.at(6, _U1) == 0x10) & (nanos >= 0) & (nanos < 1_000_000_000)
-    fits |= heap.lengths == 6  # no nanos
-    fits &= (heap.at(0, _U1) == 0x08) & ((seconds & _MORE_OF_5) == _LOW_MORE[5])
-    times = _join_groups(seconds & _GROUPS_OF_5) + nanos / 1e9
-    if fits.all():
-        return times, []
-    others = np.flatnonzero(~fits)
-    times[others], corrupt = _times_one_by_one([stored[index] for index in others.tolist()])
-    return times, others[corrupt].tolist()
+    """Those of one length whose seconds take 5 bytes (1978 to 2514) as one, the others one by
+    one."""
+    of_length: dict[int, list[int]] = {}
+    for index, value in enumerate(stored):
+        of_length.setdefault(-1 if value is None else len(value), []).append(index)
+    seconds, others = np.empty(len(stored)), []
+    for length, indexes in of_length.items():
+        if length not in TIME_LENGTHS:
+            others += indexes
+            continue
+        joined = b"".join([stored[index] for index in indexes])  # type: ignore[misc]  # not None
+        found = np.frombuffer(joined, np.uint8).reshape(-1, length)
+        seconds[indexes], wrong = times_from_bits(found)
+        mask, content = (np.frombuffer(bits, np.uint8) for bits in time_bits(length))
+        wrong = wrong | ((found & mask) != content).any(axis=1)
+        if wrong.any():
+            others += np.array(indexes)[wrong].tolist()
+    if not others:
+        return seconds, []
+    others.sort()
+    seconds[others], corrupt = _times_one_by_one([stored[index] for index in others])
+    return seconds, [others[index] for index in corrupt]
+
+
+TIME_LENGTHS = frozenset({6, *range(8, 13)})
+"""Of Timestamps whose seconds take 5 bytes: all of the years 1978 to 2514 that protobuf writes."""
+
+
+def time_bits(length: int) -> tuple[bytes, bytes]:
+    """What a Timestamp of one of `TIME_LENGTHS` looks like: which of its bits are always the same,
+    and what they are."""
+    seconds = b"\xff" + b"\x80" * 5, b"\x08" + b"\x80" * 4 + b"\x00"
+    if length == 6:
+        return seconds
+    more = length - 8  # bytes of the nanoseconds but the last
+    return (
+        seconds[0] + b"\xff" + b"\x80" * (more + 1),
+        seconds[1] + b"\x10" + b"\x80" * more + b"\x00",
+    )
+
+
+def times_from_bits(
+    stored: NDArray[np.uint8],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_] | bool]:
+    """The seconds since 1970 of Timestamps `[n, length]` that look as `time_bits` says, and which
+    of them are corrupt all the same."""
+    parts: NDArray[np.float64] = (stored & 0x7F).dot(_TIME_PLACES[stored.shape[1]])
+    if stored.shape[1] == 6:
+        return parts, False
+    seconds, nanos = parts.T
+    return seconds + nanos / 1e9, nanos >= 1e9
 
 
 def _floats(tag: int, layout: np.dtype[Any], stored: Sequence[Stored]) -> _Column:
@@ -519,6 +570,16 @@ def _by_size(
     return low, np.array([row >> 64 for row in rows], dtype=np.uint64)
 
 
+def _time_places(length: int) -> NDArray[np.float64]:
+    """What each byte of a Timestamp counts, in its seconds and in its nanoseconds."""
+    places = np.zeros((length, 2))
+    places[1:6, 0] = [1 << 7 * place for place in range(5)]
+    places[7:, 1] = [1 << 7 * place for place in range(max(length - 7, 0))]
+    return places if length > 6 else places[:, 0].copy()
+
+
+_TIME_PLACES = {length: _time_places(length) for length in TIME_LENGTHS}
+
 # Neighbours are joined in pairs, then these: how far those at odd places move, and where they are.
 _SHIFTS = [
     (np.uint64(1), np.uint64(0x7F00_7F00_7F00_7F00)),
@@ -526,7 +587,6 @@ _SHIFTS = [
     (np.uint64(4), np.uint64(0x0FFF_FFFF_0000_0000)),
 ]
 _GROUPS_OF_8, _MORE_OF_8 = np.uint64(0x7F7F_7F7F_7F7F_7F7F), np.uint64(0x8080_8080_8080_8080)
-_GROUPS_OF_5, _MORE_OF_5 = np.uint64(0x7F_7F7F_7F7F), np.uint64(0x80_8080_8080)
 _SIZES = 32
 # Which bytes a varint has, and which of their highest bits are set: all but the last byte's. (A
 # lowest bit never is among the highest: no varint fits where there is none.)
@@ -594,6 +654,12 @@ _DECODERS: Mapping[str, _Decoder] = {
         for kind, first_field, finish in zip(("Array", "Set"), (11, 22), finishes, strict=True)
     },
 }
+
+FIXED_WIDTH: Mapping[str, FixedWidth] = {
+    "Float32": FixedWidth(0x35, _F4),
+    "Float64": FixedWidth(0x29, _F8),
+}
+"""Feast types of which every value that is no null has the same width."""
 
 DECODABLE = frozenset(_DECODERS)
 """Feast types that these decoders know."""

@@ -83,7 +83,7 @@ async def load_current(
         open_source(plan) if plan.views else StaticSource(plan),
         MissingValues(contract.features, plan, manifest.training.means),
         encoder,
-        encoder.for_rows((*decoder.required, *plan.references)),
+        encoder.for_rows(decoder.required, plan.references),
         batcher,
         outputs,
         PredictionRecorder(

@@ -101,3 +101,21 @@ def test_keys_are_those_that_feast_writes(
         warnings.simplefilter("ignore")  # version 2 is deprecated
         expected = _redis_key(project, theirs, entity_key_serialization_version=version)
     assert ours.encode([entity[key][1] for key in ours.join_keys]) == expected
+
+
+@given(
+    st.lists(st.sampled_from(list(VALUES)), min_size=1, max_size=2).flatmap(
+        lambda kinds: st.tuples(
+            st.just(kinds), st.lists(st.tuples(*(VALUES[kind] for kind in kinds)), max_size=5)
+        )
+    )
+)
+def test_many_keys_are_encoded_as_each_alone(
+    drawn: tuple[list[KeyType], list[tuple[Any, ...]]],
+) -> None:
+    kinds, entities = drawn
+    keys = EntityKeyEncoder({f"k{n}": kind for n, kind in enumerate(kinds)}, "p", 3)
+    alone = [keys.encode(entity) for entity in entities]
+    assert keys.encode_all(entities, b"$", b"!") == [
+        b"$%d\r\n%b!" % (len(key), key) for key in alone
+    ]

@@ -39,7 +39,8 @@ def hash_of(features: int) -> EntityHash:
 def asked(read: EntityHash) -> tuple[bytes, Callable[[object], Row]]:
     """The command for an entity, and what makes its reply a row."""
     form = read.form()
-    return read.command((1,), form), form.row
+    (command,) = read.commands([(1,)], form)
+    return command, form.row
 
 
 def words(command: bytes) -> list[bytes]:
