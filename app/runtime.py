@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableSequence, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 from app.clock import FeatureClock, ReplayClock, WallClock
 from app.config import Settings
@@ -31,6 +31,18 @@ OpenFeatures: TypeAlias = Callable[
 ]
 
 
+class Others(NamedTuple):
+    """The other workers of this service."""
+
+    missing: Callable[[], Sequence[str]]
+    """Says which of them have not been ready yet, a sentence each."""
+    replay_instant: "MutableSequence[float] | memoryview[float] | None"
+    """The cell where the replay clock of all of them stands."""
+
+
+ALONE = Others(tuple, None)
+
+
 class Runtime:
     """The models of the repository, their feature sources and clocks, as an async context manager.
 
@@ -44,12 +56,16 @@ class Runtime:
         settings: Settings,
         metrics: Metrics,
         open_features: OpenFeatures,
+        others: Others = ALONE,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
         self.clock: FeatureClock = (
-            WallClock() if settings.replay_clock is None else ReplayClock(settings.replay_clock)
+            WallClock()
+            if settings.replay_clock is None
+            else ReplayClock(settings.replay_clock, others.replay_instant)
         )
+        self._others = others
         self.models: dict[str, ServedModel | None] = {}
         self.registry = RegistryWatch(
             settings.feature_repo, settings.registry_check_s, self._plans, metrics
@@ -109,6 +125,7 @@ class Runtime:
             reasons.append("no model is loaded")
         reasons += await _failed("features", loaded, lambda model: model.source.check())
         reasons += await _failed("backend", loaded, lambda model: model.batcher.check())
+        reasons += self._others.missing()
         self.metrics.ready.set(0 if reasons else 1)
         return reasons
 

@@ -13,7 +13,7 @@ import sys
 import time
 
 from app.config import Settings
-from app.listener import bind
+from app.listener import bind, one_each
 from app.supervisor import Assignment
 from app.worker import Parent
 
@@ -24,10 +24,13 @@ def stand_still() -> None:
 
 async def serve(parent: Parent) -> None:
     """Until SIGTERM."""
-    listener = parent.listener or bind("127.0.0.1", int(os.environ["PORT"]))
-    listener.listen()
+    port, workers = int(os.environ["PORT"]), int(os.environ["WORKERS"])
+    listeners = [parent.listener] if parent.listener else one_each(bind("127.0.0.1", port), workers)
+    listener = listeners[0]
+    for each in listeners:
+        each.listen()
     stuck_s, drain_s = float(os.environ["STUCK_S"]), float(os.environ["DRAIN_S"])
-    parent.tell(Settings(stuck_s=stuck_s, drain_s=drain_s), listener)
+    parent.tell(Settings(workers=workers, stuck_s=stuck_s, drain_s=drain_s), listeners)
     told_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, told_to_stop.set)

@@ -78,10 +78,17 @@ def tell(connection: socket.socket, command: str) -> tuple[int, dict[str, int]]:
 
 
 @contextmanager
-def parent(at_start: str, *, stuck_s: float = 60.0, drain_s: float = 5.0) -> Iterator[Parent]:
+def parent(
+    at_start: str, *, workers: int = 1, stuck_s: float = 60.0, drain_s: float = 5.0
+) -> Iterator[Parent]:
     with closing(bind("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    settings = {"PORT": str(port), "STUCK_S": str(stuck_s), "DRAIN_S": str(drain_s)}
+    settings = {
+        "PORT": str(port),
+        "WORKERS": str(workers),
+        "STUCK_S": str(stuck_s),
+        "DRAIN_S": str(drain_s),
+    }
     process = subprocess.Popen(
         [sys.executable, "-c", PARENT, at_start],
         cwd=ROOT,
@@ -133,7 +140,7 @@ def test_a_worker_whose_loop_is_blocked_is_replaced_and_its_stack_is_logged() ->
         assert not runs(first)
         assert replaced == {"stuck": 1, "died": 0}
         said = started.said("stuck")
-        assert (said["worker"], said["ended_by"]) == (first, "SIGKILL")
+        assert (said["pid"], said["ended_by"]) == (first, "SIGKILL")
         assert "in stand_still" in said["stack"]
 
 
@@ -163,7 +170,7 @@ def test_a_worker_that_crashes_is_replaced_and_its_stack_is_logged() -> None:
         first, _ = started.who()
         started.tell("crash")
         said = started.said("died")
-        assert (said["worker"], said["ended_by"]) == (first, "SIGSEGV")
+        assert (said["pid"], said["ended_by"]) == (first, "SIGSEGV")
         assert "in obey" in said["stack"]
         second, replaced = started.who()
         assert second != first
