@@ -100,6 +100,7 @@ class Runtime:
                     self.metrics,
                     self.clock,
                     self.settings.drain_s,
+                    self.settings.workers,
                     stack,
                 )
             await stack.enter_async_context(self.registry)
