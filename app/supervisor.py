@@ -344,7 +344,9 @@ class _Worker:
                 data, descriptors, _, _ = socket.recv_fds(self._line, 65536, _MOST_LISTENERS)
             except (BlockingIOError, ConnectionResetError):
                 return heard
-            self.listeners += [socket.socket(fileno=descriptor) for descriptor in descriptors]
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)  # what arrives is
+                self.listeners.append(socket.socket(fileno=descriptor))
             if not data:
                 return heard
             heard = True

@@ -298,14 +298,6 @@ def test_the_orphans_of_others_are_reaped() -> None:
         wait_until(lambda: started.children() == [worker])
 
 
-def _refused(started: Parent) -> bool:
-    try:
-        started.connect().close()
-    except ConnectionRefusedError:
-        return True
-    return False
-
-
 class TestSeveralWorkers:
     def test_one_that_is_killed_is_replaced_alone(self) -> None:
         with two_serving() as (started, first, second), reach(started, first) as kept:
@@ -354,3 +346,11 @@ class TestSeveralWorkers:
                 assert tell(kept, "stay")[0] == first
             started.process.terminate()
             assert started.ended() == 0
+
+
+def _refused(started: Parent) -> bool:
+    try:
+        started.connect().close()
+    except ConnectionRefusedError:
+        return True
+    return False
