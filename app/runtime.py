@@ -24,6 +24,8 @@ from app.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 _READINESS_EVERY_S = 5
+# Each takes a core for some seconds, and 200 MB.
+_REGISTRY_CHECKS_APART_S = 20.0
 
 OpenSource: TypeAlias = Callable[[FeaturePlan], FeatureSource]
 OpenFeatures: TypeAlias = Callable[
@@ -34,13 +36,15 @@ OpenFeatures: TypeAlias = Callable[
 class Others(NamedTuple):
     """The other workers of this service."""
 
+    before_us: int
+    """How many of them are counted before this one."""
     missing: Callable[[], Sequence[str]]
     """Says which of them have not been ready yet, a sentence each."""
     replay_instant: "MutableSequence[float] | memoryview[float] | None"
     """The cell where the replay clock of all of them stands."""
 
 
-ALONE = Others(tuple, None)
+ALONE = Others(0, tuple, None)
 
 
 class Runtime:
@@ -68,7 +72,11 @@ class Runtime:
         self._others = others
         self.models: dict[str, ServedModel | None] = {}
         self.registry = RegistryWatch(
-            settings.feature_repo, settings.registry_check_s, self._plans, metrics
+            settings.feature_repo,
+            settings.registry_check_s,
+            self._plans,
+            metrics,
+            first_after_s=others.before_us * _REGISTRY_CHECKS_APART_S,
         )
         self._open_features = open_features
         self._stack = AsyncExitStack()

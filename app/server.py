@@ -51,7 +51,9 @@ async def _serve(settings: Settings, listener: socket.socket, parent: Parent) ->
     metrics = Metrics(parent.tallies(settings.workers))
     for reason, workers in parent.replaced.items():
         metrics.worker_replacements.labels(reason).reach(workers)
-    others = Others(partial(parent.missing, settings.workers), parent.board.replay_instant)
+    others = Others(
+        parent.place, partial(parent.missing, settings.workers), parent.board.replay_instant
+    )
     application = create_application(settings, metrics=metrics, others=others)
 
     def beaten(lag_s: float) -> None:

@@ -120,7 +120,7 @@ class _Supervisor:
     def run(self) -> int:
         while True:
             for place in self._places:
-                if self._is_due(place):
+                if self._lacks(place) and time.monotonic() >= place.start_at_s:
                     self._start(place)
             if self._stopping and not any(place.worker for place in self._places):
                 return self._exit_status
@@ -134,18 +134,19 @@ class _Supervisor:
             if time.monotonic() > self._kill_at_s:
                 self._send_all(signal.SIGKILL)
 
-    def _is_due(self, place: "_Place") -> bool:
-        if self._stopping or place.worker is not None or time.monotonic() < place.start_at_s:
+    def _look_within_s(self) -> float:
+        within_s = _LOOK_EVERY_S if self._places[0].has_served else _LOOK_AT_FIRST_EVERY_S
+        due_s = [
+            place.start_at_s - time.monotonic() for place in self._places if self._lacks(place)
+        ]
+        return max(0.0, min([within_s, *due_s]))
+
+    def _lacks(self, place: "_Place") -> bool:
+        """Whether a worker is to be started there, once its pause is over."""
+        if self._stopping or place.worker is not None:
             return False
         # What stops the start is told once, by the first.
         return place.number == 0 or self._places[0].has_served
-
-    def _look_within_s(self) -> float:
-        within_s = _LOOK_EVERY_S if self._places[0].has_served else _LOOK_AT_FIRST_EVERY_S
-        if self._stopping:
-            return within_s
-        waiting_s = [place.start_at_s for place in self._places if place.worker is None]
-        return max(0.0, min([within_s, *(at_s - time.monotonic() for at_s in waiting_s)]))
 
     def _start(self, place: "_Place") -> None:
         try:
