@@ -41,6 +41,12 @@ class Level:
         self._cells[1] = value
         self._cells[0] = 1
 
+    def inc(self, amount: float = 1.0) -> None:
+        self._cells[1] += amount
+
+    def dec(self, amount: float = 1.0) -> None:
+        self._cells[1] -= amount
+
     def set_function(self, value: Callable[[], float]) -> None:
         """Ask `value` for it from now on."""
         self._value = value
@@ -148,6 +154,14 @@ class Gauge(_Family):
     def set(self, value: float) -> None:
         """Of a gauge without labels."""
         self.labels().set(value)
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Of a gauge without labels."""
+        self.labels().inc(amount)
+
+    def dec(self, amount: float = 1.0) -> None:
+        """Of a gauge without labels."""
+        self.labels().dec(amount)
 
     def publish(self) -> None:
         """Have the others see what it is now, where a function says that."""

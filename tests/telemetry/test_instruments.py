@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
+from app.telemetry.instruments import Gauge
 from app.telemetry.metrics import Metrics
 from app.telemetry.tally import Tallies
 
@@ -89,6 +90,27 @@ def test_a_worker_that_is_replaced_is_not_ready_before_it_says_so(two: Service) 
     assert two.seen("hikyaku_ready") == 0
     replacement.ready.set(1)
     assert two.seen("hikyaku_ready") == 1
+
+
+def test_a_gauge_goes_up_and_down_and_begins_anew_with_a_replacement() -> None:
+    file = os.memfd_create("tallies")
+
+    def started() -> tuple[CollectorRegistry, Gauge]:
+        registry = CollectorRegistry()
+        tallies = Tallies.shared(file, 0, workers=1)
+        return registry, Gauge(
+            "open", "How many.", together=sum, registry=registry, tallies=tallies
+        )
+
+    registry, gauge = started()
+    assert registry.get_sample_value("open") == 0
+    gauge.inc(3)
+    gauge.dec()
+    assert registry.get_sample_value("open") == 2
+    registry, gauge = started()
+    gauge.inc()
+    assert registry.get_sample_value("open") == 1
+    os.close(file)
 
 
 def test_queued_rows_add_up_and_are_asked_for(two: Service) -> None:
