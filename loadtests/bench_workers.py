@@ -22,11 +22,11 @@ from pathlib import Path
 
 from app.listener import bind, one_each
 from app.local.processes import child
-from loadtests.bench.workload import Workload, as_fields, prepare
+from loadtests.bench.workload import Workload, tensor_workload
 from loadtests.bench.wrk import load
 from loadtests.memory import proportional_mb, workers_of
 
-WORK = Path(".hikyaku/bench-workers")
+_WORK = Path(".hikyaku/bench")  # what `make bench` has built there serves, too
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 _START_TIMEOUT_S = 60
 _DEALS = 200
@@ -85,9 +85,9 @@ def main() -> None:
         print(f"  {workers:3} workers: median {dealt[_DEALS // 2]:.2f}, one in ten", end=" ")
         print(f"{dealt[_DEALS * 9 // 10]:.2f} or more")
 
-    workload = prepare("mlp", WORK)
     rounds: dict[int, list[Reading]] = {workers: [] for workers in options.workers}
     with ExitStack() as stack:
+        workload = stack.enter_context(tensor_workload("mlp", _WORK))
         servers = {n: stack.enter_context(_running(workload, n)) for n in options.workers}
         for server in servers.values():
             server.measure(options.connections, 1)  # warm
@@ -136,10 +136,9 @@ def _accepted(listener: socket.socket) -> int:
 
 @contextmanager
 def _running(workload: Workload, workers: int) -> Iterator[Server]:
-    bodies = workload.folder / "bodies"
-    bodies.write_text(
-        "".join(json.dumps({"instances": [as_fields(row)]}) + "\n" for row in workload.rows)
-    )
+    bodies = workload.folder / "workers.bodies"
+    lines = (json.dumps({"instances": [instance]}) for instance in workload.instances)
+    bodies.write_text("".join(f"{line}\n" for line in lines))
     with bind("127.0.0.1", 0) as probe:
         port = probe.getsockname()[1]
     environment = os.environ | {
