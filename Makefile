@@ -15,7 +15,7 @@ endif
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
 	prove-redis-outage prove-triton-outage prove-batcher bench bench-features bench-start bench-gpu \
-	bench-isolated clean
+	bench-isolated bench-workers clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -70,6 +70,9 @@ bench-gpu: .venv/train.installed  ## batches of an MLP on a GPU (its docstring s
 
 bench-isolated: .venv/train.installed  ## what a process of its own costs an execution
 	@$(BIN)/python -m loadtests.bench_isolated $(BENCH)
+
+bench-workers: .venv/train.installed  ## several workers: throughput, processor time, evenness
+	@$(BIN)/python -m loadtests.bench_workers $(BENCH)
 
 lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.toml allows
 	@for group in dev train service service-gpu; do \

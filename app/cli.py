@@ -51,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_with_settings(_up))
 
     command = commands.add_parser("serve", help="serve the published models")
+    command.add_argument(
+        "--workers", metavar="N", help="processes that answer (default: HIKYAKU_WORKERS, else 1)"
+    )
     command.set_defaults(run=_serve)
 
     # Not for people, and so without a help: what `serve` starts.
@@ -157,6 +160,8 @@ def _up(arguments: argparse.Namespace, settings: "Settings") -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     from app.supervisor import supervise
 
+    if arguments.workers is not None:
+        os.environ["HIKYAKU_WORKERS"] = arguments.workers
     # Where the working directory is not on our path it must not come onto the worker's.
     path = () if os.getcwd() in sys.path else ("-P",)
     return supervise([sys.executable, *path, "-m", "app.cli", "worker"])
@@ -168,7 +173,8 @@ def _worker(arguments: argparse.Namespace, settings: "Settings") -> int:
     from app.worker import Parent
 
     parent = Parent(Assignment.from_json(arguments.assignment))
-    configure_logging(settings.log_level)
+    number = parent.place + 1 if settings.workers > 1 else None
+    configure_logging(settings.log_level, worker=number)
     # It takes over a second to import: a parent that ends or asks meanwhile finds us already.
     from app.server import serve
 
@@ -245,12 +251,11 @@ def _materialize(arguments: argparse.Namespace, settings: "Settings") -> int:
 
 
 def _push(arguments: argparse.Namespace, settings: "Settings") -> int:
-    # Before Feast, which turns prometheus_client's multiprocess mode on.
-    from app.telemetry.metrics import PushMetrics  # isort: split
     from app.features.feast_repo import open_writer
     from app.features.push import PushTarget
     from app.features.push_progress import Progress
     from app.features.row_file import push_file
+    from app.telemetry.metrics import PushMetrics
 
     target = PushTarget(open_writer(settings.feature_repo, _redis_url(settings)), arguments.source)
     progress = Progress(_say)

@@ -4,6 +4,7 @@ Deadlines and queues never use it: they run on the monotonic clock (app/deadline
 """
 
 import time
+from collections.abc import MutableSequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -30,12 +31,16 @@ class WallClock:
 class ReplayClock:
     """Stands still at an instant of the past until the replay driver advances it."""
 
-    def __init__(self, start: datetime) -> None:
-        """`start` must carry a time zone."""
-        self._now_s = start.timestamp()
+    def __init__(
+        self, start: datetime, instant: "MutableSequence[float] | memoryview[float] | None" = None
+    ) -> None:
+        """`start` must carry a time zone. `instant` is one cell that several clocks may share, 0
+        until the first of them starts."""
+        self._instant = [0.0] if instant is None else instant
+        self._instant[0] = self._instant[0] or start.timestamp()
 
     def now_s(self) -> float:
-        return self._now_s
+        return self._instant[0]
 
     def advance(self, to: datetime) -> None:
         """Raises `Conflict` when `to` lies before the current instant: time only advances; and
@@ -43,9 +48,9 @@ class ReplayClock:
         if to.year > _LAST_YEAR:
             raise InvalidInput(f"now: not after {_LAST_YEAR}", field="now")
         to_s = to.timestamp()
-        if to_s < self._now_s:
-            raise Conflict(f"the replay clock is at {as_rfc3339(self._now_s)} and only advances")
-        self._now_s = to_s
+        if to_s < self.now_s():
+            raise Conflict(f"the replay clock is at {as_rfc3339(self.now_s())} and only advances")
+        self._instant[0] = to_s
 
 
 _FIRST_S = datetime(1, 1, 2, tzinfo=UTC).timestamp()

@@ -48,6 +48,12 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8000, alias="HIKYAKU_PORT", description="Port to listen on; 0 takes a free one."
     )
+    workers: Annotated[int, Field(ge=1, le=128)] = Field(
+        1,
+        alias="HIKYAKU_WORKERS",
+        description="Processes that answer, each with an event loop, the models and a listening "
+        "socket of its own.",
+    )
     max_body_bytes: Annotated[int, Field(ge=1)] = Field(
         8 * 1024 * 1024,
         alias="HIKYAKU_MAX_BODY_BYTES",

@@ -1,4 +1,4 @@
-"""The sign of life of one event loop, on a page of memory that two processes share."""
+"""The signs of life of event loops, on a page of memory that all workers and their parent share."""
 
 import mmap
 import os
@@ -8,23 +8,23 @@ from typing import Self
 BEAT_EVERY_S = 0.1
 
 
-class Heartbeat:
-    """The instant of the last beat. One process writes, the other reads without its help: a loop
-    that does not run, or a process that is stopped, cannot answer.
+class Board:
+    """A page of instants: the last beat of each worker's loop, and where the replay clock stands.
 
-    `descriptor` names the page in this process and stays the caller's.
+    One process writes an instant, the others read it without its help: a loop that does not run, or
+    a process that is stopped, cannot answer. `descriptor` names the page in this process and stays
+    the caller's.
     """
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self._page = mmap.mmap(descriptor, mmap.PAGESIZE)
         # One aligned store of eight bytes: a reader sees the old instant or the new one.
-        self._beats = memoryview(self._page).cast("d")
+        self._instants = memoryview(mmap.mmap(descriptor, mmap.PAGESIZE)).cast("d")
 
     @classmethod
     def create(cls) -> Self:
-        """A page of its own, on which nothing has beaten yet."""
-        descriptor = os.memfd_create("heartbeat")
+        """A page of its own, on which nothing has been written yet."""
+        descriptor = os.memfd_create("board")
         try:
             os.ftruncate(descriptor, mmap.PAGESIZE)
             return cls(descriptor)
@@ -32,17 +32,33 @@ class Heartbeat:
             os.close(descriptor)
             raise
 
+    def heartbeat(self, place: int) -> "Heartbeat":
+        """Of the worker at this place, counted from 0."""
+        return Heartbeat(self._instants[place : place + 1])
+
+    @property
+    def replay_instant(self) -> "memoryview[float]":
+        """One cell; 0 until it is written."""
+        return self._instants[-1:]
+
+
+class Heartbeat:
+    """The instant of the last beat of one loop."""
+
+    def __init__(self, cell: "memoryview[float]") -> None:
+        self._cell = cell
+
     def beat(self) -> None:
-        self._beats[0] = time.monotonic()
+        self._cell[0] = time.monotonic()
+
+    def forget(self) -> None:
+        """Another loop will beat here."""
+        self._cell[0] = 0
 
     @property
     def last_s(self) -> float | None:
         """On the monotonic clock, which all processes of a machine share; None before the first."""
-        return self._beats[0] or None
-
-    def close(self) -> None:
-        self._beats.release()
-        self._page.close()
+        return self._cell[0] or None
 
 
 class Vigil:

@@ -17,7 +17,7 @@ from app.features.redis_source import HashReader, RedisSource
 from app.features.source import FeatureSource
 from app.features.static_source import StaticSource
 from app.predictor import Predictor
-from app.runtime import OpenFeatures, OpenSource, Runtime
+from app.runtime import ALONE, OpenFeatures, OpenSource, Others, Runtime
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -79,10 +79,11 @@ def create_application(
     settings: Settings,
     open_features: OpenFeatures = open_features,
     metrics: Metrics | None = None,
+    others: Others = ALONE,
 ) -> Gateway:
     """The ASGI application; its lifespan loads the models and releases them."""
     metrics = metrics or Metrics()
-    runtime = Runtime(settings, metrics, open_features)
+    runtime = Runtime(settings, metrics, open_features, others)
     predictor = Predictor(runtime.models, runtime.clock)
     return Gateway(
         Doorkeeper(settings.max_body_bytes),

@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableSequence, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 from app.clock import FeatureClock, ReplayClock, WallClock
 from app.config import Settings
@@ -24,11 +24,27 @@ from app.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 _READINESS_EVERY_S = 5
+# Each takes a core for some seconds, and 200 MB.
+_REGISTRY_CHECKS_APART_S = 20.0
 
 OpenSource: TypeAlias = Callable[[FeaturePlan], FeatureSource]
 OpenFeatures: TypeAlias = Callable[
     [Settings, FeatureClock], AbstractAsyncContextManager[OpenSource]
 ]
+
+
+class Others(NamedTuple):
+    """The other workers of this service."""
+
+    before_us: int
+    """How many of them are counted before this one."""
+    missing: Callable[[], Sequence[str]]
+    """Says which of them have not been ready yet, a sentence each."""
+    replay_instant: "MutableSequence[float] | memoryview[float] | None"
+    """The cell where the replay clock of all of them stands."""
+
+
+ALONE = Others(0, tuple, None)
 
 
 class Runtime:
@@ -44,15 +60,23 @@ class Runtime:
         settings: Settings,
         metrics: Metrics,
         open_features: OpenFeatures,
+        others: Others = ALONE,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
         self.clock: FeatureClock = (
-            WallClock() if settings.replay_clock is None else ReplayClock(settings.replay_clock)
+            WallClock()
+            if settings.replay_clock is None
+            else ReplayClock(settings.replay_clock, others.replay_instant)
         )
+        self._others = others
         self.models: dict[str, ServedModel | None] = {}
         self.registry = RegistryWatch(
-            settings.feature_repo, settings.registry_check_s, self._plans, metrics
+            settings.feature_repo,
+            settings.registry_check_s,
+            self._plans,
+            metrics,
+            first_after_s=others.before_us * _REGISTRY_CHECKS_APART_S,
         )
         self._open_features = open_features
         self._stack = AsyncExitStack()
@@ -84,6 +108,7 @@ class Runtime:
                     self.metrics,
                     self.clock,
                     self.settings.drain_s,
+                    self.settings.workers,
                     stack,
                 )
             await stack.enter_async_context(self.registry)
@@ -109,6 +134,7 @@ class Runtime:
             reasons.append("no model is loaded")
         reasons += await _failed("features", loaded, lambda model: model.source.check())
         reasons += await _failed("backend", loaded, lambda model: model.batcher.check())
+        reasons += self._others.missing()
         self.metrics.ready.set(0 if reasons else 1)
         return reasons
 

@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import gc
 import socket
+from functools import partial
 
 import uvicorn
 import uvloop
 
 from app.config import Settings
-from app.listener import bind
+from app.listener import bind, one_each
 from app.main import create_application
+from app.runtime import Others
 from app.telemetry.metrics import Metrics
 from app.worker import Parent
 
@@ -26,22 +28,38 @@ def serve(settings: Settings, parent: Parent) -> None:
     Raises `ConfigurationError` when the address cannot be bound, `HikyakuError` when a model cannot
     be served.
     """
-    listener = parent.listener or bind(settings.host, settings.port)
-    listener.listen(_BACKLOG)  # ours from now on: whoever asks waits until the models are loaded
-    parent.tell(settings, listener)
+    listeners = _listeners(settings, parent)
+    for listener in listeners:
+        listener.listen(_BACKLOG)  # from now on whoever asks waits until the models are loaded
+    parent.tell(settings, listeners)
     # uvicorn raises the signal that stopped it again, once everything is answered.
     with (
         contextlib.suppress(KeyboardInterrupt),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(_serve(settings, listener, parent))
+        runner.run(_serve(settings, listeners[0], parent))
+
+
+def _listeners(settings: Settings, parent: Parent) -> list[socket.socket]:
+    """Ours, and where we are the first those of the others."""
+    if parent.listener is not None:
+        return [parent.listener]
+    return one_each(bind(settings.host, settings.port), settings.workers)
 
 
 async def _serve(settings: Settings, listener: socket.socket, parent: Parent) -> None:
-    metrics = Metrics()
+    metrics = Metrics(parent.tallies(settings.workers))
     for reason, workers in parent.replaced.items():
-        metrics.worker_replacements.labels(reason).inc(workers)
-    application = create_application(settings, metrics=metrics)
+        metrics.worker_replacements.labels(reason).reach(workers)
+    others = Others(
+        parent.place, partial(parent.missing, settings.workers), parent.board.replay_instant
+    )
+    application = create_application(settings, metrics=metrics, others=others)
+
+    def beaten(lag_s: float) -> None:
+        metrics.loop_lag.observe(lag_s)
+        metrics.record()
+
     config = uvicorn.Config(
         application,
         http="httptools",
@@ -62,7 +80,7 @@ async def _serve(settings: Settings, listener: socket.socket, parent: Parent) ->
         gc.freeze()
         gc.set_threshold(_GARBAGE_AT_ONCE)
         try:
-            async with parent.beating(metrics.loop_lag.observe):
+            async with parent.beating(beaten):
                 await uvicorn.Server(config).serve(sockets=[listener])
         finally:
             gc.unfreeze()  # or extension modules report what was frozen as leaked

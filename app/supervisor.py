@@ -1,6 +1,6 @@
-"""Keeps one worker serving: starts it, watches its heartbeat, replaces it when stuck or dead.
+"""Keeps workers serving: starts them, watches their heartbeats, replaces who is stuck or dead.
 
-It imports next to nothing: it stays beside every worker, and a worker is started only after it.
+It imports next to nothing: it stays beside the workers, and none is started before it.
 """
 
 import json
@@ -10,11 +10,11 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from typing import Literal, NamedTuple, Self, TypeAlias
 
-from app.heartbeat import Heartbeat, Vigil
+from app.heartbeat import Board, Heartbeat, Vigil
 from app.telemetry.logs import configure_logging
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ Reason: TypeAlias = Literal["stuck", "died"]
 _STOP = {signal.SIGTERM, signal.SIGINT}
 _SIGNALS = _STOP | {signal.SIGCHLD}
 _LOOK_EVERY_S = 1.0
+_LOOK_AT_FIRST_EVERY_S = 0.05
+_MOST_LISTENERS = 128
 _STACK_WITHIN_S = 1.0
 # Beyond HIKYAKU_DRAIN_S, for the models to be closed; compose and Kubernetes wait a little longer.
 _CLOSE_WITHIN_S = 3.0
@@ -38,13 +40,18 @@ class Assignment(NamedTuple):
 
     parent: int
     """Process id."""
+    place: int
+    """Which worker it is, counted from 0."""
     line: int
     """A stream socket to the parent."""
-    heartbeat: int
+    board: int
+    """All workers' heartbeats."""
+    tallies: int
+    """All workers' metrics."""
     listener: int | None
-    """None for the first worker, which knows the settings: it binds the address itself."""
+    """None for the first worker, which knows the settings: it binds the address for all."""
     replaced: Mapping[Reason, int]
-    """Workers before this one, by why they were replaced."""
+    """Workers before this one in its place, by why they were replaced."""
 
     def as_json(self) -> str:
         return json.dumps(self._asdict())
@@ -57,6 +64,7 @@ class Assignment(NamedTuple):
 class Terms(NamedTuple):
     """What a worker tells its parent of the settings, in one line."""
 
+    workers: int
     stuck_s: float
     drain_s: float
     log_level: str
@@ -70,19 +78,22 @@ class Terms(NamedTuple):
 
 
 def supervise(command: Sequence[str]) -> int:
-    """Run `command` with an `Assignment` as its last argument, and replace it while we are not told
-    to stop. Returns the exit status of this process.
+    """Run `command` with an `Assignment` as its last argument, HIKYAKU_WORKERS times once the first
+    of them is ready, and replace each while we are not told to stop. Returns the exit status of
+    this process.
 
-    The listening socket that the first worker binds stays open here: while a worker is replaced,
-    who connects waits for the next one.
+    The listening sockets that the first worker binds stay open here: while a worker is replaced,
+    who connects to it waits for the next one.
 
     - A worker that ends by itself before it is ready is not replaced: it has told the operator why,
-      and its exit status is ours. One that is killed before it is ready is, four times in a row.
+      the others are told to stop, and its exit status is ours. One that is killed before it is
+      ready is, four times in a row. Only in a place where one has served before, and while others
+      serve, it is tried on.
     - One that cannot be started, for want of memory, processes or descriptors, is tried again after
-      a pause; the first one raises `OSError`.
+      a pause, but not the first one of a place; the very first raises `OSError`.
     - One that ends later is replaced, at once after a long life, else after a growing pause.
     - One whose loop has not beaten for HIKYAKU_STUCK_S is killed and replaced; its stack is logged.
-    - SIGTERM or SIGINT lets it answer what is under way, for HIKYAKU_DRAIN_S; a second one kills.
+    - SIGTERM or SIGINT lets all answer what is under way, for HIKYAKU_DRAIN_S; a second one kills.
 
     Signals stay blocked in the calling thread, and every child of the process is reaped: nothing
     else may run in it.
@@ -96,144 +107,214 @@ def supervise(command: Sequence[str]) -> int:
 class _Supervisor:
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
-        self._listener: socket.socket | None = None
-        self._terms = Terms(stuck_s=0.0, drain_s=0.0, log_level="INFO")  # until we are told
+        self._board = Board.create()
+        # The workers know how much they need.
+        self._tallies = os.memfd_create("tallies")
+        self._terms = Terms(workers=1, stuck_s=0.0, drain_s=0.0, log_level="INFO")  # until told
         configure_logging(self._terms.log_level)
-        self._replaced: dict[Reason, int] = {"stuck": 0, "died": 0}
-        self._pauses = _Pauses()
-        self._killed_starts = 0
+        self._places = [_Place(0)]
         self._stopping = False
+        self._kill_at_s = float("inf")
+        self._exit_status = 0
 
     def run(self) -> int:
         while True:
-            worker = self._started()
-            if worker is None:
-                return 0
-            with closing(worker):
-                reason, status = self._until_ended(worker)
-                if self._stopping or self._is_last(worker, status):
-                    return _exit_status(status)
-                self._replaced[reason] += 1
-                pause_s = self._pauses.after(worker.age_s())
-                _report(worker, reason, status, pause_s)
-            if _told_to_stop_within(pause_s):
-                return 0
+            for place in self._places:
+                if self._lacks(place) and time.monotonic() >= place.start_at_s:
+                    self._start(place)
+            if self._stopping and not any(place.worker for place in self._places):
+                return self._exit_status
+            received = _next_signal(self._look_within_s())
+            if received in _STOP:
+                self._told_to_stop()
+            ended = _reaped()
+            for place in tuple(self._places):
+                if place.worker is not None:
+                    self._look_at(place, place.worker, ended)
+            if time.monotonic() > self._kill_at_s:
+                self._send_all(signal.SIGKILL)
 
-    def _started(self) -> "_Worker | None":
-        """None when told to stop before one could be started."""
-        while True:
-            try:
-                return _Worker(self._command, self._listener, self._replaced)
-            except OSError as exc:
-                if not any(self._replaced.values()):
-                    raise
-                pause_s = self._pauses.after(lived_s=0.0)
-                log.error("no worker can be started", extra={"error": str(exc), "pause_s": pause_s})
-            if _told_to_stop_within(pause_s):
-                return None
+    def _look_within_s(self) -> float:
+        within_s = _LOOK_EVERY_S if self._places[0].has_served else _LOOK_AT_FIRST_EVERY_S
+        due_s = [
+            place.start_at_s - time.monotonic() for place in self._places if self._lacks(place)
+        ]
+        return max(0.0, min([within_s, *due_s]))
 
-    def _is_last(self, worker: "_Worker", status: int) -> bool:
-        """Whether another one would fare no better."""
+    def _lacks(self, place: "_Place") -> bool:
+        """Whether a worker is to be started there, once its pause is over."""
+        if self._stopping or place.worker is not None:
+            return False
+        # What stops the start is told once, by the first.
+        return place.number == 0 or self._places[0].has_served
+
+    def _start(self, place: "_Place") -> None:
+        try:
+            place.worker = _Worker(self._command, place, self._board, self._tallies)
+            place.vigil = Vigil(_LOOK_EVERY_S, time.monotonic())
+        except OSError as exc:
+            if place.is_new and place.number == 0:
+                raise
+            place.pause(lived_s=0.0)
+            log.error(
+                "no worker can be started",
+                extra=place.named() | {"error": str(exc), "pause_s": place.pause_s},
+            )
+            if place.is_new:
+                self._end(1)
+
+    def _look_at(self, place: "_Place", worker: "_Worker", ended: Mapping[int, int]) -> None:
+        self._listen_to(worker)
+        place.has_served |= worker.was_ready
+        status = ended.get(worker.process_id)
+        if status is not None:
+            self._ended(place, worker, status)
+            return
+        stuck = place.vigil.is_stuck(worker.last_beat_s, self._terms.stuck_s, time.monotonic())
+        if stuck and not self._stopping and worker.reason != "stuck":
+            worker.reason = "stuck"
+            worker.ask_for_stack()
+            worker.send(signal.SIGKILL)
+
+    def _ended(self, place: "_Place", worker: "_Worker", status: int) -> None:
+        """`status`: its exit status, or less than 0 the signal that killed it."""
+        place.worker = None
+        with closing(worker):
+            if self._stopping or self._is_last(place, worker, status):
+                self._end(status if status >= 0 else 128 - status)  # as a shell would tell it
+                return
+            place.replaced[worker.reason] += 1
+            place.pause(worker.age_s())
+            _report(place, worker, status)
+
+    def _is_last(self, place: "_Place", worker: "_Worker", status: int) -> bool:
+        """Whether another one would fare no better, and nobody serves without it."""
         if worker.was_ready:
-            self._killed_starts = 0
+            place.killed_starts = 0
+            return False
+        if place.has_served and any(other.serves for other in self._places):
             return False
         if status >= 0:
             return True
-        self._killed_starts += 1
-        if self._killed_starts < _KILLED_STARTS:
+        place.killed_starts += 1
+        if place.killed_starts < _KILLED_STARTS:
             return False
-        log.error("no worker became ready", extra={"starts": self._killed_starts})
+        log.error("no worker became ready", extra=place.named() | {"starts": place.killed_starts})
         return True
 
-    def _until_ended(self, worker: "_Worker") -> tuple[Reason, int]:
-        """Why it ended, and how: its exit status, or less than 0 the signal that killed it."""
-        vigil = Vigil(_LOOK_EVERY_S, time.monotonic())
-        kill_at_s = float("inf")
-        reason: Reason = "died"
-        while True:
-            received = _next_signal(_LOOK_EVERY_S)
-            status = _reaped().get(worker.process_id)
-            self._listen_to(worker)
-            if status is not None:
-                self._stopping |= received in _STOP
-                return reason, status
-            now_s = time.monotonic()
-            stuck = vigil.is_stuck(worker.last_beat_s, self._terms.stuck_s, now_s)
-            if received in _STOP and not self._stopping:
-                self._stop(worker)
-                kill_at_s = now_s + self._terms.drain_s + _CLOSE_WITHIN_S
-            elif received in _STOP or now_s > kill_at_s:
-                worker.send(signal.SIGKILL)
-            elif stuck and not self._stopping and reason != "stuck":
-                reason = "stuck"
-                worker.ask_for_stack()
-                worker.send(signal.SIGKILL)
+    def _told_to_stop(self) -> None:
+        if self._stopping:
+            self._send_all(signal.SIGKILL)
+        else:
+            self._end(0)
 
-    def _stop(self, worker: "_Worker") -> None:
-        """Once the worker has closed its own, too, new connections are refused."""
+    def _end(self, exit_status: int) -> None:
+        """Have the workers end. Once they have closed their listeners, too, new connections are
+        refused."""
+        self._exit_status = self._exit_status or exit_status
+        if self._stopping:
+            return
         self._stopping = True
-        self._close_listener()
-        worker.send(signal.SIGTERM)
+        self._kill_at_s = time.monotonic() + self._terms.drain_s + _CLOSE_WITHIN_S
+        self._close_listeners()
+        self._send_all(signal.SIGTERM)
+
+    def _send_all(self, number: signal.Signals) -> None:
+        for place in self._places:
+            if place.worker is not None:
+                place.worker.send(number)
 
     def _listen_to(self, worker: "_Worker") -> None:
         worker.listen()
         if worker.terms is not None and worker.terms != self._terms:
             self._terms = worker.terms
             configure_logging(self._terms.log_level)
-        if self._listener is None:
-            self._listener = worker.take_listener()
+        if worker.listeners:
+            self._places += [_Place(number) for number in range(1, len(worker.listeners))]
+            for place, listener in zip(self._places, worker.take_listeners(), strict=True):
+                place.listener = listener
         if self._stopping:
-            self._close_listener()
+            self._close_listeners()
 
-    def _close_listener(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+    def _close_listeners(self) -> None:
+        for place in self._places:
+            if place.listener is not None:
+                place.listener.close()
+                place.listener = None
+
+
+class _Place:
+    """One of the workers that there should be, whichever process it is just now."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.listener: socket.socket | None = None
+        self.worker: _Worker | None = None
+        self.vigil = Vigil(_LOOK_EVERY_S, time.monotonic())
+        self.replaced: dict[Reason, int] = {"stuck": 0, "died": 0}
+        self.has_served = False
+        self.killed_starts = 0
+        self.pause_s = 0.0
+        self.start_at_s = 0.0
+        self._pauses = _Pauses()
+
+    @property
+    def is_new(self) -> bool:
+        return not any(self.replaced.values())
+
+    @property
+    def serves(self) -> bool:
+        return self.worker is not None and self.worker.was_ready
+
+    def pause(self, lived_s: float) -> None:
+        """Before the next one is started."""
+        self.pause_s = self._pauses.after(lived_s)
+        self.start_at_s = time.monotonic() + self.pause_s
+
+    def named(self) -> dict[str, object]:
+        """For the log."""
+        return {"worker": self.number + 1}
 
 
 class _Worker:
     """One process, from its start until its end is told by `_reaped`. Raises `OSError`."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        listener: socket.socket | None,
-        replaced: Mapping[Reason, int],
-    ) -> None:
+    def __init__(self, command: Sequence[str], place: _Place, board: Board, tallies: int) -> None:
         self.terms: Terms | None = None
         """What it told, once it has."""
+        self.listeners: list[socket.socket] = []
+        """Those that it has bound, until they are taken."""
         self.said = b""
         """Its stack, when it was asked for it or crashed."""
-        self._listener: socket.socket | None = None
+        self.reason: Reason = "died"
+        """Why it will have ended."""
+        self._heartbeat: Heartbeat = board.heartbeat(place.number)
+        self._heartbeat.forget()
         self._line, theirs = socket.socketpair()
-        with ExitStack() as in_any_case, ExitStack() as on_failure:
-            in_any_case.callback(theirs.close)
+        with closing(theirs), ExitStack() as on_failure:
             on_failure.callback(self._line.close)
             self._line.setblocking(False)
-            self._heartbeat = Heartbeat.create()
-            in_any_case.callback(os.close, self._heartbeat.descriptor)
-            on_failure.callback(self._heartbeat.close)
-            given = [theirs.fileno(), self._heartbeat.descriptor]
-            if listener is not None:
-                given.append(listener.fileno())
+            listener = None if place.listener is None else place.listener.fileno()
             assignment = Assignment(
                 parent=os.getpid(),
+                place=place.number,
                 line=theirs.fileno(),
-                heartbeat=self._heartbeat.descriptor,
-                listener=None if listener is None else listener.fileno(),
-                replaced=replaced,
+                board=board.descriptor,
+                tallies=tallies,
+                listener=listener,
+                replaced=place.replaced,
             )
-            for descriptor in given:
-                os.set_inheritable(descriptor, True)
+            given = [assignment.line, board.descriptor, tallies]
             self._started_s = time.monotonic()
-            # A group of its own: a Ctrl-C in the terminal is for us, who pass it on in order.
-            self.process_id = os.posix_spawn(
-                command[0],
-                [*command, assignment.as_json()],
-                os.environ,
-                setpgroup=0,
-                setsigmask=(),
-            )
+            with _inheritable(given if listener is None else [*given, listener]):
+                # A group of its own: a Ctrl-C in the terminal is for us, who pass it on in order.
+                self.process_id = os.posix_spawn(
+                    command[0],
+                    [*command, assignment.as_json()],
+                    os.environ,
+                    setpgroup=0,
+                    setsigmask=(),
+                )
             on_failure.pop_all()
 
     @property
@@ -251,21 +332,22 @@ class _Worker:
     def send(self, number: signal.Signals) -> None:
         os.kill(self.process_id, number)
 
-    def take_listener(self) -> socket.socket | None:
-        """The socket that it has bound, once."""
-        listener, self._listener = self._listener, None
-        return listener
+    def take_listeners(self) -> list[socket.socket]:
+        """One for each place, once."""
+        listeners, self.listeners = self.listeners, []
+        return listeners
 
     def listen(self) -> bool:
         """Take in what has come from it; whether there was anything."""
         heard = False
         while True:
             try:
-                data, descriptors, _, _ = socket.recv_fds(self._line, 65536, 1)
+                data, descriptors, _, _ = socket.recv_fds(self._line, 65536, _MOST_LISTENERS)
             except (BlockingIOError, ConnectionResetError):
                 return heard
             for descriptor in descriptors:
-                self._listener = socket.socket(fileno=descriptor)
+                os.set_inheritable(descriptor, False)  # what arrives is
+                self.listeners.append(socket.socket(fileno=descriptor))
             if not data:
                 return heard
             heard = True
@@ -285,7 +367,6 @@ class _Worker:
 
     def close(self) -> None:
         self._line.close()
-        self._heartbeat.close()
 
 
 class _Pauses:
@@ -300,31 +381,36 @@ class _Pauses:
         return pause_s
 
 
-def _report(worker: _Worker, reason: Reason, status: int, pause_s: float) -> None:
+def _report(place: _Place, worker: _Worker, status: int) -> None:
+    died = worker.reason == "died"
     log.error(
-        "the worker died and is replaced" if reason == "died" else "the worker is stuck: replaced",
-        extra={
-            "worker": worker.process_id,
+        "the worker died and is replaced" if died else "the worker is stuck: replaced",
+        extra=place.named()
+        | {
+            "pid": worker.process_id,
             "ended_by": signal.Signals(-status).name if status < 0 else status,
             "lived_s": round(worker.age_s(), 1),
-            "pause_s": pause_s,
+            "pause_s": place.pause_s,
             "stack": worker.said.decode(errors="replace"),
         },
     )
 
 
+@contextmanager
+def _inheritable(descriptors: Sequence[int]) -> Iterator[None]:
+    """Only meanwhile: a listener that another worker held, too, would outlive its own worker."""
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, True)
+    try:
+        yield
+    finally:
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+
+
 def _next_signal(within_s: float) -> int | None:
     received = signal.sigtimedwait(_SIGNALS, within_s)
     return None if received is None else received.si_signo
-
-
-def _told_to_stop_within(duration_s: float) -> bool:
-    until_s = time.monotonic() + duration_s
-    while (left_s := until_s - time.monotonic()) > 0:
-        if _next_signal(left_s) in _STOP:
-            return True
-        _reaped()
-    return False
 
 
 def _reaped() -> dict[int, int]:
@@ -339,8 +425,3 @@ def _reaped() -> dict[int, int]:
         if process_id == 0:
             return ended
         ended[process_id] = os.waitstatus_to_exitcode(status)
-
-
-def _exit_status(status: int) -> int:
-    """As a shell would tell it."""
-    return status if status >= 0 else 128 - status

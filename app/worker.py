@@ -7,13 +7,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Never
 
 from app.config import Settings
-from app.heartbeat import BEAT_EVERY_S, Heartbeat
+from app.heartbeat import BEAT_EVERY_S, Board, Heartbeat
 from app.supervisor import Assignment, Terms
+from app.telemetry.tally import Tallies
 
 _PR_SET_PDEATHSIG = 1
 
@@ -27,30 +28,52 @@ class Parent:
 
     def __init__(self, assignment: Assignment) -> None:
         _end_with(assignment.parent)
+        self.place = assignment.place
+        """Which of the workers we are, counted from 0."""
         self.replaced = assignment.replaced
         self.listener = (
             None if assignment.listener is None else socket.socket(fileno=assignment.listener)
         )
+        self.board = Board(assignment.board)
         self._line = socket.socket(fileno=assignment.line)
-        self._heartbeat = Heartbeat(assignment.heartbeat)
-        for inherited in (self._line, self.listener):
+        self._tallies = assignment.tallies
+        self._all_were_ready = False
+        for inherited in (self._line.fileno(), assignment.tallies, assignment.listener):
             if inherited is not None:
-                inherited.set_inheritable(False)  # what we start is none of their business
-        os.close(assignment.heartbeat)
+                os.set_inheritable(inherited, False)  # what we start is none of their business
+        os.close(assignment.board)
         # The signal is handled in C, whatever Python or native code the loop is stuck in.
         faulthandler.enable(self._line.fileno())
         faulthandler.register(signal.SIGUSR1, self._line.fileno())
 
-    def tell(self, settings: Settings, listener: socket.socket) -> None:
-        """What it needs to watch us and to replace us."""
-        terms = Terms(settings.stuck_s, settings.drain_s, settings.log_level)
-        given = [listener.fileno()] if self.listener is None else []
+    def tell(self, settings: Settings, listeners: Sequence[socket.socket]) -> None:
+        """What it needs to watch us and to replace us; `listeners`, one for each worker, are those
+        that we have bound, and none but the first stays open here."""
+        terms = Terms(settings.workers, settings.stuck_s, settings.drain_s, settings.log_level)
+        given = [] if self.listener else [listener.fileno() for listener in listeners]
         socket.send_fds(self._line, [terms.as_line()], given)
+        for listener in listeners[1:]:
+            listener.close()
+
+    def tallies(self, workers: int) -> Tallies:
+        """Where so many workers count, we among them."""
+        return Tallies.shared(self._tallies, self.place, workers)
+
+    def missing(self, workers: int) -> list[str]:
+        """Which of so many workers have not been ready yet, beside us. Once all were none is: one
+        that is replaced does not make the others unready."""
+        if self._all_were_ready:
+            return []
+        others = [place for place in range(workers) if place != self.place]
+        missing = [n for n in others if self.board.heartbeat(n).last_s is None]
+        self._all_were_ready = not missing
+        return [f"worker {place + 1}: not ready yet" for place in missing]
 
     @asynccontextmanager
     async def beating(self, tell_lag: Callable[[float], None]) -> AsyncIterator[None]:
         """We are ready and our loop runs. `tell_lag` is told how late each beat was, in s."""
-        task = asyncio.create_task(beat(self._heartbeat, tell_lag), name="heartbeat")
+        heartbeat = self.board.heartbeat(self.place)
+        task = asyncio.create_task(beat(heartbeat, tell_lag), name="heartbeat")
         try:
             yield
         finally:

@@ -9,7 +9,19 @@ def resident_mb(process: int | str) -> float:
     return pages * 4096 / 1e6
 
 
+def proportional_mb(process: int) -> float:
+    """Resident memory of a process, of pages that others have, too, its share."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    (kib,) = (line.split()[1] for line in lines if line.startswith("Pss:"))
+    return int(kib) * 1024 / 1e6
+
+
+def workers_of(parent: int) -> list[int]:
+    """The workers of a `hikyaku serve` that answers, in the order in which they were started."""
+    return [int(n) for n in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
 def worker_of(parent: int) -> int:
-    """The worker of a `hikyaku serve` that answers."""
-    (worker,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return int(worker)
+    """The only one of them."""
+    (worker,) = workers_of(parent)
+    return worker

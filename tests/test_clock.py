@@ -22,5 +22,13 @@ def test_a_replay_clock_never_goes_back() -> None:
     clock.advance(NEW_YEAR)  # standing still is not going back
 
 
+def test_clocks_that_share_their_instant_stand_together() -> None:
+    instant = [0.0]
+    one, other = (ReplayClock(NEW_YEAR, instant) for _ in range(2))
+    one.advance(NEW_YEAR + timedelta(minutes=5))
+    assert other.now_s() == NEW_YEAR.timestamp() + 300
+    assert ReplayClock(NEW_YEAR, instant).now_s() == other.now_s()  # of a worker started later
+
+
 def test_instants_are_written_in_utc() -> None:
     assert as_rfc3339(NEW_YEAR.timestamp()) == "2014-01-01T00:00:00Z"

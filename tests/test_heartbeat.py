@@ -1,38 +1,43 @@
 import asyncio
 import os
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 
-from app.heartbeat import Heartbeat, Vigil
+from app.heartbeat import Board, Vigil
 from app.worker import beat
 
 PATIENCE_S = 10.0
 
 
 def test_a_beat_is_seen_through_another_descriptor_of_the_page() -> None:
-    with closing(Heartbeat.create()) as ours, closing(Heartbeat(os.dup(ours.descriptor))) as theirs:
-        assert ours.last_s is None
-        before_s = time.monotonic()
-        theirs.beat()
-        assert ours.last_s is not None
-        assert before_s <= ours.last_s <= time.monotonic()
+    ours = Board.create()
+    theirs = Board(os.dup(ours.descriptor))
+    first, second = ours.heartbeat(0), ours.heartbeat(1)
+    assert second.last_s is None
+    before_s = time.monotonic()
+    theirs.heartbeat(1).beat()
+    assert second.last_s is not None
+    assert before_s <= second.last_s <= time.monotonic()
+    assert first.last_s is None
+    second.forget()
+    assert theirs.heartbeat(1).last_s is None
 
 
 async def test_a_loop_beats_while_it_runs_and_tells_for_how_long_it_did_not() -> None:
     lags: asyncio.Queue[float] = asyncio.Queue()
-    with closing(Heartbeat.create()) as heartbeat:
-        beating = asyncio.create_task(beat(heartbeat, lags.put_nowait))
-        await lags.get()
-        time.sleep(0.3)  # noqa: ASYNC251  (a blocked loop is the subject)
-        blocked_until_s = time.monotonic()
-        assert heartbeat.last_s is not None
-        assert heartbeat.last_s < blocked_until_s - 0.2
-        assert await lags.get() > 0.15
-        await lags.get()
-        assert heartbeat.last_s >= blocked_until_s
-        beating.cancel()
-        with suppress(asyncio.CancelledError):
-            await beating
+    heartbeat = Board.create().heartbeat(0)
+    beating = asyncio.create_task(beat(heartbeat, lags.put_nowait))
+    await lags.get()
+    time.sleep(0.3)  # noqa: ASYNC251  (a blocked loop is the subject)
+    blocked_until_s = time.monotonic()
+    assert heartbeat.last_s is not None
+    assert heartbeat.last_s < blocked_until_s - 0.2
+    assert await lags.get() > 0.15
+    await lags.get()
+    assert heartbeat.last_s >= blocked_until_s
+    beating.cancel()
+    with suppress(asyncio.CancelledError):
+        await beating
 
 
 class TestVigil:

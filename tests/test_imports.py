@@ -64,9 +64,10 @@ OWNERS = {
         "features/row_stream.py",
     },
     "prometheus_client": {
+        "telemetry/instruments.py",
         "telemetry/histogram.py",
         "telemetry/metrics.py",
-        "telemetry/recorder.py",
+        "telemetry/processes.py",
     },
     "pandas": {"features/feast_repo.py", "evaluation/replay.py"},
     "sklearn": {"evaluation/scores.py"},

@@ -78,10 +78,17 @@ def tell(connection: socket.socket, command: str) -> tuple[int, dict[str, int]]:
 
 
 @contextmanager
-def parent(at_start: str, *, stuck_s: float = 60.0, drain_s: float = 5.0) -> Iterator[Parent]:
+def parent(
+    at_start: str, *, workers: int = 1, stuck_s: float = 60.0, drain_s: float = 5.0
+) -> Iterator[Parent]:
     with closing(bind("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    settings = {"PORT": str(port), "STUCK_S": str(stuck_s), "DRAIN_S": str(drain_s)}
+    settings = {
+        "PORT": str(port),
+        "WORKERS": str(workers),
+        "STUCK_S": str(stuck_s),
+        "DRAIN_S": str(drain_s),
+    }
     process = subprocess.Popen(
         [sys.executable, "-c", PARENT, at_start],
         cwd=ROOT,
@@ -110,6 +117,28 @@ def serving(**settings: float) -> Iterator[Parent]:
         yield started
 
 
+@contextmanager
+def two_serving(at_start: str = "serve", **settings: float) -> Iterator[tuple[Parent, int, int]]:
+    """The parent, and its workers in the order in which they began."""
+    with parent(at_start, workers=2, **settings) as started:
+        wait_until(lambda: len(started.children()) == 2)
+        first, second = started.children()
+        for worker in (first, second):
+            reach(started, worker).close()
+        yield started, first, second
+
+
+def reach(started: Parent, worker: int) -> socket.socket:
+    """A connection to this one of several workers, which the kernel chooses at random."""
+    until_s = time.monotonic() + PATIENCE_S
+    while True:
+        assert time.monotonic() < until_s
+        connection = started.connect()
+        if tell(connection, "stay")[0] == worker:
+            return connection
+        connection.close()
+
+
 def wait_until(true: Callable[[], bool]) -> None:
     until_s = time.monotonic() + PATIENCE_S
     while not true():
@@ -133,7 +162,7 @@ def test_a_worker_whose_loop_is_blocked_is_replaced_and_its_stack_is_logged() ->
         assert not runs(first)
         assert replaced == {"stuck": 1, "died": 0}
         said = started.said("stuck")
-        assert (said["worker"], said["ended_by"]) == (first, "SIGKILL")
+        assert (said["pid"], said["ended_by"]) == (first, "SIGKILL")
         assert "in stand_still" in said["stack"]
 
 
@@ -163,7 +192,7 @@ def test_a_worker_that_crashes_is_replaced_and_its_stack_is_logged() -> None:
         first, _ = started.who()
         started.tell("crash")
         said = started.said("died")
-        assert (said["worker"], said["ended_by"]) == (first, "SIGSEGV")
+        assert (said["pid"], said["ended_by"]) == (first, "SIGSEGV")
         assert "in obey" in said["stack"]
         second, replaced = started.who()
         assert second != first
@@ -267,6 +296,56 @@ def test_the_orphans_of_others_are_reaped() -> None:
         started.tell("orphan")
         wait_until(lambda: len(started.children()) == 2)
         wait_until(lambda: started.children() == [worker])
+
+
+class TestSeveralWorkers:
+    def test_one_that_is_killed_is_replaced_alone(self) -> None:
+        with two_serving() as (started, first, second), reach(started, first) as kept:
+            subprocess.run(["kill", "-KILL", str(second)], check=True)
+            assert started.said("died")["worker"] == 2
+            assert tell(kept, "stay") == (first, {"stuck": 0, "died": 0})
+            wait_until(lambda: len(started.children()) == 2)
+            (third,) = set(started.children()) - {first}
+            with reach(started, third) as replacement:
+                assert tell(replacement, "stay") == (third, {"stuck": 0, "died": 1})
+            assert tell(kept, "stay")[0] == first
+
+    def test_one_that_is_stuck_is_replaced_alone(self) -> None:
+        with two_serving(stuck_s=1.0) as (started, first, second), reach(started, first) as kept:
+            with reach(started, second) as blocked:
+                tell(blocked, "block")
+            said = started.said("stuck")
+            assert (said["worker"], said["pid"], said["ended_by"]) == (2, second, "SIGKILL")
+            assert tell(kept, "stay")[0] == first
+            # Who connects to its socket meanwhile waits for the next one.
+            answered = {started.who()[0] for _ in range(12)}
+            assert first in answered
+            assert len(answered) == 2
+            assert second not in answered
+
+    def test_told_to_stop_all_of_them_end(self) -> None:
+        with two_serving() as (started, first, second):
+            started.process.terminate()
+            assert started.ended() == 0
+            assert not runs(first)
+            assert not runs(second)
+            assert _refused(started)
+
+    def test_one_that_ends_at_its_first_start_ends_the_service(self) -> None:
+        with parent("second ends", workers=2) as started:
+            _, said = started.process.communicate(timeout=PATIENCE_S)
+            assert started.process.returncode == 3
+            assert said == "there is no model\n"
+
+    def test_while_another_serves_one_that_cannot_be_replaced_is_tried_again(self) -> None:
+        with two_serving("second ends once replaced") as (started, first, second):
+            with reach(started, first) as kept:
+                subprocess.run(["kill", "-KILL", str(second)], check=True)
+                ended_by = [started.said("died")["ended_by"] for _ in range(3)]
+                assert ended_by == ["SIGKILL", 3, 3]
+                assert tell(kept, "stay")[0] == first
+            started.process.terminate()
+            assert started.ended() == 0
 
 
 def _refused(started: Parent) -> bool:

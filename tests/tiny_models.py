@@ -256,6 +256,7 @@ async def loaded(
             Metrics(),
             WallClock(),
             1.0,
+            1,
             stack,
         )
 

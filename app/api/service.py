@@ -76,7 +76,7 @@ def _add_health(app: FastAPI, runtime: Runtime) -> None:
     @app.get("/metrics", tags=["health"])
     async def metrics() -> Response:
         """Prometheus exposition format."""
-        return Response(runtime.metrics.render(), media_type="text/plain; version=0.0.4")
+        return Response(await runtime.metrics.render(), media_type="text/plain; version=0.0.4")
 
 
 def _add_models(app: FastAPI, runtime: Runtime) -> None:

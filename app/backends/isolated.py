@@ -264,8 +264,12 @@ async def open_isolated(
     model: Path,
     signature: Signature,
     tell: Tell = tell_nobody,
+    workers: int = 1,
 ) -> IsolatedBackend:
-    """Open the model in a process of its own. Raises `InvalidModel` with what that process says."""
-    backend = IsolatedBackend(Opening(options, isolation, model, signature), tell)
+    """Open the model in a process of its own, as one of so many workers.
+
+    Raises `InvalidModel` with what that process says.
+    """
+    backend = IsolatedBackend(Opening(options, isolation, model, signature, workers), tell)
     await backend.start()
     return backend

@@ -72,10 +72,11 @@ async def _opened(opening: Open) -> tuple[Backend | InvalidModel, list[str]]:
         opening.options
     )
     try:
-        return await open_backend(options, Path(opening.model), opening.signature), gaps
+        model, workers = Path(opening.model), opening.workers
+        return await open_backend(options, model, opening.signature, workers=workers), gaps
     except InvalidModel as exc:
         return exc, gaps
-    except ConfigurationError as exc:  # what the backend needs is not installed
+    except ConfigurationError as exc:  # what the backend needs is not there
         return InvalidModel(str(exc)), gaps
 
 

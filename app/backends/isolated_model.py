@@ -43,6 +43,7 @@ class Opening:
     isolation: Isolation
     model: Path
     signature: Signature
+    workers: int
 
     def message(self) -> Open:
         isolation = self.isolation
@@ -52,6 +53,7 @@ class Opening:
             self.options.model_dump(mode="json", exclude={"isolated"}),
             str(self.model.absolute()),
             self.signature,
+            self.workers,
         )
 
 

@@ -63,6 +63,7 @@ class Open(msgspec.Struct, tag="open", frozen=True):
     options: dict[str, Any]
     model: str
     signature: Signature
+    workers: int
 
 
 class Run(msgspec.Struct, tag="run", frozen=True):

@@ -12,10 +12,10 @@ from typing import TypeVar
 from app.backends.backend import Tell, tell_nobody
 from app.backends.execution_threads import ExecutionThreads
 from app.backends.execution_times import MAX_INLINE_S, ExecutionTimes, warm_up_batches
-from app.backends.onnx_session import CPU, WHOLE_RUN, OnnxRun, OnnxSession, OutOfMemory
+from app.backends.onnx_session import CPU, ON_CUDA, WHOLE_RUN, OnnxRun, OnnxSession, OutOfMemory
 from app.contract import OnnxOptions
 from app.deadline import Deadline
-from app.errors import InvalidModel, ModelNotReady
+from app.errors import ConfigurationError, InvalidModel, ModelNotReady
 from app.tensors import Signature, Tensors, row_count
 
 log = logging.getLogger(__name__)
@@ -173,12 +173,28 @@ class OnnxBackend:
 
 
 async def open_onnx(
-    options: OnnxOptions, model: Path, outputs: Sequence[str], tell: Tell = tell_nobody
+    options: OnnxOptions,
+    model: Path,
+    outputs: Sequence[str],
+    tell: Tell = tell_nobody,
+    workers: int = 1,
 ) -> OnnxBackend:
-    """Load an ONNX file that computes `outputs`. Raises `InvalidModel` when it cannot be loaded."""
+    """Load an ONNX file that computes `outputs`, as one of so many workers. Raises `InvalidModel`
+    when it cannot be loaded, `ConfigurationError` when each worker would put it on the GPU."""
     session = OnnxSession(options, model, outputs)
+    require_one_on_the_gpu(session.provider, workers)
     log.info("model in ONNX Runtime", extra={"file": str(model), **session.describe()})
     return OnnxBackend(session, options, tell)
+
+
+def require_one_on_the_gpu(provider: str, workers: int) -> None:
+    """Raises `ConfigurationError` when more than one process would execute there."""
+    if workers > 1 and provider in ON_CUDA:
+        raise ConfigurationError(
+            f"each of {workers} workers would put the model and a CUDA context of its own on the "
+            "GPU and wait for the others' executions: let them share a Triton (backend: "
+            "{use: triton}), set HIKYAKU_WORKERS to 1, or leave cuda out of `providers`"
+        )
 
 
 def _let_it_end() -> None:

@@ -21,7 +21,7 @@ CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 SHORT_NAMES = {"cpu": CPU, "cuda": _CUDA, "tensorrt": _TENSORRT}
-_ON_CUDA = {_CUDA, _TENSORRT}
+ON_CUDA = {_CUDA, _TENSORRT}
 # Doubling what it holds would let two models that fit run out of memory.
 _PROVIDER_DEFAULTS = {_CUDA: {"arena_extend_strategy": "kSameAsRequested"}}
 _OPTIMISATIONS = {
@@ -137,7 +137,7 @@ class OnnxSession:
     ) -> Sequence[Tensor]:
         """Inputs are copied to the device when they are bound; each output is made there and
         copied once."""
-        device = "cuda" if self.provider in _ON_CUDA else "cpu"
+        device = "cuda" if self.provider in ON_CUDA else "cpu"
         binding = session.io_binding()
         # The binding points into the arrays: they must outlive the run.
         whole = {name: _in_one_piece(tensor) for name, tensor in inputs.items()}
@@ -169,7 +169,7 @@ class OnnxSession:
 
     def _load(self, name: str) -> ort.InferenceSession:
         """With the CPU behind the provider, for the nodes that it does not execute."""
-        if name in _ON_CUDA:
+        if name in ON_CUDA:
             with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses
                 ort.preload_dlls()  # from the wheels of the extra `gpu`
         wanted = [_full_name(provider) for provider in self._options.providers]
@@ -194,7 +194,7 @@ class OnnxSession:
         if any(spec.dtype == "str" for spec in specs):
             return False  # texts cannot be bound
         if self._options.io_binding is None:
-            return self.provider in _ON_CUDA
+            return self.provider in ON_CUDA
         return self._options.io_binding
 
 
@@ -230,7 +230,7 @@ def _of_provider(options: OnnxOptions, name: str) -> dict[str, str]:
 
 def _both_packages(name: str) -> str:
     """Why CUDA is absent where the package for it is installed."""
-    if name not in _ON_CUDA or not _is_installed("onnxruntime-gpu"):
+    if name not in ON_CUDA or not _is_installed("onnxruntime-gpu"):
         return ""
     if _is_installed("onnxruntime"):
         return " (onnxruntime and onnxruntime-gpu overwrite each other: install one, afresh)"

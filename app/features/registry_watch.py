@@ -68,7 +68,8 @@ class RegistryWatch:
 
     It happens in a child process, because it takes Feast; the child is skipped while the registry
     is a local file that nobody has written. Use it as an async context manager: leaving ends the
-    child. `every_s` 0 switches it off. `plans` gives the plan of each served model.
+    child. `every_s` 0 switches it off. `plans` gives the plan of each served model. The first
+    comparison comes after `first_after_s`, for the children of several workers to come in turn.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class RegistryWatch:
         plans: Callable[[], Mapping[str, FeaturePlan]],
         metrics: Metrics,
         *,
+        first_after_s: float = 0.0,
         command: Sequence[str] = REGISTRY_CHECK,
         timeout_s: float = _TIMEOUT_S,
     ) -> None:
@@ -85,6 +87,7 @@ class RegistryWatch:
         self._every_s = every_s
         self._plans = plans
         self._metrics = metrics
+        self._first_after_s = first_after_s
         self._command = command
         self._timeout_s = timeout_s
         self._compared: tuple[_Stamp, Mapping[str, FeaturePlan]] | None = None
@@ -136,6 +139,7 @@ class RegistryWatch:
             await asyncio.wait({self._task})
 
     async def _watch(self) -> None:
+        await asyncio.sleep(self._first_after_s)
         while True:
             await self.check()
             await asyncio.sleep(self._every_s)

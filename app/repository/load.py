@@ -45,11 +45,14 @@ async def load_current(
     metrics: Metrics,
     clock: FeatureClock,
     drain_s: float,
+    workers: int,
     stack: AsyncExitStack,
 ) -> ServedModel:
-    """The version that CURRENT names, ready to answer; what it holds is released by `stack`.
+    """The version that CURRENT names, ready to answer in one of so many workers; what it holds is
+    released by `stack`.
 
-    Raises `InvalidModel` when any of it is not what its manifest and model.yaml say.
+    Raises `InvalidModel` when any of it is not what its manifest and model.yaml say,
+    `ConfigurationError` when it cannot be served like this.
     """
     contract = load_contract(model_dir / CONTRACT_FILE)
     version = current_version(model_dir)
@@ -62,7 +65,9 @@ async def load_current(
 
     recorder = BatchRecorder(metrics, model_dir.name)
     model = version_dir / MODEL_FILE
-    backend = await open_backend(contract.backend, model, signature_of(manifest), recorder.happened)
+    backend = await open_backend(
+        contract.backend, model, signature_of(manifest), recorder.happened, workers
+    )
     stack.push_async_callback(backend.close)
     if backend.signature != signature_of(manifest):
         raise InvalidModel(f"{version_dir}: the model's signature is not the manifest's")

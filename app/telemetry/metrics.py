@@ -1,17 +1,15 @@
 """Every metric of the service, declared once."""
 
+import asyncio
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
-    Gauge,
     GCCollector,
     PlatformCollector,
     ProcessCollector,
-    disable_created_metrics,
     generate_latest,
     start_http_server,
 )
@@ -19,13 +17,15 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.telemetry.histogram import Histogram
-
-# A series more for each counter, which nobody reads. The function ships without types.
-disable_created_metrics()  # type: ignore[no-untyped-call]
+from app.telemetry.instruments import Counter, Gauge
+from app.telemetry.processes import WorkerProcesses
+from app.telemetry.tally import Tallies
 
 STAGES = ("parse", "features", "queue", "execution", "respond")
 """The stages of an answered request, in order; their durations add up to the request's."""
 
+# Half a millisecond's work.
+_SAMPLES_AT_ONCE = 64
 _LATENCY_BUCKETS_S = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -49,17 +49,24 @@ class Metrics:
     `code` from the error tree and `ok`, `feature_view` and `output` from the model's own files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tallies: Tallies | None = None) -> None:
+        """`tallies`: where the workers of a service count, ours among them; None counts alone."""
+        tallies = tallies or Tallies.private()
         self.registry = CollectorRegistry()
         self._kept_back = _KeptBack(self.registry)
-        ProcessCollector(registry=self.registry)
+        if tallies.workers == 1:
+            ProcessCollector(registry=self.registry)
+        else:
+            self.registry.register(WorkerProcesses(tallies))
         PlatformCollector(registry=self.registry, platform=platform)
-        GCCollector(registry=self.registry)
+        if tallies.workers == 1:
+            GCCollector(registry=self.registry)
         self.requests = Counter(
             "hikyaku_requests",
             "Predict requests by their outcome: ok, or the code of the refusal.",
             ["model", "code"],
             registry=self.registry,
+            tallies=tallies,
         )
         self.request_duration = Histogram(
             "hikyaku_request_duration_seconds",
@@ -67,6 +74,7 @@ class Metrics:
             ["model"],
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
+            tallies=tallies,
         )
         self.stage_duration = Histogram(
             "hikyaku_stage_duration_seconds",
@@ -74,6 +82,7 @@ class Metrics:
             ["model", "stage"],
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
+            tallies=tallies,
         )
         self.batch_rows = Histogram(
             "hikyaku_batch_rows",
@@ -81,6 +90,7 @@ class Metrics:
             ["model"],
             buckets=_ROW_BUCKETS,
             registry=self.registry,
+            tallies=tallies,
         )
         self.execution_duration = Histogram(
             "hikyaku_execution_duration_seconds",
@@ -88,6 +98,7 @@ class Metrics:
             ["model"],
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
+            tallies=tallies,
         )
         self.queue_delay = Histogram(
             "hikyaku_queue_delay_seconds",
@@ -95,42 +106,50 @@ class Metrics:
             ["model"],
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
+            tallies=tallies,
         )
         self.failed_executions = Counter(
             "hikyaku_failed_executions",
             "Executions without outputs, by what became of them.",
             ["model", "outcome"],
             registry=self.registry,
+            tallies=tallies,
         )
         self.backend_events = Counter(
             "hikyaku_backend_events",
             "What happened to a model's backend beside its executions.",
             ["model", "event"],
             registry=self.registry,
+            tallies=tallies,
         )
         self.repeated_executions = Counter(
             "hikyaku_repeated_executions",
             "Executions of parts of a batch that failed, to find the rows that made it fail.",
             ["model"],
             registry=self.registry,
+            tallies=tallies,
         )
         self.left_queue = Counter(
             "hikyaku_left_queue",
             "Requests whose caller left, or whose deadline passed, before they were executed.",
             ["model"],
             registry=self.registry,
+            tallies=tallies,
         )
         self.queue_refusals = Counter(
             "hikyaku_queue_refusals",
             "Requests that the queue refused, by the reason.",
             ["model", "reason"],
             registry=self.registry,
+            tallies=tallies,
         )
         self.queued_rows = Gauge(
             "hikyaku_queued_rows",
             "Rows that wait for an execution.",
             ["model"],
+            together=sum,
             registry=self.registry,
+            tallies=tallies,
         )
         self.prediction = Histogram(
             "hikyaku_prediction",
@@ -138,30 +157,35 @@ class Metrics:
             ["model", "role", "output"],
             buckets=_PREDICTION_BUCKETS,
             registry=self.registry,
+            tallies=tallies,
         )
         self.degraded_requests = Counter(
             "hikyaku_degraded_requests",
             "Answers that rest on a missing or too old value of this view.",
             ["model", "feature_view", "status"],
             registry=self.registry,
+            tallies=tallies,
         )
         self.not_finite_values = Counter(
             "hikyaku_not_finite_values",
             "Values of an output that were no finite number, refused or answered as null.",
             ["model", "output"],
             registry=self.registry,
+            tallies=tallies,
         )
         self.feature_values = Counter(
             "hikyaku_feature_values",
             "Stored values read, by what was known about them.",
             ["model", "feature_view", "status"],
             registry=self.registry,
+            tallies=tallies,
         )
         self.substituted_values = Counter(
             "hikyaku_substituted_values",
             "Missing values in whose place the model got another, by the policy that gave it.",
             ["model", "feature_view", "policy"],
             registry=self.registry,
+            tallies=tallies,
         )
         self.feature_age = Histogram(
             "hikyaku_feature_age_seconds",
@@ -169,50 +193,88 @@ class Metrics:
             ["model", "feature_view"],
             buckets=_AGE_BUCKETS_S,
             registry=self.registry,
+            tallies=tallies,
         )
         self.feature_newest_age = Gauge(
             "hikyaku_feature_newest_age_seconds",
             "Age of the newest row read so far, by feature time; NaN before there was one.",
             ["model", "feature_view"],
+            together=min,
             registry=self.registry,
+            tallies=tallies,
         )
         self.model_info = Gauge(
             "hikyaku_model_info",
             "1 for each loaded version.",
             ["model", "version", "sha256", "role"],
+            together=max,
             registry=self.registry,
+            tallies=tallies,
         )
         self.plan_outdated = Gauge(
             "hikyaku_plan_outdated",
             "1 where Feast's registry no longer matches the served plan, 0 where it does.",
             ["model"],
+            together=max,
             registry=self.registry,
+            tallies=tallies,
         )
         self.ready = Gauge(
             "hikyaku_ready",
             "1 while models are warm and the feature store answers, looked at every few seconds.",
+            together=min,
             registry=self.registry,
+            tallies=tallies,
         )
         self.loop_lag = Histogram(
             "hikyaku_loop_lag_seconds",
             "How late the event loop's heartbeat was, ten times a second.",
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
+            tallies=tallies,
         )
         self.worker_replacements = Counter(
             "hikyaku_worker_replacements",
             "Workers replaced since the service started: stuck, or died by themselves.",
             ["reason"],
             registry=self.registry,
+            tallies=tallies,
         )
+        self._published = [own for own in vars(self).values() if isinstance(own, Gauge | Histogram)]
 
     def before_reading(self, record: Callable[[], None]) -> None:
         """Call `record` before metrics are read: it records what was kept back until then."""
         self._kept_back.records.append(record)
 
-    def render(self) -> bytes:
-        """The exposition format, for a scrape."""
-        return generate_latest(self.registry)
+    def record(self) -> None:
+        """What was kept back until now is there for other workers to read."""
+        self._kept_back.collect()
+        for metric in self._published:
+            metric.publish()
+
+    async def render(self) -> bytes:
+        """The exposition format, for a scrape; in pieces between which the event loop runs."""
+        return b"".join([piece async for piece in self._pieces()])
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        for metric in self.registry.collect():
+            samples = metric.samples
+            for start in range(0, max(len(samples), 1), _SAMPLES_AT_ONCE):
+                metric.samples = samples[start : start + _SAMPLES_AT_ONCE]
+                text = generate_latest(_Collected(metric))
+                # Its help and its type are told once.
+                yield text if start == 0 else text.split(b"\n", 2)[2]
+                await asyncio.sleep(0)
+
+
+class _Collected(Collector):
+    """One metric, as it was collected."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterable[Metric]:
+        return [self._metric]
 
 
 class _KeptBack(Collector):
@@ -235,6 +297,7 @@ class PushMetrics:
     """Metrics of a job that pushes a stream's entries, on a registry of its own."""
 
     def __init__(self) -> None:
+        tallies = Tallies.private()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry, platform=platform)
@@ -244,23 +307,28 @@ class PushMetrics:
             "Rows written to a view: stored, or not newer than what was there.",
             ["feature_view", "result"],
             registry=self.registry,
+            tallies=tallies,
         )
         self.refused_entries = Counter(
             "hikyaku_push_refused_entries",
             "Entries that could not be used and were kept in the stream of refused ones.",
             registry=self.registry,
+            tallies=tallies,
         )
         self.batch_duration = Histogram(
             "hikyaku_push_batch_duration_seconds",
             "From a batch's arrival to its acknowledgement.",
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
+            tallies=tallies,
         )
         self.newest_event = Gauge(
             "hikyaku_push_newest_event_timestamp_seconds",
             "Newest event time written to a view, in seconds since 1970.",
             ["feature_view"],
+            together=max,
             registry=self.registry,
+            tallies=tallies,
         )
 
     def record(

@@ -5,8 +5,8 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import Counter
 
+from app.telemetry.instruments import Count
 from app.telemetry.metrics import STAGES, Metrics
 
 # Of so many requests and predictions together each costs hardly more than to remember it.
@@ -40,8 +40,8 @@ class PredictionRecorder:
         self._statuses = statuses
         self._view_of_feature = np.array(view_of_feature, dtype=np.intp)
         self._first_code = self._view_of_feature * len(statuses)
-        self._values: dict[int, Counter] = {}
-        self._substitutes: dict[tuple[int, str], Counter] = {}
+        self._values: dict[int, Count] = {}
+        self._substitutes: dict[tuple[int, str], Count] = {}
         self._predictions = {
             name: metrics.prediction.labels(model, "champion", name) for name in outputs
         }
@@ -137,7 +137,7 @@ class PredictionRecorder:
     def _newest_age_s(self, view: int) -> float:
         return float(self._now_s() - self._newest_s[view])
 
-    def _counter(self, code: int) -> Counter:
+    def _counter(self, code: int) -> Count:
         if code not in self._values:
             view, status = divmod(code, len(self._statuses))
             self._values[code] = self._metrics.feature_values.labels(

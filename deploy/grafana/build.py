@@ -405,7 +405,7 @@ def process() -> list[Json]:
         versions,
         graph(
             "Memory",
-            [(of_the_process("process_resident_memory_bytes"), "{{instance}}")],
+            [(of_the_process("process_resident_memory_bytes"), "{{instance}} {{worker}}")],
             "bytes",
         ),
         graph(
@@ -413,7 +413,7 @@ def process() -> list[Json]:
             [
                 (
                     of_the_process("rate(process_cpu_seconds_total[$__rate_interval])"),
-                    "{{instance}}",
+                    "{{instance}} {{worker}}",
                 )
             ],
             "percentunit",
@@ -421,7 +421,7 @@ def process() -> list[Json]:
         ),
         graph(
             "Open file descriptors",
-            [(of_the_process("process_open_fds"), "{{instance}}")],
+            [(of_the_process("process_open_fds"), "{{instance}} {{worker}}")],
             "short",
         ),
     ]

@@ -13,7 +13,7 @@ from app.config import Settings, load_settings
 from app.features.source import FeatureSource
 from app.features.static_source import StaticSource
 from app.main import create_application
-from app.runtime import OpenFeatures, OpenSource
+from app.runtime import ALONE, OpenFeatures, OpenSource, Others
 from tests.tiny_models import DRIVER_VALUES, DRIVERS, write_model
 
 EVENT_TIME_S = 1_388_534_400.0  # 2014-01-01T00:00:00Z
@@ -44,6 +44,7 @@ def serve(tmp_path: Path) -> Serve:
         *kinds: Any,
         open_features: OpenFeatures = IN_MEMORY,
         environment: dict[str, str] | None = None,
+        others: Others = ALONE,
         **contract_changes: Any,
     ) -> AsyncIterator[httpx.AsyncClient]:
         repository = tmp_path / "models"
@@ -57,7 +58,7 @@ def serve(tmp_path: Path) -> Serve:
             }
             | (environment or {})
         )
-        application = create_application(settings, open_features)
+        application = create_application(settings, open_features, others=others)
         # A real server answers 500 where the in-process transport would raise.
         transport = httpx.ASGITransport(application, raise_app_exceptions=False)
         async with (

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.errors import ConfigurationError
 from app.main import open_features
-from app.runtime import OpenFeatures
+from app.runtime import OpenFeatures, Others
 from tests.api.conftest import IN_MEMORY, Serve
 
 PAIR = {"a": 2.0, "b": 1.0}
@@ -41,6 +41,17 @@ async def test_ready_says_what_time_it_is_for_features(serve: Serve) -> None:
         "registry_check": "no model reads stored features",
         "replay_clock": True,
     }
+
+
+async def test_it_is_ready_once_all_workers_have_been(serve: Serve) -> None:
+    missing = ["worker 2: not ready yet"]
+    async with serve("binary", others=Others(0, lambda: missing, None)) as client:
+        ready = await client.get("/v2/health/ready")
+        assert (ready.status_code, ready.json()["reasons"]) == (503, missing)
+        assert "hikyaku_ready 0.0" in (await client.get("/metrics")).text
+        missing = []
+        assert (await client.get("/v2/health/ready")).status_code == 200
+        assert "hikyaku_ready 1.0" in (await client.get("/metrics")).text
 
 
 @pytest.mark.parametrize("open_features", [IN_MEMORY, open_features])

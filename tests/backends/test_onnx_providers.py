@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.backends.onnx_backend import open_onnx
+from app.backends.onnx_backend import open_onnx, require_one_on_the_gpu
 from app.contract import OnnxOptions
 from app.deadline import Deadline
-from app.errors import InvalidModel
+from app.errors import ConfigurationError, InvalidModel
 from tests.tiny_models import onnx_model
 
 SOON = Deadline.after(300)
@@ -67,6 +67,14 @@ async def test_a_list_without_the_cpu_refuses_to_fall_back_to_it(model: Path) ->
     options = OnnxOptions(use="onnx", providers=("AbsentExecutionProvider",))
     with pytest.raises(InvalidModel, match=r"model\.onnx: no provider .* Absent.*: not among \["):
         await open_onnx(options, model, ["y"])
+
+
+@pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider"])
+def test_several_workers_do_not_each_load_a_model_onto_the_gpu(provider: str) -> None:
+    require_one_on_the_gpu(provider, workers=1)
+    require_one_on_the_gpu(CPU, workers=2)
+    with pytest.raises(ConfigurationError, match=r"each of 2 workers .* share a Triton"):
+        require_one_on_the_gpu(provider, workers=2)
 
 
 def test_where_onnx_runtime_is_not_installed_the_operator_is_told_what_to_install(

@@ -1,14 +1,17 @@
-"""`hikyaku serve` as an operator has it: two processes, one port, a tiny model."""
+"""`hikyaku serve` as an operator has it: a parent and its workers, one port, a tiny model."""
 
 import asyncio
+import http.client
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[2]
 PAIR = {"instances": [{"a": 2.0, "b": 1.0}]}
+PREDICT = "/v1/models/binary:predict"
+PAIR_JSON = json.dumps(PAIR).encode()
 
 
 @dataclass(frozen=True)
@@ -30,13 +35,16 @@ class Serving:
     process: "subprocess.Popen[str]"
     address: str
 
-    def worker(self) -> int:
+    def workers(self) -> list[int]:
         pid = self.process.pid
-        (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return int(worker)
+        return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def worker(self) -> int:
+        (worker,) = self.workers()
+        return worker
 
     def ask(self) -> httpx.Response:
-        return httpx.post(f"{self.address}/v1/models/binary:predict", json=PAIR, timeout=30)
+        return httpx.post(f"{self.address}{PREDICT}", json=PAIR, timeout=30)
 
     def metrics(self) -> str:
         return httpx.get(f"{self.address}/metrics").text
@@ -61,12 +69,12 @@ def environment(models: Path, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def served(models: Path, stuck_s: float = 60.0) -> Iterator[Serving]:
-    """Run `hikyaku serve` until the first answer; kill it at the end."""
+def served(models: Path, stuck_s: float = 60.0, *arguments: str) -> Iterator[Serving]:
+    """Run `hikyaku serve` until it is ready; kill it at the end."""
     with closing(bind("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "serve"],
+        [sys.executable, "-m", "app.cli", "serve", *arguments],
         cwd=ROOT,
         env=environment(models, port) | {"HIKYAKU_STUCK_S": str(stuck_s)},
         stderr=subprocess.PIPE,
@@ -75,22 +83,22 @@ def served(models: Path, stuck_s: float = 60.0) -> Iterator[Serving]:
     with process:
         try:
             serving = Serving(process, f"http://127.0.0.1:{port}")
-            _wait_for_an_answer(serving)
+            _wait_until_ready(serving)
             yield serving
         finally:
             process.kill()
 
 
-def _wait_for_an_answer(serving: Serving) -> None:
+def _wait_until_ready(serving: Serving) -> None:
     until_s = time.monotonic() + 60
     while True:
         try:
-            assert serving.ask().status_code == 200
-            return
+            if httpx.get(f"{serving.address}/v2/health/ready", timeout=30).status_code == 200:
+                return
         except httpx.ConnectError:
             assert serving.process.poll() is None
-            assert time.monotonic() < until_s
-            time.sleep(0.05)
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +150,7 @@ def test_told_to_stop_it_answers_what_is_under_way(repository: Path, told: signa
             sent.append(True)
             yield b'[{"a": 2.0, "b": 1.0}]}'
 
-        answer = caller.post("/v1/models/binary:predict", content=body(), timeout=30)
+        answer = caller.post(PREDICT, content=body(), timeout=30)
         assert sent
         assert answer.status_code == 200
         assert serving.process.wait(30) == 0
@@ -174,6 +182,7 @@ def test_the_parent_has_loaded_none_of_what_its_worker_needs(repository: Path) -
         ({"HIKYAKU_PROT": "9000"}, "HIKYAKU_PROT"),
         ({"MODEL_REPOSITORY": "/nowhere"}, "/nowhere"),
         ({"HIKYAKU_HOST": "192.0.2.7"}, "cannot listen on 192.0.2.7"),
+        ({"HIKYAKU_WORKERS": "2", "HIKYAKU_HOST": "192.0.2.7"}, "cannot listen on 192.0.2.7"),
     ],
 )
 def test_what_stops_the_start_is_one_sentence(
@@ -210,3 +219,99 @@ def test_modules_of_the_working_directory_are_not_imported(
         timeout=60,
     )
     assert ended.stderr.startswith("hikyaku: /nowhere")
+
+
+class Callers:
+    """Connections that stay, and how many answers came over all that there ever were."""
+
+    def __init__(self, serving: Serving, stack: ExitStack) -> None:
+        self._port = int(serving.address.rpartition(":")[2])
+        self._stack = stack
+        self.answered = 0
+        self.connections: list[http.client.HTTPConnection] = []
+
+    def connect(self, count: int) -> None:
+        for _ in range(count):
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+            self.connections.append(self._stack.enter_context(closing(connection)))
+
+    def ask(self) -> None:
+        """Over each of them; those of a worker that is gone are dropped, unanswered."""
+        for connection in self.connections.copy():
+            try:
+                connection.request("POST", PREDICT, PAIR_JSON)
+                answer = connection.getresponse()
+                answer.read()
+            except ConnectionError:
+                self.connections.remove(connection)
+            else:
+                assert answer.status == 200
+                self.answered += 1
+
+    def counted(self) -> list[tuple[float, float]]:
+        """Requests and durations by /metrics, over each of the connections."""
+        seen = []
+        for connection in self.connections:
+            connection.request("GET", "/metrics")
+            seen.append(counts(connection.getresponse().read().decode()))
+        return seen
+
+    def wait_until_counted(self) -> None:
+        """What the other worker has kept back is there within a beat."""
+        until_s = time.monotonic() + 30
+        while any(seen != (self.answered,) * 2 for seen in self.counted()):
+            assert time.monotonic() < until_s
+
+
+def counts(metrics: str) -> tuple[float, float]:
+    requests = re.search(r'hikyaku_requests_total{code="ok",model="binary"} (\S+)', metrics)
+    durations = re.search(r'hikyaku_request_duration_seconds_count{model="binary"} (\S+)', metrics)
+    assert requests
+    assert durations
+    return float(requests[1]), float(durations[1])
+
+
+def test_nothing_that_was_counted_is_lost_with_a_worker(repository: Path) -> None:
+    with served(repository, 60.0, "--workers", "2") as serving, ExitStack() as stack:
+        callers = Callers(serving, stack)
+        callers.connect(16)  # so many that both workers have some
+        for _ in range(3):
+            callers.ask()
+        callers.wait_until_counted()
+
+        first, second = serving.workers()
+        os.kill(second, signal.SIGKILL)
+        callers.ask()
+        assert 0 < len(callers.connections) < 16
+        while len(serving.workers()) < 2:
+            callers.ask()
+            assert set(callers.counted()) == {(callers.answered,) * 2}
+        assert first in serving.workers()
+        assert second not in serving.workers()
+
+        callers.connect(16)  # some of them wait for the replacement
+        callers.ask()
+        callers.wait_until_counted()
+        assert 'hikyaku_worker_replacements_total{reason="died"} 1.0' in serving.metrics()
+
+
+def test_told_to_stop_each_worker_answers_what_is_under_way(repository: Path) -> None:
+    with served(repository, 60.0, "--workers", "2") as serving, ExitStack() as stack:
+        under_way = Callers(serving, stack)
+        under_way.connect(12)
+        for connection in under_way.connections:
+            connection.putrequest("POST", PREDICT)
+            connection.putheader("Request-Timeout-Ms", "30000")
+            connection.putheader("Content-Length", str(len(PAIR_JSON)))
+            connection.endheaders(PAIR_JSON[:10])
+        later = Callers(serving, stack)
+        later.connect(12)
+        later.ask()  # who answers them has read the others
+
+        serving.process.terminate()
+        _wait_until_refused(serving)
+        for connection in under_way.connections:
+            connection.send(PAIR_JSON[10:])
+        answers = [connection.getresponse().status for connection in under_way.connections]
+        assert answers == [200] * 12
+        assert serving.process.wait(30) == 0

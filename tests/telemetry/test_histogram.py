@@ -10,6 +10,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
 from app.telemetry.histogram import Histogram
+from app.telemetry.tally import Tallies
+
+# Ours has no series of when it was made.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 VALUES = st.lists(st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0, 2.0, -1.0]), max_size=50)
 BUCKETS = st.sampled_from([(0, 1, 2), (-1.0, 0.5, 1000), (0.0001, 2.5)])
@@ -23,7 +27,14 @@ def both(
         theirs,
         prometheus_client.Histogram("h_s", "What it is.", labels, buckets=buckets, registry=theirs),
         ours,
-        Histogram("h_s", "What it is.", labels, buckets=buckets, registry=ours),
+        Histogram(
+            "h_s",
+            "What it is.",
+            labels,
+            buckets=buckets,
+            registry=ours,
+            tallies=Tallies.private(),
+        ),
     )
 
 
