@@ -9,6 +9,19 @@ from starlette.types import Receive
 
 from app.errors import DeadlineExceeded, PayloadTooLarge, RequestError
 
+MAX_BODY_S = 30
+"""A client that drips its body must not keep a connection for ever."""
+
+
+def body_too_large(max_bytes: int) -> PayloadTooLarge:
+    """A body is over the limit, as far as it was read."""
+    return PayloadTooLarge(f"body: over the limit of {max_bytes} bytes")
+
+
+def body_too_slow(max_s: float) -> DeadlineExceeded:
+    """A body did not come in time."""
+    return DeadlineExceeded(f"body: not complete within {max_s} s")
+
 
 class BodyReader:
     """Reads bodies of at most `max_bytes`, for at most `max_s` each and `look_every_s` longer.
@@ -38,12 +51,12 @@ class BodyReader:
             message = await receive()
             if message["type"] == "http.request" and not message.get("more_body", False):
                 body: bytes = message.get("body", b"")
-                return body if len(body) <= self._max_bytes else self._too_large()
+                return body if len(body) <= self._max_bytes else body_too_large(self._max_bytes)
             return await self._read_rest(message, receive)
         except asyncio.CancelledError:
             if task not in self._given_up or task.uncancel():  # somebody else cancelled it too
                 raise
-            return DeadlineExceeded(f"body: not complete within {self._max_s} s")
+            return body_too_slow(self._max_s)
         finally:
             del self._begun_s[task]
             self._given_up.discard(task)
@@ -57,14 +70,11 @@ class BodyReader:
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
             if size > self._max_bytes:
-                return self._too_large()
+                return body_too_large(self._max_bytes)
             if not message.get("more_body", False):
                 return b"".join(chunks)
             message = await receive()
         return None
-
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"body: over the limit of {self._max_bytes} bytes")
 
     def _look_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._look_every_s, self._look)

@@ -193,6 +193,17 @@ class Metrics:
             "1 while models are warm and the feature store answers, looked at every few seconds.",
             registry=self.registry,
         )
+        self.open_connections = Gauge(
+            "hikyaku_open_connections",
+            "HTTP connections, idle ones included.",
+            registry=self.registry,
+        )
+        self.closed_connections = Counter(
+            "hikyaku_closed_connections",
+            "HTTP connections that the service closed, or cut off, by the reason.",
+            ["reason"],
+            registry=self.registry,
+        )
         self.loop_lag = Histogram(
             "hikyaku_loop_lag_seconds",
             "How late the event loop's heartbeat was, ten times a second.",
