@@ -61,7 +61,11 @@ class MessageParser:
         """Bytes of the message that are not its body, less what its chunks may take."""
         self._fault: InvalidInput | None = None
         self._upgrade = False
+        """The message offers another protocol."""
+        self._again = False
+        """The message is parsed for a second time."""
         self._last = False
+        """The connection ends with the message, or with the one before."""
 
     def feed(self, data: memoryview) -> None:
         """Raises `Unreadable`; the complete messages before the fault are in `messages`."""
@@ -112,11 +116,11 @@ class MessageParser:
     def _refuse_upgrade(self) -> None:
         """Read on as if the client had not offered another protocol, as RFC 9110 allows (7.8):
         llhttp would take the body for the new protocol's."""
-        self.messages.pop()
         version = self._parser.get_http_version().encode()
         lines = [b"%b %b HTTP/%b\r\n" % (self._parser.get_method(), self._url, version)]
         lines += [b"%b: %b\r\n" % field for field in self._fields if field[0] != b"upgrade"]
         self._parser = httptools.HttpRequestParser(self)
+        self._again = True
         self._parser.feed_data(b"".join(lines) + b"\r\n")
 
     # What httptools calls. An exception in here would end as one of its own.
@@ -124,6 +128,9 @@ class MessageParser:
     def on_message_begin(self) -> None:
         self._url = b""
         self._fields = []
+        if self._again:
+            self._again = False
+            return
         self._framing = 0
         self._message = Message()
         self.messages.append(self._message)

@@ -250,6 +250,8 @@ class HttpConnection(asyncio.Protocol):
         except Unreadable as exc:
             self._fault = exc
             self._unfed = memoryview(b"")
+        if self._cold is not None and self._message is not None:
+            self._pass_on(self._cold, self._message)
 
     def _adjust_reading(self) -> None:
         """Read only what there is a use for: what stays in the kernel slows the client down."""
@@ -272,7 +274,7 @@ class HttpConnection(asyncio.Protocol):
         if head is None:
             self._phase = _RECEIVING
         elif self._cold is not None:
-            self._pass_on(self._cold, message)
+            return
         elif not message.kept:  # it was answered
             if message.complete:
                 self._message = None
