@@ -191,7 +191,7 @@ class Serving:
 
     async def connect(self, receive_bytes: int | None = None) -> Client:
         """`receive_bytes` makes the client's buffer in the kernel small."""
-        sock = socket.socket(proto=socket.IPPROTO_TCP)  # or asyncio would leave Nagle's delay on
+        sock = socket.socket(proto=socket.IPPROTO_TCP)
         if receive_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         sock.setblocking(False)
@@ -215,16 +215,13 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(
-    limits: HttpLimits | None = None, *, through: str = "protocol", drain_s: int = 5
-) -> AsyncIterator[Serving]:
-    """A server with our protocol, or with uvicorn's own in front of the `gateway`."""
-    metrics, predictions = Metrics(), EchoPredictions()
-    application = application_of(predictions, metrics)
-    door = HttpDoor(application.hot_paths, metrics, limits)
+async def served(
+    application: Gateway, http: Any, drain_s: int = 5
+) -> AsyncIterator[uvicorn.Server]:
+    """On a free port of the loopback, as `app.server` sets uvicorn; `http` is its protocol."""
     config = uvicorn.Config(
         application,
-        http=protocol_of(door) if through == "protocol" else "httptools",
+        http=http,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -234,16 +231,32 @@ async def serving(
         timeout_graceful_shutdown=drain_s,
     )
     server = uvicorn.Server(config)
+    # By its protocol, or asyncio would leave Nagle's delay on.
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0)
         try:
-            yield Serving(listener.getsockname()[1], server, predictions, metrics)
+            yield server
         finally:
             server.should_exit = True
             await task
+
+
+def port_of(server: uvicorn.Server) -> int:
+    port: int = server.servers[0].sockets[0].getsockname()[1]
+    return port
+
+
+@asynccontextmanager
+async def serving(limits: HttpLimits | None = None) -> AsyncIterator[Serving]:
+    """Predictions that the test answers, behind our protocol."""
+    metrics, predictions = Metrics(), EchoPredictions()
+    application = application_of(predictions, metrics)
+    http = protocol_of(HttpDoor(application.hot_paths, metrics, limits))
+    async with served(application, http) as server:
+        yield Serving(port_of(server), server, predictions, metrics)
 
 
 def request(
