@@ -15,7 +15,8 @@ from app.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from app.api.http_protocol import HttpConnection
 
-_KNOWN_HEADS = 512
+_KNOWN_HEADS = 1024
+_SEEN_HEADS = 8192
 _KNOWN_HEAD_BYTES = 1024
 
 
@@ -57,18 +58,25 @@ class HttpDoor:
         self.known_heads: dict[bytes, Head] = {}
         """Heads of predictions that clients repeat: the same bytes at the start of a request mean
         the same, so that they need not be parsed again."""
+        self._seen_once: set[int] = set()
+        """Hashes of heads that came."""
         self._connections: set[HttpConnection] = set()
         self._closed = metrics.closed_connections
         self._open = metrics.open_connections
         self._timer: asyncio.TimerHandle | None = None
 
     def learn(self, data: bytes, head: Head) -> None:
-        """`data` are the bytes of this head, complete and by themselves."""
-        if len(data) > _KNOWN_HEAD_BYTES:
-            return
-        if len(self.known_heads) == _KNOWN_HEADS:
-            self.known_heads.clear()
-        self.known_heads[data] = head
+        """`data` are the bytes of this head, complete and by themselves. They are kept when they
+        come again: heads with an id of their own never do."""
+        mark = hash(data)
+        if mark not in self._seen_once:
+            if len(self._seen_once) == _SEEN_HEADS:
+                self._seen_once.clear()
+            self._seen_once.add(mark)
+        elif len(data) <= _KNOWN_HEAD_BYTES:
+            if len(self.known_heads) == _KNOWN_HEADS:
+                self.known_heads.clear()
+            self.known_heads[data] = head
 
     def opened(self, connection: "HttpConnection") -> None:
         self._connections.add(connection)

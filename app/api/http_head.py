@@ -36,19 +36,21 @@ class Head:
         self.version = version
         self.fields = fields
         self.keep_alive = keep_alive and version != "1.0"
-        self.headers: Mapping[bytes, bytes] = dict(fields)
+        headers = self.headers = dict(fields)
         self.path, self.model = _known_urls.get(url) or _looked_up(url)
+        """`model` is that of a prediction, None for any other request."""
         if method != "POST":
             self.model = None
-        """The model of a prediction, None of any other request."""
-        self.length = _length(version, self.headers, fields)
+        self.length = _length(version, headers, fields)
+        expected = headers.get(b"expect")
         self.expects = (
-            version == "1.1" and self.headers.get(b"expect", b"").lower() == b"100-continue"
+            expected is not None and version == "1.1" and expected.lower() == b"100-continue"
         )
         """Whether the client waits for our word before it sends the body."""
-        client_id = echoed_id(self.headers)
-        self.echo = b"" if client_id is None else b"x-request-id: %b\r\n" % client_id
+        self.echo = b""
         """What the answer repeats, as a line of its head."""
+        if b"x-request-id" in headers and (client_id := echoed_id(headers)) is not None:
+            self.echo = b"x-request-id: %b\r\n" % client_id
 
 
 def query(url: bytes) -> bytes:

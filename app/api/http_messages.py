@@ -37,8 +37,8 @@ class Message:
         self.complete = False
         self.asked = False
         """Whether it may pass was asked, and it may."""
-        self.since_s = time.monotonic()
-        """When its first byte came; once there is a head, when that was complete."""
+        self.since_s = 0.0
+        """When it was first looked at; once there is a head, when that was complete."""
 
     def whole(self) -> bytes:
         """Its body, as far as it is here."""
@@ -67,7 +67,7 @@ class MessageParser:
         self._last = False
         """The connection ends with the message, or with the one before."""
 
-    def feed(self, data: memoryview) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Raises `Unreadable`; the complete messages before the fault are in `messages`."""
         if self._last:
             return
@@ -79,7 +79,6 @@ class MessageParser:
                 raise self._unreadable(exc) from None
         message = self._message
         if message is None:
-            self._framing = 0
             return
         self._framing += len(data) - (message.size - before)
         if self._framing > self._max_head_bytes:
@@ -105,7 +104,7 @@ class MessageParser:
             raise exc  # a defect of ours
         return Unreadable(InvalidInput(f"request: {exc}"), 400, "malformed")
 
-    def _parse(self, data: memoryview) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
@@ -139,9 +138,7 @@ class MessageParser:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        message = self._message
-        if message is not None and message.head is None:  # else it is a trailer
-            self._fields.append((name.lower(), value))
+        self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         parser, message = self._parser, self._message
@@ -164,6 +161,7 @@ class MessageParser:
         except InvalidInput as exc:
             self._fault = exc
             raise
+        self._fields = []  # for trailers, which nobody reads
         message.since_s = time.monotonic()
 
     def on_body(self, body: bytes) -> None:

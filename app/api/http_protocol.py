@@ -49,17 +49,9 @@ class HttpConnection(asyncio.Protocol):
     __slots__ = (
         *("_addresses", "_app_state", "_call", "_cold", "_config", "_discarded", "_door"),
         *("_draining", "_fault", "_head", "_hot_paths", "_idle_s", "_keep_alive_s"),
-        *(
-            "_known_heads",
-            "_last_head",
-            "_message",
-            "_parser",
-            "_peer",
-            "_phase",
-            "_plain",
-            "_reading",
-        ),
-        *("_refused_ahead", "_since_s", "_state", "_stuck_since_s", "_transport", "_unfed"),
+        *("_known_heads", "_max_body_bytes", "_message", "_parser"),
+        *("_peer", "_phase", "_plain", "_reading", "_refused_ahead", "_since_s"),
+        *("_state", "_stuck_since_s", "_transport", "_unfed"),
     )
 
     def __init__(
@@ -67,6 +59,7 @@ class HttpConnection(asyncio.Protocol):
     ) -> None:
         self._door = door
         self._hot_paths = door.hot_paths
+        self._max_body_bytes = door.hot_paths.max_body_bytes
         self._known_heads = door.known_heads
         self._plain = door.replies.plain
         self._keep_alive_s = door.limits.keep_alive_s
@@ -97,7 +90,6 @@ class HttpConnection(asyncio.Protocol):
         self._draining = False
         self._refused_ahead = False
         self._discarded = 0
-        self._last_head = b""
 
     # What the event loop and uvicorn call.
 
@@ -138,13 +130,14 @@ class HttpConnection(asyncio.Protocol):
             self._predict(head, data[end:], time.monotonic())
             return
         self._head = None
-        self._take(data)
+        if len(data) <= _FED_AT_ONCE:
+            self._feed(data)
+            self._serve_one()
+        else:
+            self._take(data)
         head = self._head
-        # What repeats is learnt: heads with an id of their own would only fill the table.
         if head is not None and head.length == len(data) - end and data.startswith(b"POST "):
-            if head_bytes == self._last_head:
-                self._door.learn(head_bytes, head)
-            self._last_head = head_bytes
+            self._door.learn(head_bytes, head)
 
     def pause_writing(self) -> None:
         self._stuck_since_s = time.monotonic()
@@ -217,14 +210,16 @@ class HttpConnection(asyncio.Protocol):
         while self._may_go_on():
             if self._message is None and self._parser.messages:
                 self._message = self._parser.messages.popleft()
-                if not self._message.complete:
-                    self._message.since_s = time.monotonic()  # until now it was we who were slow
+                if not self._message.complete:  # until now it was we who were slow
+                    self._message.since_s = time.monotonic()
             if self._message is not None:
                 self._serve(self._message)
                 if self._message is None or not self._may_go_on():
                     continue
             if self._unfed:
-                self._feed()
+                part = self._unfed[: self._parser.wanted(_FED_AT_ONCE)]
+                self._unfed = self._unfed[len(part) :]
+                self._feed(part)
             elif self._fault is not None:
                 self._turn_away(self._fault)
             else:
@@ -242,9 +237,19 @@ class HttpConnection(asyncio.Protocol):
             )
         return self._phase <= _RECEIVING
 
-    def _feed(self) -> None:
-        part = self._unfed[: self._parser.wanted(_FED_AT_ONCE)]
-        self._unfed = self._unfed[len(part) :]
+    def _serve_one(self) -> None:
+        """Most often what came is one prediction, and all of it."""
+        messages = self._parser.messages
+        if len(messages) == 1 and messages[0].complete and self._fault is None:
+            message = messages[0]
+            head = message.head
+            if head is not None and head.model is not None and message.size <= self._max_body_bytes:
+                messages.clear()
+                self._predict(head, message.whole(), message.since_s)
+                return
+        self._advance()
+
+    def _feed(self, part: bytes | memoryview) -> None:
         try:
             self._parser.feed(part)
         except Unreadable as exc:
@@ -296,7 +301,7 @@ class HttpConnection(asyncio.Protocol):
             call.begin(body)
 
     def _serve_prediction(self, message: Message, head: Head) -> None:
-        too_large = message.size > self._hot_paths.max_body_bytes
+        too_large = message.size > self._max_body_bytes
         if not message.asked:
             if message.complete and not too_large:
                 self._message = None
