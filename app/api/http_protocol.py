@@ -224,6 +224,8 @@ class HttpConnection(asyncio.Protocol):
                 self._turn_away(self._fault)
             else:
                 break
+        if self._phase is _RECEIVING and self._message is None and not self._stuck_since_s:
+            self._phase = _IDLE
         self._adjust_reading()
 
     def _may_go_on(self) -> bool:
@@ -380,10 +382,12 @@ class HttpConnection(asyncio.Protocol):
 
     def _answered(self) -> None:
         self._state.total_requests += 1
-        self._phase = _IDLE
         self._since_s = time.monotonic()
         self._idle_s = self._keep_alive_s
-        if not self._reading:
+        if self._reading:
+            self._phase = _IDLE
+        else:  # something is left to do, which comes before what may still be read
+            self._phase = _RECEIVING
             asyncio.get_running_loop().call_soon(self._advance)
 
     def _pause_over(self) -> None:
