@@ -89,5 +89,5 @@ def create_application(
     hot_paths = HotPaths(
         Doorkeeper(settings.max_body_bytes), PredictOperation(predictor, metrics), metrics
     )
-    bodies = BodyReader(settings.max_body_bytes, MAX_BODY_S)
+    bodies = BodyReader(settings.max_body_bytes, MAX_BODY_S, hot_paths.bodies)
     return Gateway(hot_paths, create_service(runtime), bodies)

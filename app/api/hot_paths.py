@@ -5,10 +5,12 @@ from collections.abc import Mapping
 
 from app.api.admit import Doorkeeper
 from app.api.answers import Reply, refusal
+from app.api.body import BodyBudget
 from app.api.predictions import PredictOperation, new_request_id, predicted_model
 from app.errors import DeadlineExceeded, InvalidInput, NotFound, RequestError
 from app.telemetry.metrics import Metrics
 
+_BODIES_BYTES = 64 * 1024 * 1024
 _CLIENT_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 # Reading so much for nothing costs less than the client's next connection.
 _LITTLE_BYTES = 64 * 1024
@@ -19,6 +21,8 @@ class HotPaths:
 
     def __init__(self, doorkeeper: Doorkeeper, predict: PredictOperation, metrics: Metrics) -> None:
         self.max_body_bytes = doorkeeper.max_body_bytes
+        self.bodies = BodyBudget(max(_BODIES_BYTES, 4 * doorkeeper.max_body_bytes))
+        """Of all doors together."""
         self.predict = predict
         self._doorkeeper = doorkeeper
         self._metrics = metrics

@@ -25,13 +25,15 @@ class Unreadable(Exception):
 class Message:
     """A request as far as it has come."""
 
-    __slots__ = ("asked", "body", "complete", "head", "kept", "since_s", "size")
+    __slots__ = ("asked", "body", "complete", "head", "held", "kept", "since_s", "size")
 
     def __init__(self) -> None:
         self.head: Head | None = None
         self.body: list[bytes] = []
         self.size = 0
         """Bytes of the body so far, whether kept or not."""
+        self.held = 0
+        """Bytes of it that count in the budget of all bodies."""
         self.kept = True
         """Whether the body is wanted."""
         self.complete = False

@@ -112,6 +112,8 @@ class HttpConnection(asyncio.Protocol):
         if self._cold is not None:
             self._cold.leave()
             self._cold = None
+        if self._message is not None:
+            self._release(self._message)
         self._phase = Phase.LINGERING
         self._parser.close()
 
@@ -319,9 +321,21 @@ class HttpConnection(asyncio.Protocol):
         if too_large:
             self._refuse(message, head, self._door.body_too_large(head.path))
         elif message.complete:
+            self._release(message)
             self._message = None
             self._phase = _PREDICTING
             self._call.begin(message.whole())
+        else:
+            more, message.held = message.size - message.held, message.size
+            no_room = self._hot_paths.bodies.hold(more)
+            if no_room is not None:
+                refused = self._hot_paths.body_refusal(no_room, head.path)
+                self._refuse(message, head, refused)
+
+    def _release(self, message: Message) -> None:
+        """Its body is complete, or not wanted any more."""
+        self._hot_paths.bodies.release(message.held)
+        message.held = 0
 
     def _open(self, head: Head, received_s: float) -> Call | None:
         """The prediction that `_head` asks for; None when it is refused, and answered."""
@@ -400,6 +414,7 @@ class HttpConnection(asyncio.Protocol):
         is little, so that the connection can carry the next request."""
         self._call = None
         message.kept = False
+        self._release(message)
         message.body.clear()
         goes_on = message.complete or (leaves_little(head.headers) and not head.expects)
         closing = not goes_on or not head.keep_alive or self._draining

@@ -98,7 +98,7 @@ def application_of(predictions: EchoPredictions, metrics: Metrics) -> Gateway:
 
     operation = cast(PredictOperation, predictions)
     hot_paths = HotPaths(Doorkeeper(MAX_BODY_BYTES), operation, metrics)
-    return Gateway(hot_paths, rest, BodyReader(MAX_BODY_BYTES, 0.2, 0.05))
+    return Gateway(hot_paths, rest, BodyReader(MAX_BODY_BYTES, 0.2, hot_paths.bodies, 0.05))
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,7 @@ class Client:
 class Serving:
     port: int
     server: uvicorn.Server
+    application: Gateway
     predictions: EchoPredictions
     metrics: Metrics
 
@@ -256,7 +257,7 @@ async def serving(limits: HttpLimits | None = None) -> AsyncIterator[Serving]:
     application = application_of(predictions, metrics)
     http = protocol_of(HttpDoor(application.hot_paths, metrics, limits))
     async with served(application, http) as server:
-        yield Serving(port_of(server), server, predictions, metrics)
+        yield Serving(port_of(server), server, application, predictions, metrics)
 
 
 def request(

@@ -133,6 +133,24 @@ class TestSlowReaders:
                 assert len((await client.answer()).body) == 1_000_000
 
 
+class TestBudget:
+    async def test_large_bodies_that_come_slowly_find_no_room(self, patient: Serving) -> None:
+        budget = patient.application.hot_paths.bodies
+        assert budget.hold(64 * 1024 * 1024 - 600) is None
+        head = request(b"", framing="Content-Length: 1000")
+        async with await patient.connect() as first, await patient.connect() as second:
+            await first.send(head + b"x" * 500)
+            await until(lambda: bool(patient.predictions.opened))
+            await second.send(head + b"x" * 500)
+            answer = await second.answer()
+            assert answer.status == 503
+            assert json.loads(answer.body)["error"]["code"] == "overloaded"
+            await first.send(b"x" * 500)
+            assert (await first.answer()).status == 200
+        await until(lambda: not patient.counted("hikyaku_open_connections"))
+        assert budget.hold(600) is None  # all is given back
+
+
 class TestPipelining:
     async def test_one_request_of_a_connection_is_under_way_at_a_time(
         self, patient: Serving
