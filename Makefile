@@ -14,8 +14,8 @@ TRITON_SERVER := .venv-triton/installed
 endif
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors bench bench-features bench-start bench-gpu \
-	bench-isolated clean
+	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors bench bench-features \
+	bench-start bench-gpu bench-isolated clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
