@@ -9,6 +9,8 @@ from functools import partial
 import uvicorn
 import uvloop
 
+from app.api.http_door import HttpDoor, HttpLimits
+from app.api.http_protocol import protocol_of
 from app.config import Settings
 from app.listener import bind, one_each
 from app.main import create_application
@@ -56,13 +58,15 @@ async def _serve(settings: Settings, listener: socket.socket, parent: Parent) ->
     )
     application = create_application(settings, metrics=metrics, others=others)
 
+    limits = HttpLimits(drain_s=min(1, settings.drain_s / 2))
+
     def beaten(lag_s: float) -> None:
         metrics.loop_lag.observe(lag_s)
         metrics.record()
 
     config = uvicorn.Config(
         application,
-        http="httptools",
+        http=protocol_of(HttpDoor(application.hot_paths, metrics, limits)),
         ws="none",
         # Entered here, so that what stops the start is our own error and not uvicorn's traceback.
         lifespan="off",
@@ -70,8 +74,6 @@ async def _serve(settings: Settings, listener: socket.socket, parent: Parent) ->
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        # Load balancers keep idle connections for 60 s; closing first loses their next request.
-        timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
     )
     async with application.lifespan():

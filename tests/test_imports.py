@@ -47,7 +47,8 @@ OWNERS = {
     "aiohttp": {"backends/triton_http.py"},
     "fastapi_offline": {"api/service.py"},
     "fastapi": {"api/service.py", "api/openapi.py", "api/gateway.py"},
-    "uvicorn": {"server.py"},
+    "uvicorn": {"server.py", "api/http_cold.py", "api/http_protocol.py"},
+    "httptools": {"api/http_head.py", "api/http_messages.py"},
     "hiredis": {
         "features/redis_connection.py",
         "features/redis_source.py",

@@ -1,38 +1,32 @@
 """The ASGI application: takes the hot operations itself and passes the rest to FastAPI."""
 
 import asyncio
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
-from app.api.admit import Doorkeeper
-from app.api.answers import Reply, refusal
+from app.api.answers import Reply
 from app.api.body import BodyReader
-from app.api.predictions import PredictOperation, new_request_id, predicted_model
-from app.errors import NotFound, RequestError
-from app.telemetry.metrics import Metrics
-
-# A client that drips its body must not keep a connection and a task for ever.
-_MAX_BODY_S = 30
-_CLIENT_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+from app.api.hot_paths import HotPaths, echoed_id, leaves_little
+from app.api.predictions import predicted_model
+from app.errors import RequestError
 
 
 class Gateway:
-    """Every HTTP request is admitted here first, whoever answers it."""
+    """Every HTTP request is admitted here first, whoever answers it.
 
-    def __init__(
-        self, doorkeeper: Doorkeeper, predict: PredictOperation, rest: FastAPI, metrics: Metrics
-    ) -> None:
-        self._doorkeeper = doorkeeper
-        self._predict = predict
+    Bodies are bounded in size and time (`BodyReader`) for FastAPI's operations as well: it reads
+    without a limit.
+    """
+
+    def __init__(self, hot_paths: HotPaths, rest: FastAPI, bodies: BodyReader) -> None:
+        self.hot_paths = hot_paths
         self._rest = rest
-        self._metrics = metrics
-        self._bodies = BodyReader(doorkeeper.max_body_bytes, _MAX_BODY_S)
+        self._bodies = bodies
 
     def lifespan(self) -> AbstractAsyncContextManager[Any]:
         """What an ASGI server's lifespan protocol would open: the models, ready to answer."""
@@ -44,23 +38,28 @@ class Gateway:
             return
         received_s = time.monotonic()
         headers = dict(scope["headers"])
+        method, path = scope["method"], scope["path"]
         peer = scope["client"][0] if scope.get("client") else ""
-        caller = self._doorkeeper.admit(scope["method"], scope["path"], headers, peer)
-        model = predicted_model(scope["path"])
-        if isinstance(caller, RequestError):
-            await self._refuse(caller, scope, headers, send)
-        elif model is None:
-            await self._rest(scope, receive, send)
-        elif scope["method"] != "POST":
-            refused = refusal(NotFound("predict takes POST"), new_request_id(), scope["path"])
-            await _send(Reply(405, refused.body, {b"allow": b"POST"}), headers, send)
+        name = predicted_model(path)
+        refused = self.hot_paths.not_admitted(method, path, headers, peer)
+        if refused is None and name is not None:
+            refused = self.hot_paths.not_understood(method, path, headers)
+        if refused is not None:
+            await _send(refused, headers, send, closing=not leaves_little(headers))
+        elif name is not None:
+            await self._predict(name, path, headers, received_s, peer, receive, send)
         else:
-            await self._answer(model, scope, headers, received_s, peer, receive, send)
+            body = await self._bodies.read(receive)
+            if isinstance(body, RequestError):
+                refused = self.hot_paths.body_refusal(body, path)
+                await _send(refused, headers, send, closing=True)
+            elif body is not None:
+                await self._rest(scope, _Replayed(body, receive), send)
 
-    async def _answer(
+    async def _predict(
         self,
-        model: str,
-        scope: Scope,
+        name: str,
+        path: str,
         headers: Mapping[bytes, bytes],
         received_s: float,
         peer: str,
@@ -73,43 +72,48 @@ class Gateway:
             if not reply.done():  # our task was cancelled a moment ago
                 reply.set_result(answer)
 
-        call = self._predict.open(model, headers, received_s, peer, answered)
+        call = self.hot_paths.predict.open(name, headers, received_s, peer, answered)
         if call is None:
-            await _send(await reply, headers, send, (b"connection", b"close"))
+            await _send(reply.result(), headers, send, closing=not leaves_little(headers))
             return
         try:
             body = await self._bodies.read(receive)
-            if body is None:
-                return
             if isinstance(body, RequestError):
-                call.refuse(body)
-                await _send(await reply, headers, send, (b"connection", b"close"))
-                return
-            call.begin(body)
-            await _send(await reply, headers, send)
+                refused = self.hot_paths.body_refusal(body, path)
+                await _send(refused, headers, send, closing=True)
+            elif body is not None:
+                call.begin(body)
+                await _send(await reply, headers, send)
         except asyncio.CancelledError:
             call.leave()
             raise
 
-    async def _refuse(
-        self, error: RequestError, scope: Scope, headers: Mapping[bytes, bytes], send: Send
-    ) -> None:
-        if (name := predicted_model(scope["path"])) is not None:
-            self._metrics.requests.labels(self._predict.label(name), error.code).inc()
-        reply = refusal(error, new_request_id(), scope["path"])
-        # The body was not read, so the connection cannot carry another request.
-        await _send(reply, headers, send, (b"connection", b"close"))
+
+class _Replayed:
+    """Receives the body that was read already, then what the client does."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        if self._body is None:
+            return await self._receive()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
 
 
 async def _send(
-    reply: Reply, request_headers: Mapping[bytes, bytes], send: Send, *extra: tuple[bytes, bytes]
+    reply: Reply, request_headers: Mapping[bytes, bytes], send: Send, *, closing: bool = False
 ) -> None:
     status, body, more, content_type = reply
     headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
-    if more or extra:
-        headers += [*more.items(), *extra]
-    client_id = request_headers.get(b"x-request-id")
-    if client_id is not None and _CLIENT_ID.fullmatch(client_id):
+    if more:
+        headers += more.items()
+    if closing:
+        headers.append((b"connection", b"close"))
+    client_id = echoed_id(request_headers)
+    if client_id is not None:
         headers.append((b"x-request-id", client_id))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -226,6 +226,20 @@ class Metrics:
             registry=self.registry,
             tallies=tallies,
         )
+        self.open_connections = Gauge(
+            "hikyaku_open_connections",
+            "HTTP connections, idle ones included.",
+            together=sum,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.closed_connections = Counter(
+            "hikyaku_closed_connections",
+            "HTTP connections that the service closed, or cut off, by the reason.",
+            ["reason"],
+            registry=self.registry,
+            tallies=tallies,
+        )
         self.loop_lag = Histogram(
             "hikyaku_loop_lag_seconds",
             "How late the event loop's heartbeat was, ten times a second.",
