@@ -329,7 +329,7 @@ def counters(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], 
         "degraded_requests_total|feature_values_total|substituted_values_total|"
         "queue_refusals_total|left_queue_total|stage_duration_seconds_count)"
     )
-    metrics.render()  # what was kept back is recorded
+    metrics.record()  # what was kept back
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): round(sample.value, 3)
         for family in metrics.registry.collect()

@@ -404,6 +404,18 @@ def process() -> list[Json]:
         ),
         versions,
         graph(
+            "Connections",
+            [
+                ("hikyaku_open_connections", "{{instance}} open"),
+                (
+                    "sum by (reason) (rate(hikyaku_closed_connections_total[$__rate_interval]))",
+                    "closed per second: {{reason}}",
+                ),
+            ],
+            "short",
+            about="Closed by the service, or cut off, and why.",
+        ),
+        graph(
             "Memory",
             [(of_the_process("process_resident_memory_bytes"), "{{instance}} {{worker}}")],
             "bytes",
