@@ -139,6 +139,13 @@ class _Flow:
         lane[entry] = None
         self.rows += entry.rows
 
+    def put_all(self, entries: Sequence[Entry], shapes: Shapes) -> int:
+        """Behind others of these shapes; how many rows they are."""
+        rows = sum([entry.rows for entry in entries])
+        self.lanes[shapes].update(dict.fromkeys(entries))
+        self.rows += rows
+        return rows
+
     def remove(self, entry: Entry) -> bool:
         lane = self.lanes.get(entry.shapes)
         if lane is None or entry not in lane:
@@ -199,6 +206,19 @@ class WaitingRows:
         flow.put(entry)
         self.rows += entry.rows
         self.entries += 1
+
+    def put_all(self, entries: Sequence[Entry]) -> None:
+        """`put` each, which are of one priority and of equal shapes, all parts or none."""
+        if any([entry.alone for entry in entries]):
+            for entry in entries:
+                self.put(entry)
+            return
+        first = entries[0]
+        self.put(first)
+        flow = self._flow(first)
+        rows = flow.put_all(entries[1:], first.shapes)
+        self.rows += rows
+        self.entries += len(entries) - 1
 
     def remove(self, entry: Entry) -> bool:
         """Take it out, wherever it stands; False when it is not waiting."""
