@@ -267,12 +267,35 @@ class WaitingRows:
             self._removed(flow, entry)
             flow.served += max(max_rows, entry.rows) / flow.weight
             return [entry], []
-        alike = len(self._busy) == len(flow.lanes) == 1
-        if alike and self.rows <= max_rows and len(lane) <= max_entries:
+        if len(self._busy) > 1 or len(flow.lanes) > 1:
+            return self._picked(next(iter(lane)).shapes, max_rows, max_entries, ends_s)
+        if self.rows <= max_rows and len(lane) <= max_entries:
             self.rows = self.entries = 0
             self._busy.clear()
             return flow.take_all(lane), []
-        return self._picked(next(iter(lane)).shapes, max_rows, max_entries, ends_s)
+        return self._first(flow, lane, max_rows, max_entries, ends_s)
+
+    def _first(
+        self, flow: _Flow, lane: Lane, max_rows: int, max_entries: int, ends_s: float
+    ) -> tuple[list[Entry], list[Entry]]:
+        """Of the only lane, as long as they fit. Some stay: not all would."""
+        batch: list[Entry] = []
+        late: list[Entry] = []
+        rows = 0
+        for entry in lane:
+            if len(batch) == max_entries:
+                break
+            if entry.deadline.at_s <= ends_s:
+                late.append(entry)
+                continue
+            if batch and rows + entry.rows > max_rows:
+                break
+            batch.append(entry)
+            rows += entry.rows
+        for entry in (*batch, *late):
+            self._removed(flow, entry)
+        flow.served += rows / flow.weight
+        return batch, late
 
     def _picked(
         self, shapes: Shapes, max_rows: int, max_entries: int, ends_s: float
