@@ -339,6 +339,7 @@ class Predictor:
     def _enqueue(self, batcher: DynamicBatcher, asked: Sequence[Asked], inputs: Tensors) -> None:
         """Have their rows, which are those of the inputs, executed."""
         now_s = time.monotonic()
+        entries: list[Entry] = []
         start = 0
         for each in asked:
             rows = len(each.instances.rows)
@@ -350,13 +351,20 @@ class Predictor:
             elif rows > batcher.max_rows:
                 each.task = self._started(_submit(batcher, each, inputs, start, start + rows))
             else:
-                try:
-                    each.entry = batcher.enqueue(
-                        inputs, start, rows, each.deadline, each, each.priority, each.caller
-                    )
-                except Exception as exc:
-                    each.set_exception(exc)
+                each.entry = Entry(
+                    inputs,
+                    rows,
+                    each.deadline,
+                    now_s,
+                    each,
+                    each.priority,
+                    caller=each.caller,
+                    start=start,
+                )
+                entries.append(each.entry)
             start += rows
+        if entries:
+            batcher.enqueue(entries)
 
     def _encoded(
         self, model: ServedModel, asked: Sequence[Asked], rows: FeatureRows | None

@@ -19,13 +19,13 @@ from app.batching.waiting import (
     Executed,
     Execution,
     Shapes,
-    Waiter,
     WaitingRows,
 )
 from app.deadline import Deadline, DeadlineSweep
 from app.errors import (
     DeadlineExceeded,
     Overloaded,
+    RequestError,
     ShuttingDown,
 )
 from app.tensors import Tensors, concatenate, row_count
@@ -113,7 +113,8 @@ class DynamicBatcher:
         loop = asyncio.get_running_loop()
         if rows <= self._max_rows:
             answer: asyncio.Future[Executed] = loop.create_future()
-            entry = self.enqueue(inputs, 0, rows, deadline, answer, priority, caller)
+            entry = Entry(inputs, rows, deadline, self._now_s(), answer, priority, caller=caller)
+            self.enqueue([entry])
             try:
                 return await answer
             except BaseException:
@@ -135,46 +136,45 @@ class DynamicBatcher:
                 is_part=True,
                 shapes=shapes,
                 caller=caller,
-                alone=self._executor.is_suspect(caller),
+                alone=caller in self._executor.suspects,
                 start=start,
             )
             entries.append(entry)
-            self._put(entry)
+        self._put(entries)
         return await self._joined(entries, answers)
 
-    def enqueue(
-        self,
-        inputs: Tensors,
-        start: int,
-        rows: int,
-        deadline: Deadline,
-        waiter: Waiter,
-        priority: Priority = Priority.LIVE,
-        caller: str = "",
-    ) -> Entry:
-        """Have `rows` rows of the inputs executed, from `start` on: at most as many as a batch has.
+    def enqueue(self, entries: Sequence[Entry]) -> None:
+        """Have these executed: rows of the same tensors, of one priority, each at most as many as a
+        batch has. Who waits no longer must `leave`.
 
-        `caller` names who asks, so that one whose rows keep failing can be kept apart. Raises
-        `Overloaded` when the queue is full or the answer could not be there by the deadline,
-        `ShuttingDown` while draining. The waiter is told the rows' outputs, or `DeadlineExceeded`,
-        `BackendError` when the rows could not be executed, `ModelNotReady` when nothing can be,
-        `ShuttingDown`. Who waits no longer must `leave`.
+        Each waiter is told its rows' outputs, or why there are none: `Overloaded` when the queue is
+        full or the answer could not be there by the deadline, `DeadlineExceeded`, `BackendError`
+        when the rows could not be executed, `ModelNotReady` when nothing can be, `ShuttingDown`
+        while draining. A caller whose rows keep failing is kept apart.
         """
-        self.admit(rows, deadline, priority)
-        entry = Entry(
-            inputs,
-            rows,
-            deadline,
-            self._now_s(),
-            waiter,
-            priority,
-            shapes=self._shapes(inputs) if self._varies else (),
-            caller=caller,
-            alone=self._executor.is_suspect(caller),
-            start=start,
-        )
-        self._put(entry)
-        return entry
+        if self._varies:
+            try:
+                shapes = self._shapes(entries[0].inputs)
+            except Overloaded as exc:
+                fail(entries, exc)
+                return
+            for entry in entries:
+                entry.shapes = shapes
+        if suspects := self._executor.suspects:
+            for entry in entries:
+                entry.alone = entry.caller in suspects
+        rows = sum([entry.rows for entry in entries])
+        soonest = min([entry.deadline.at_s for entry in entries])
+        if not self._closing and self._has_plenty(rows, soonest):
+            self._put(entries)
+            return
+        for entry in entries:
+            try:
+                self.admit(entry.rows, entry.deadline, entry.priority)
+            except RequestError as exc:
+                fail([entry], exc)
+            else:
+                self._put([entry])
 
     def leave(self, entry: Entry) -> None:
         """Nobody waits for the entry any more: it is not executed, unless it is being."""
@@ -208,22 +208,25 @@ class DynamicBatcher:
                 f"{queued} of {self._max_queue_rows} rows are queued",
                 retry_after_s=self.predicted_s(rows, priority),
             )
-        now_s = self._now_s()
-        if queued + rows <= self._max_rows and self._is_far(deadline, now_s):
+        if self._has_plenty(rows, deadline.at_s):
             return
         predicted_s = self.predicted_s(rows, priority)
-        if now_s + _MARGIN * predicted_s > deadline.at_s:
+        if self._now_s() + _MARGIN * predicted_s > deadline.at_s:
             self._observer.refused("deadline")
             raise Overloaded(
                 f"an answer is expected in {predicted_s:.3f} s, too late for the deadline",
                 retry_after_s=predicted_s,
             )
 
-    def _is_far(self, deadline: Deadline, now_s: float) -> bool:
-        """Whether there is time for as many batches as one has rows: then who needs no more than
-        the next ones need not know exactly."""
+    def _has_plenty(self, rows: int, at_s: float) -> bool:
+        """Whether there is room for more rows, and time for a batch for each that waits: then
+        nobody needs to know how many batches it will be."""
+        rows += self._waiting.rows
+        if rows > self._max_queue_rows or not self._slots:
+            return False
+        now_s = self._now_s()
         full_s = self._times.predicted_s(self._max_rows) + self._slots[0].left_s(now_s)
-        return deadline.at_s - now_s > _MARGIN * (self._max_rows + 1) * full_s
+        return at_s - now_s > _MARGIN * (rows + 1) * full_s
 
     async def check(self) -> None:
         """Raises `ModelNotReady` with the reason while the backend could execute nothing."""
@@ -264,11 +267,12 @@ class DynamicBatcher:
             )
         return shapes
 
-    def _put(self, entry: Entry) -> None:
-        self._waiting.put(entry)
-        self._sweep.watch(entry.answer, entry.deadline)
+    def _put(self, entries: Sequence[Entry]) -> None:
+        self._waiting.put_all(entries)
+        for entry in entries:
+            self._sweep.watch(entry.answer, entry.deadline)
         if self._idle:
-            self._wake(1)
+            self._wake(len(entries))
 
     def _wake(self, slots: int) -> None:
         while self._idle and slots:

@@ -82,13 +82,10 @@ class Executor:
         self._times = times
         self._observer = observer
         self._now_s = now_s
-        self._suspects = Suspects()
+        self.suspects = Suspects()
+        """Callers whose rows keep failing: they must share no execution."""
         self.under_way = 0
         """Executions."""
-
-    def is_suspect(self, caller: str) -> bool:
-        """Its rows keep failing: they must share no execution."""
-        return bool(self._suspects) and caller in self._suspects
 
     def live(self, entries: Iterable[Entry]) -> list[Entry]:
         """Those to execute. Where the deadline has passed the sweep answers at its next turn."""
@@ -134,7 +131,7 @@ class Executor:
                 fail(entries, BackendError("rows failed together, and which of them is not known"))
                 continue
             if is_a_row and not entries[0].answer.done():
-                self._suspects.failed(entries[0].caller)
+                self.suspects.failed(entries[0].caller)
             fail(entries, fault)
 
     async def _run_once_more(
@@ -215,9 +212,9 @@ class Executor:
                 entry.is_over = True
                 entry.answer.set_result(Executed(execution, start, stop))
             start = stop
-        if self._suspects:
+        if self.suspects:
             for entry in batch:
-                self._suspects.succeeded(entry.caller)
+                self.suspects.succeeded(entry.caller)
 
 
 def _check_rows(outputs: Tensors, rows: int) -> None:

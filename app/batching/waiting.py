@@ -139,6 +139,13 @@ class _Flow:
         lane[entry] = None
         self.rows += entry.rows
 
+    def put_all(self, entries: Sequence[Entry], shapes: Shapes) -> int:
+        """Behind others of these shapes; how many rows they are."""
+        rows = sum([entry.rows for entry in entries])
+        self.lanes[shapes].update(dict.fromkeys(entries))
+        self.rows += rows
+        return rows
+
     def remove(self, entry: Entry) -> bool:
         lane = self.lanes.get(entry.shapes)
         if lane is None or entry not in lane:
@@ -200,6 +207,19 @@ class WaitingRows:
         self.rows += entry.rows
         self.entries += 1
 
+    def put_all(self, entries: Sequence[Entry]) -> None:
+        """`put` each, which are of one priority and of equal shapes, all parts or none."""
+        if any([entry.alone for entry in entries]):
+            for entry in entries:
+                self.put(entry)
+            return
+        first = entries[0]
+        self.put(first)
+        flow = self._flow(first)
+        rows = flow.put_all(entries[1:], first.shapes)
+        self.rows += rows
+        self.entries += len(entries) - 1
+
     def remove(self, entry: Entry) -> bool:
         """Take it out, wherever it stands; False when it is not waiting."""
         flow = self._flow(entry)
@@ -247,12 +267,35 @@ class WaitingRows:
             self._removed(flow, entry)
             flow.served += max(max_rows, entry.rows) / flow.weight
             return [entry], []
-        alike = len(self._busy) == len(flow.lanes) == 1
-        if alike and self.rows <= max_rows and len(lane) <= max_entries:
+        if len(self._busy) > 1 or len(flow.lanes) > 1:
+            return self._picked(next(iter(lane)).shapes, max_rows, max_entries, ends_s)
+        if self.rows <= max_rows and len(lane) <= max_entries:
             self.rows = self.entries = 0
             self._busy.clear()
             return flow.take_all(lane), []
-        return self._picked(next(iter(lane)).shapes, max_rows, max_entries, ends_s)
+        return self._first(flow, lane, max_rows, max_entries, ends_s)
+
+    def _first(
+        self, flow: _Flow, lane: Lane, max_rows: int, max_entries: int, ends_s: float
+    ) -> tuple[list[Entry], list[Entry]]:
+        """Of the only lane, as long as they fit. Some stay: not all would."""
+        batch: list[Entry] = []
+        late: list[Entry] = []
+        rows = 0
+        for entry in lane:
+            if len(batch) == max_entries:
+                break
+            if entry.deadline.at_s <= ends_s:
+                late.append(entry)
+                continue
+            if batch and rows + entry.rows > max_rows:
+                break
+            batch.append(entry)
+            rows += entry.rows
+        for entry in (*batch, *late):
+            self._removed(flow, entry)
+        flow.served += rows / flow.weight
+        return batch, late
 
     def _picked(
         self, shapes: Shapes, max_rows: int, max_entries: int, ends_s: float
