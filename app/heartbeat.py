@@ -34,7 +34,7 @@ class Board:
 
     def heartbeat(self, place: int) -> "Heartbeat":
         """Of the worker at this place, counted from 0."""
-        return Heartbeat(self._instants[place : place + 1])
+        return Heartbeat(self._instants[2 * place : 2 * place + 2])
 
     @property
     def replay_instant(self) -> "memoryview[float]":
@@ -43,22 +43,27 @@ class Board:
 
 
 class Heartbeat:
-    """The instant of the last beat of one loop."""
+    """The instant of the last beat of one loop, and whether it or one before it ever did."""
 
-    def __init__(self, cell: "memoryview[float]") -> None:
-        self._cell = cell
+    def __init__(self, cells: "memoryview[float]") -> None:
+        self._cells = cells
 
     def beat(self) -> None:
-        self._cell[0] = time.monotonic()
+        self._cells[0] = self._cells[1] = time.monotonic()
 
     def forget(self) -> None:
         """Another loop will beat here."""
-        self._cell[0] = 0
+        self._cells[0] = 0
 
     @property
     def last_s(self) -> float | None:
         """On the monotonic clock, which all processes of a machine share; None before the first."""
-        return self._cell[0] or None
+        return self._cells[0] or None
+
+    @property
+    def has_beaten(self) -> bool:
+        """Those that were forgotten count, too."""
+        return self._cells[1] != 0
 
 
 class Vigil:

@@ -180,6 +180,8 @@ class _Supervisor:
         """`status`: its exit status, or less than 0 the signal that killed it."""
         place.worker = None
         with closing(worker):
+            if self._stopping and not worker.was_ready and status != -signal.SIGKILL:
+                return  # it had nothing under way, and no handler of the signal yet
             if self._stopping or self._is_last(place, worker, status):
                 self._end(status if status >= 0 else 128 - status)  # as a shell would tell it
                 return

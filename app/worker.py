@@ -37,7 +37,6 @@ class Parent:
         self.board = Board(assignment.board)
         self._line = socket.socket(fileno=assignment.line)
         self._tallies = assignment.tallies
-        self._all_were_ready = False
         for inherited in (self._line.fileno(), assignment.tallies, assignment.listener):
             if inherited is not None:
                 os.set_inheritable(inherited, False)  # what we start is none of their business
@@ -60,13 +59,10 @@ class Parent:
         return Tallies.shared(self._tallies, self.place, workers)
 
     def missing(self, workers: int) -> list[str]:
-        """Which of so many workers have not been ready yet, beside us. Once all were none is: one
-        that is replaced does not make the others unready."""
-        if self._all_were_ready:
-            return []
+        """Which of so many workers have not been ready yet, beside us. One that was and is replaced
+        does not make the others unready, nor those that replace them."""
         others = [place for place in range(workers) if place != self.place]
-        missing = [n for n in others if self.board.heartbeat(n).last_s is None]
-        self._all_were_ready = not missing
+        missing = [place for place in others if not self.board.heartbeat(place).has_beaten]
         return [f"worker {place + 1}: not ready yet" for place in missing]
 
     @asynccontextmanager

@@ -80,6 +80,8 @@ if __name__ == "__main__":
     match at_start:
         case "second ends":
             obey("ends" if assignment.place == 1 else "serve")
+        case "second blocks":
+            obey("block" if assignment.place == 1 else "serve")
         case "second ends once replaced":
             obey("ends" if assignment.place == 1 and assignment.replaced["died"] else "serve")
         case _:

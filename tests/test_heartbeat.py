@@ -23,6 +23,16 @@ def test_a_beat_is_seen_through_another_descriptor_of_the_page() -> None:
     assert theirs.heartbeat(1).last_s is None
 
 
+def test_that_a_loop_once_beat_is_remembered_beyond_it() -> None:
+    ours = Board.create()
+    theirs = Board(os.dup(ours.descriptor))
+    assert not ours.heartbeat(0).has_beaten
+    theirs.heartbeat(0).beat()
+    ours.heartbeat(0).forget()
+    assert theirs.heartbeat(0).has_beaten
+    assert not theirs.heartbeat(1).has_beaten
+
+
 async def test_a_loop_beats_while_it_runs_and_tells_for_how_long_it_did_not() -> None:
     lags: asyncio.Queue[float] = asyncio.Queue()
     heartbeat = Board.create().heartbeat(0)

@@ -118,6 +118,14 @@ def serving(**settings: float) -> Iterator[Parent]:
 
 
 @contextmanager
+def two_starting(at_start: str) -> Iterator[Parent]:
+    """The first is ready."""
+    with parent(at_start, workers=2) as started:
+        wait_until(lambda: len(started.children()) == 2)
+        yield started
+
+
+@contextmanager
 def two_serving(at_start: str = "serve", **settings: float) -> Iterator[tuple[Parent, int, int]]:
     """The parent, and its workers in the order in which they began."""
     with parent(at_start, workers=2, **settings) as started:
@@ -330,6 +338,11 @@ class TestSeveralWorkers:
             assert not runs(first)
             assert not runs(second)
             assert _refused(started)
+
+    def test_told_to_stop_before_all_are_ready_it_has_not_failed(self) -> None:
+        with two_starting("second blocks") as started:
+            started.process.terminate()
+            assert started.ended() == 0
 
     def test_one_that_ends_at_its_first_start_ends_the_service(self) -> None:
         with parent("second ends", workers=2) as started:

@@ -153,7 +153,8 @@ class RedisSource:
         for read, under_way in self._reads:
             distinct, of_row = read.entities(entities, rows)
             form, first = read.form(), len(own.commands)
-            new, spans = distinct, [(own, first, first + len(distinct))]
+            new = distinct
+            spans = [(own, first, first + len(distinct))] if distinct else []
             if under_way and not under_way.keys().isdisjoint(distinct):
                 new, spans = own.split(distinct, under_way)
                 shared.update([reading for reading, _, _ in spans if reading is not own])

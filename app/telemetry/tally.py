@@ -38,9 +38,10 @@ class Tallies:
         self._place = place
         self._cells: dict[tuple[_Kind, _Labels], memoryview[float]] = {}
         """Our own."""
-        self._families: defaultdict[_Kind, dict[_Labels, list[memoryview[float]]]] = defaultdict(
-            dict
+        self._families: defaultdict[_Kind, dict[_Labels, dict[int, memoryview[float]]]] = (
+            defaultdict(dict)
         )
+        """Everyone's, by place."""
         # A scrape may read in another thread.
         self._lock = Lock()
         self._take_in()
@@ -87,18 +88,19 @@ class Tallies:
         self, family: str, labels: int, cells: int
     ) -> "Mapping[_Labels, Sequence[memoryview[float]]]":
         """The cells of the entries with so many labels and cells, by label values, in the order in
-        which we met them."""
+        which we met them; those of one entry in the order of the workers, whoever asks: so all of
+        us add them up to the same number."""
         with self._lock:
             self._take_in()
-            return self._families[family, labels, cells].copy()
+            found = self._families[family, labels, cells].items()
+            return {values: [of[place] for place in sorted(of)] for values, of in found}
 
     def _take_in(self) -> None:
-        for place in self._places:
+        for number, place in enumerate(self._places):
             for (family, *labels), cells in place.new():
                 kind, values = (family, len(labels), len(cells)), tuple(labels)
-                known = self._families[kind]
-                known[values] = [*known.get(values, ()), cells]
-                if place is self._ours:
+                self._families[kind].setdefault(values, {})[number] = cells
+                if number == self._place:
                     self._cells[kind, values] = cells
 
 

@@ -76,6 +76,34 @@ class OneConnection:
         pass
 
 
+@pytest.mark.parametrize(
+    ("entities", "present"),
+    [
+        ({"a": [None], "b": [7]}, [False, True]),
+        ({"a": [7], "b": [None]}, [True, False]),
+        ({"a": [None], "b": [None]}, [False, False]),
+    ],
+)
+async def test_an_instance_without_one_of_its_entities_gets_nothing_of_the_other(
+    entities: dict[str, list[int | None]], present: list[bool]
+) -> None:
+    views = tuple(
+        PlannedView(key, (key,), 3600.0, (PlannedFeature("f", "Float32"),)) for key in "ab"
+    )
+    fields = {"a:f": "00000001", "b:f": "00000002"}
+    layout = RedisLayout(3, {"a": "Int64", "b": "Int64"}, fields)
+    plan = FeaturePlan("p", "s", {"a": "int", "b": "int"}, views, layout)
+    redis = OneConnection()
+    source = RedisSource(redis, plan, ReplayClock(KNOWN_AT))
+    fetch = asyncio.create_task(source.fetch(entities, 1, Deadline.after(60)))
+    await asyncio.sleep(0)
+    if any(present):
+        redis.connection.data_received(bulk(b"\x35" + struct.pack("<f", 1.5), timestamp(0, 0)))
+    found = await fetch
+    expected = [ValueStatus.PRESENT if there else ValueStatus.NOT_FOUND for there in present]
+    assert found.status.tolist() == [expected]
+
+
 class Reads:
     """Reads of one plan, whose usual replies it has seen."""
 

@@ -54,6 +54,19 @@ def test_counters_and_histograms_are_the_sum_over_all_workers(two: Service) -> N
     assert two.seen("hikyaku_request_duration_seconds_bucket", model="m", le="0.0025") == 3
 
 
+def test_whoever_is_asked_adds_them_up_to_the_last_bit_alike() -> None:
+    """A sum that is less by one bit than the one before was reset, for Prometheus."""
+    file = os.memfd_create("tallies")
+    service = Service(file, workers=3)
+    for place, value in ((0, 0.1), (2, 0.7), (1, 0.3)):  # the last has not the last place
+        service.workers[place].request_duration.labels("m").observe(value)
+        service.seen("hikyaku_request_duration_seconds_sum", model="m")
+    name, labels = "hikyaku_request_duration_seconds_sum", {"model": "m"}
+    seen = {worker.registry.get_sample_value(name, labels) for worker in service.workers}
+    assert seen == {0.1 + 0.3 + 0.7}
+    os.close(file)
+
+
 def test_they_do_not_fall_when_a_worker_is_replaced(two: Service) -> None:
     def count(worker: Metrics) -> None:
         worker.requests.labels("m", "ok").inc()
