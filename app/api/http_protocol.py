@@ -138,7 +138,10 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._take(data)
         head = self._head
-        if head is not None and head.length == len(data) - end and data.startswith(b"POST "):
+        if head is None or self._message is not None or not data.startswith(b"POST "):
+            return
+        # It is complete, and all that is behind the first head is its body: it is the first one's.
+        if head.length == len(data) - end:
             self._door.learn(head_bytes, head)
 
     def pause_writing(self) -> None:
@@ -191,7 +194,8 @@ class HttpConnection(asyncio.Protocol):
         self._end()
 
     def pause_reading(self) -> None:
-        """The application has enough of a body for now: `_may_go_on` sees it by itself."""
+        """The application has enough of a body for now: `_may_go_on` sees it by itself, and
+        `resume_reading` is called only after this."""
 
     def resume_reading(self) -> None:
         """The application has taken what it got of a body."""

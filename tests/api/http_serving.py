@@ -84,7 +84,9 @@ class EchoPredictions:
         return self.opened[-1]
 
 
-def application_of(predictions: EchoPredictions, metrics: Metrics) -> Gateway:
+def application_of(
+    predictions: EchoPredictions, metrics: Metrics, max_body_bytes: int = MAX_BODY_BYTES
+) -> Gateway:
     """In front of a FastAPI that echoes at `/echo`."""
     rest = FastAPI()
 
@@ -97,8 +99,8 @@ def application_of(predictions: EchoPredictions, metrics: Metrics) -> Gateway:
         return {"length": 0}
 
     operation = cast(PredictOperation, predictions)
-    hot_paths = HotPaths(Doorkeeper(MAX_BODY_BYTES), operation, metrics)
-    return Gateway(hot_paths, rest, BodyReader(MAX_BODY_BYTES, 0.2, hot_paths.bodies, 0.05))
+    hot_paths = HotPaths(Doorkeeper(max_body_bytes), operation, metrics)
+    return Gateway(hot_paths, rest, BodyReader(max_body_bytes, 0.2, hot_paths.bodies, 0.05))
 
 
 @dataclass(frozen=True)
@@ -251,10 +253,12 @@ def port_of(server: uvicorn.Server) -> int:
 
 
 @asynccontextmanager
-async def serving(limits: HttpLimits | None = None) -> AsyncIterator[Serving]:
+async def serving(
+    limits: HttpLimits | None = None, max_body_bytes: int = MAX_BODY_BYTES
+) -> AsyncIterator[Serving]:
     """Predictions that the test answers, behind our protocol."""
     metrics, predictions = Metrics(), EchoPredictions()
-    application = application_of(predictions, metrics)
+    application = application_of(predictions, metrics, max_body_bytes)
     http = protocol_of(HttpDoor(application.hot_paths, metrics, limits))
     async with served(application, http) as server:
         yield Serving(port_of(server), server, application, predictions, metrics)
