@@ -419,7 +419,7 @@ class HttpConnection(asyncio.Protocol):
         self._call = None
         message.kept = False
         self._release(message)
-        message.body.clear()
+        message.body = b""
         goes_on = message.complete or (leaves_little(head.headers) and not head.expects)
         closing = not goes_on or not head.keep_alive or self._draining
         self._write_reply(reply, head, closing=closing)
@@ -451,7 +451,7 @@ class HttpConnection(asyncio.Protocol):
     def _pass_on(self, cold: ColdRequest, message: Message) -> None:
         if message.body or message.complete:
             cold.receive(message.whole(), message.complete)
-            message.body.clear()
+            message.body = b""
 
     def _application_answered(self) -> None:
         self._cold = None

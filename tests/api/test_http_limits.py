@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
 
 from app.api.http_door import HttpLimits
+from app.api.http_messages import MessageParser
 from tests.api.http_serving import PREDICT, Client, Serving, request, serving
 
 SHORT = HttpLimits(
@@ -149,6 +151,28 @@ class TestBudget:
             assert (await first.answer()).status == 200
         await until(lambda: not patient.counted("hikyaku_open_connections"))
         assert budget.hold(600) is None  # all is given back
+
+
+class TestFraming:
+    async def test_small_chunks_buy_no_room_for_trailers(self, patient: Serving) -> None:
+        small = b"1\r\nx\r\n" * 900 + b"0\r\n"
+        async with await patient.connect() as client:
+            await client.send(request(small + b"a:\r\n" * 20_000, framing=TE))
+            assert (await client.answer()).status == 431
+
+    async def test_a_body_in_small_pieces_takes_little_more_than_its_size(self) -> None:
+        parser = MessageParser(max_head_bytes=65536)
+        parser.feed(request(b"", framing=TE))
+        pieces = b"2\r\nxy\r\n" * 500
+        tracemalloc.start()
+        try:
+            for _ in range(100):
+                parser.feed(pieces)
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert parser.messages[0].size == 100_000
+        assert taken < 200_000
 
 
 class TestPipelining:
