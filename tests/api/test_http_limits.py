@@ -209,6 +209,21 @@ class TestPipelining:
                 assert len((await client.answer()).body) == 999
             await sending
 
+    async def test_who_is_answered_at_once_does_not_keep_others_waiting(
+        self, patient: Serving
+    ) -> None:
+        opened = patient.predictions.opened
+        at_once = [0]
+        async with await patient.connect() as client:
+            await client.send(request(b"{}") * 2000)
+            while len(opened) < 2000:
+                before = len(opened)
+                await asyncio.sleep(0)  # a turn of the loop
+                at_once.append(len(opened) - before)
+            for _ in range(2000):
+                assert (await client.answer()).status == 200
+        assert max(at_once) < 100
+
     async def test_who_sends_ahead_while_refused_is_closed(self) -> None:
         async with serving(replace(SHORT, pause_s=0.01)) as served:
             served.predictions.overloaded = True
