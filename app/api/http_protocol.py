@@ -400,6 +400,7 @@ class HttpConnection(asyncio.Protocol):
             and head.keep_alive
             and not self._draining
             and not head.echo
+            and reply.status != 503
             and not reply.headers
             and reply.content_type == _JSON
         ):

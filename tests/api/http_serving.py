@@ -21,7 +21,7 @@ from app.api.hot_paths import HotPaths
 from app.api.http_door import HttpDoor, HttpLimits
 from app.api.http_protocol import protocol_of
 from app.api.predictions import PredictOperation
-from app.errors import NotFound, Overloaded
+from app.errors import NotFound, RequestError
 from app.telemetry.metrics import Metrics
 
 PREDICT = "/v1/models/m:predict"
@@ -57,7 +57,8 @@ class EchoPredictions:
 
     held: bool = False
     """Calls wait for `EchoCall.answer`."""
-    overloaded: bool = False
+    refusal: RequestError | None = None
+    """Of whatever is asked."""
     answer: bytes = b""
     """Instead of the echo."""
     opened: list[EchoCall] = field(default_factory=list)
@@ -74,8 +75,8 @@ class EchoPredictions:
         peer: str,
         answered: Callable[[Reply], None],
     ) -> EchoCall | None:
-        if self.overloaded:
-            answered(refusal(Overloaded("full", retry_after_s=1), "id", "/v1/"))
+        if self.refusal is not None:
+            answered(refusal(self.refusal, "id", "/v1/"))
             return None
         if name != "m":
             answered(refusal(NotFound("no such model"), "id", "/v1/"))

@@ -10,6 +10,7 @@ import pytest
 
 from app.api.http_door import HttpLimits
 from app.api.http_messages import MessageParser
+from app.errors import ModelNotReady, Overloaded
 from tests.api.http_serving import PREDICT, Client, Serving, request, serving
 
 SHORT = HttpLimits(
@@ -226,7 +227,7 @@ class TestPipelining:
 
     async def test_who_sends_ahead_while_refused_is_closed(self) -> None:
         async with serving(replace(SHORT, pause_s=0.01)) as served:
-            served.predictions.overloaded = True
+            served.predictions.refusal = Overloaded("full", retry_after_s=1)
             async with await served.connect() as client:
                 await client.send(request(b"{}") * 10)
                 answers = [await client.answer() for _ in range(2)]
@@ -237,22 +238,31 @@ class TestPipelining:
                 assert await client.is_closed()
             assert served.counted("hikyaku_closed_connections_total") == {"refused_ahead": 1}
 
+    async def test_so_is_one_that_is_refused_for_another_reason_for_now(
+        self, impatient: Serving
+    ) -> None:
+        impatient.predictions.refusal = ModelNotReady("not warm")
+        async with await impatient.connect() as client:
+            await client.send(request(b"{}") * 10)
+            assert [(await client.answer()).status for _ in range(2)] == [503, 503]
+            assert await client.is_closed()
+
     async def test_who_waits_for_its_refusal_is_not(self, patient: Serving) -> None:
-        patient.predictions.overloaded = True
+        patient.predictions.refusal = Overloaded("full", retry_after_s=1)
         async with await patient.connect() as client:
             for _ in range(5):
                 await client.send(request(b"{}"))
                 assert (await client.answer()).status == 503
-            patient.predictions.overloaded = False
+            patient.predictions.refusal = None
             await client.send(request(b"{}"))
             assert (await client.answer()).status == 200
 
     async def test_who_sends_ahead_goes_on_after_a_pause(self, patient: Serving) -> None:
-        patient.predictions.overloaded = True
+        patient.predictions.refusal = Overloaded("full", retry_after_s=1)
         async with await patient.connect() as client:
             await client.send(request(b"1") + request(b"2"))
             assert (await client.answer()).status == 503
-            patient.predictions.overloaded = False
+            patient.predictions.refusal = None
             assert (await client.answer()).body == b"2"
 
 
