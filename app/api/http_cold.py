@@ -91,6 +91,8 @@ class ColdRequest:
         """More of its body."""
         self._cycle.body += body
         self._cycle.more_body = not complete
+        if not self.has_room:
+            self.flow.pause_reading()  # or the line is not told when the body is taken
         self._cycle.message_event.set()
 
     def close_after(self) -> None:

@@ -29,7 +29,8 @@ class Message:
 
     def __init__(self) -> None:
         self.head: Head | None = None
-        self.body: list[bytes] = []
+        self.body: bytes | bytearray = b""
+        """What is here of it and not passed on. One piece: a client may send it in millions."""
         self.size = 0
         """Bytes of the body so far, whether kept or not."""
         self.held = 0
@@ -44,7 +45,16 @@ class Message:
 
     def whole(self) -> bytes:
         """Its body, as far as it is here."""
-        return self.body[0] if len(self.body) == 1 else b"".join(self.body)
+        return bytes(self.body)
+
+    def append(self, body: bytes) -> None:
+        """More of its body."""
+        if not self.body:
+            self.body = body
+        elif isinstance(self.body, bytearray):
+            self.body += body
+        else:
+            self.body = bytearray(self.body) + body
 
 
 class MessageParser:
@@ -82,7 +92,8 @@ class MessageParser:
         message = self._message
         if message is None:
             return
-        self._framing += len(data) - (message.size - before)
+        # What was saved with some chunks is not there for others, nor for trailers.
+        self._framing = max(0, self._framing + len(data) - (message.size - before))
         if self._framing > self._max_head_bytes:
             error = PayloadTooLarge(f"head: over the limit of {self._max_head_bytes} bytes")
             raise Unreadable(error, 431, "head_too_large")
@@ -172,7 +183,7 @@ class MessageParser:
         message.size += len(body)
         self._framing -= _CHUNK_FRAME_BYTES
         if message.kept:
-            message.body.append(body)
+            message.append(body)
 
     def on_message_complete(self) -> None:
         message = self._message

@@ -19,6 +19,8 @@ from app.api.predictions import Call, new_request_id
 from app.errors import DeadlineExceeded
 
 _FED_AT_ONCE = 4096
+# Then everybody else has a turn: one client may have sent megabytes of refused requests.
+_STEPS_AT_ONCE = 32
 _JSON = b"application/json"
 
 
@@ -47,7 +49,16 @@ class HttpConnection(asyncio.Protocol):
     pauses as soon as more has come."""
 
     __slots__ = (
-        *("_addresses", "_app_state", "_call", "_cold", "_config", "_discarded", "_door"),
+        *(
+            "_addresses",
+            "_advances_later",
+            "_app_state",
+            "_call",
+            "_cold",
+            "_config",
+            "_discarded",
+            "_door",
+        ),
         *("_draining", "_fault", "_head", "_hot_paths", "_idle_s", "_keep_alive_s"),
         *("_known_heads", "_max_body_bytes", "_message", "_parser"),
         *("_peer", "_phase", "_plain", "_reading", "_refused_ahead", "_since_s"),
@@ -89,6 +100,7 @@ class HttpConnection(asyncio.Protocol):
         """Since when the client does not take what we write; 0 while it does."""
         self._draining = False
         self._refused_ahead = False
+        self._advances_later = False
         self._discarded = 0
 
     # What the event loop and uvicorn call.
@@ -138,7 +150,10 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._take(data)
         head = self._head
-        if head is not None and head.length == len(data) - end and data.startswith(b"POST "):
+        if head is None or self._message is not None or not data.startswith(b"POST "):
+            return
+        # It is complete, and all that is behind the first head is its body: it is the first one's.
+        if head.length == len(data) - end:
             self._door.learn(head_bytes, head)
 
     def pause_writing(self) -> None:
@@ -191,11 +206,12 @@ class HttpConnection(asyncio.Protocol):
         self._end()
 
     def pause_reading(self) -> None:
-        """The application has enough of a body for now: `_may_go_on` sees it by itself."""
+        """The application has enough of a body for now: `_may_go_on` sees it by itself, and
+        `resume_reading` is called only after this."""
 
     def resume_reading(self) -> None:
         """The application has taken what it got of a body."""
-        asyncio.get_running_loop().call_soon(self._advance)
+        self._advance_later()
 
     # Requests, in order.
 
@@ -209,7 +225,12 @@ class HttpConnection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Serve what is there, one request after the other, as far as it goes."""
+        steps = 0
         while self._may_go_on():
+            steps += 1
+            if steps > _STEPS_AT_ONCE:
+                self._advance_later()
+                break
             if self._message is None and self._parser.messages:
                 self._message = self._parser.messages.popleft()
                 if not self._message.complete:  # until now it was we who were slow
@@ -226,9 +247,24 @@ class HttpConnection(asyncio.Protocol):
                 self._turn_away(self._fault)
             else:
                 break
-        if self._phase is _RECEIVING and self._message is None and not self._stuck_since_s:
-            self._phase = _IDLE
+        if self._phase <= _RECEIVING:
+            waits = self._message is None and not self._is_left and not self._stuck_since_s
+            self._phase = _IDLE if waits else _RECEIVING
         self._adjust_reading()
+
+    def _advance_later(self) -> None:
+        if not self._advances_later:
+            self._advances_later = True
+            asyncio.get_running_loop().call_soon(self._advance_now)
+
+    def _advance_now(self) -> None:
+        self._advances_later = False
+        self._advance()
+
+    @property
+    def _is_left(self) -> bool:
+        """Whether something came that is not looked at yet."""
+        return bool(self._unfed or self._parser.messages) or self._fault is not None
 
     def _may_go_on(self) -> bool:
         if self._stuck_since_s:
@@ -267,8 +303,9 @@ class HttpConnection(asyncio.Protocol):
         if self._phase is Phase.LINGERING:
             reads = self._discarded < self._door.limits.linger_bytes
         else:
-            left = bool(self._unfed or self._parser.messages) or self._fault is not None
-            reads = not left and not self._stuck_since_s and self._phase is not Phase.PAUSED
+            reads = (
+                not self._is_left and not self._stuck_since_s and self._phase is not Phase.PAUSED
+            )
         if reads is self._reading or self._transport.is_closing():
             return
         self._reading = reads
@@ -363,6 +400,7 @@ class HttpConnection(asyncio.Protocol):
             and head.keep_alive
             and not self._draining
             and not head.echo
+            and reply.status != 503
             and not reply.headers
             and reply.content_type == _JSON
         ):
@@ -402,7 +440,7 @@ class HttpConnection(asyncio.Protocol):
             self._phase = _IDLE
         else:  # something is left to do, which comes before what may still be read
             self._phase = _RECEIVING
-            asyncio.get_running_loop().call_soon(self._advance)
+            self._advance_later()
 
     def _pause_over(self) -> None:
         if self._phase is Phase.PAUSED:
@@ -415,7 +453,7 @@ class HttpConnection(asyncio.Protocol):
         self._call = None
         message.kept = False
         self._release(message)
-        message.body.clear()
+        message.body = b""
         goes_on = message.complete or (leaves_little(head.headers) and not head.expects)
         closing = not goes_on or not head.keep_alive or self._draining
         self._write_reply(reply, head, closing=closing)
@@ -447,7 +485,7 @@ class HttpConnection(asyncio.Protocol):
     def _pass_on(self, cold: ColdRequest, message: Message) -> None:
         if message.body or message.complete:
             cold.receive(message.whole(), message.complete)
-            message.body.clear()
+            message.body = b""
 
     def _application_answered(self) -> None:
         self._cold = None

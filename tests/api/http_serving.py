@@ -21,7 +21,7 @@ from app.api.hot_paths import HotPaths
 from app.api.http_door import HttpDoor, HttpLimits
 from app.api.http_protocol import protocol_of
 from app.api.predictions import PredictOperation
-from app.errors import NotFound, Overloaded
+from app.errors import NotFound, RequestError
 from app.telemetry.metrics import Metrics
 
 PREDICT = "/v1/models/m:predict"
@@ -57,7 +57,8 @@ class EchoPredictions:
 
     held: bool = False
     """Calls wait for `EchoCall.answer`."""
-    overloaded: bool = False
+    refusal: RequestError | None = None
+    """Of whatever is asked."""
     answer: bytes = b""
     """Instead of the echo."""
     opened: list[EchoCall] = field(default_factory=list)
@@ -74,8 +75,8 @@ class EchoPredictions:
         peer: str,
         answered: Callable[[Reply], None],
     ) -> EchoCall | None:
-        if self.overloaded:
-            answered(refusal(Overloaded("full", retry_after_s=1), "id", "/v1/"))
+        if self.refusal is not None:
+            answered(refusal(self.refusal, "id", "/v1/"))
             return None
         if name != "m":
             answered(refusal(NotFound("no such model"), "id", "/v1/"))
@@ -84,7 +85,9 @@ class EchoPredictions:
         return self.opened[-1]
 
 
-def application_of(predictions: EchoPredictions, metrics: Metrics) -> Gateway:
+def application_of(
+    predictions: EchoPredictions, metrics: Metrics, max_body_bytes: int = MAX_BODY_BYTES
+) -> Gateway:
     """In front of a FastAPI that echoes at `/echo`."""
     rest = FastAPI()
 
@@ -97,8 +100,8 @@ def application_of(predictions: EchoPredictions, metrics: Metrics) -> Gateway:
         return {"length": 0}
 
     operation = cast(PredictOperation, predictions)
-    hot_paths = HotPaths(Doorkeeper(MAX_BODY_BYTES), operation, metrics)
-    return Gateway(hot_paths, rest, BodyReader(MAX_BODY_BYTES, 0.2, hot_paths.bodies, 0.05))
+    hot_paths = HotPaths(Doorkeeper(max_body_bytes), operation, metrics)
+    return Gateway(hot_paths, rest, BodyReader(max_body_bytes, 0.2, hot_paths.bodies, 0.05))
 
 
 @dataclass(frozen=True)
@@ -251,10 +254,12 @@ def port_of(server: uvicorn.Server) -> int:
 
 
 @asynccontextmanager
-async def serving(limits: HttpLimits | None = None) -> AsyncIterator[Serving]:
+async def serving(
+    limits: HttpLimits | None = None, max_body_bytes: int = MAX_BODY_BYTES
+) -> AsyncIterator[Serving]:
     """Predictions that the test answers, behind our protocol."""
     metrics, predictions = Metrics(), EchoPredictions()
-    application = application_of(predictions, metrics)
+    application = application_of(predictions, metrics, max_body_bytes)
     http = protocol_of(HttpDoor(application.hot_paths, metrics, limits))
     async with served(application, http) as server:
         yield Serving(port_of(server), server, application, predictions, metrics)

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
 
 from app.api.http_door import HttpLimits
+from app.api.http_messages import MessageParser
+from app.errors import ModelNotReady, Overloaded
 from tests.api.http_serving import PREDICT, Client, Serving, request, serving
 
 SHORT = HttpLimits(
@@ -151,6 +154,28 @@ class TestBudget:
         assert budget.hold(600) is None  # all is given back
 
 
+class TestFraming:
+    async def test_small_chunks_buy_no_room_for_trailers(self, patient: Serving) -> None:
+        small = b"1\r\nx\r\n" * 900 + b"0\r\n"
+        async with await patient.connect() as client:
+            await client.send(request(small + b"a:\r\n" * 20_000, framing=TE))
+            assert (await client.answer()).status == 431
+
+    async def test_a_body_in_small_pieces_takes_little_more_than_its_size(self) -> None:
+        parser = MessageParser(max_head_bytes=65536)
+        parser.feed(request(b"", framing=TE))
+        pieces = b"2\r\nxy\r\n" * 500
+        tracemalloc.start()
+        try:
+            for _ in range(100):
+                parser.feed(pieces)
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert parser.messages[0].size == 100_000
+        assert taken < 200_000
+
+
 class TestPipelining:
     async def test_one_request_of_a_connection_is_under_way_at_a_time(
         self, patient: Serving
@@ -185,9 +210,24 @@ class TestPipelining:
                 assert len((await client.answer()).body) == 999
             await sending
 
+    async def test_who_is_answered_at_once_does_not_keep_others_waiting(
+        self, patient: Serving
+    ) -> None:
+        opened = patient.predictions.opened
+        at_once = [0]
+        async with await patient.connect() as client:
+            await client.send(request(b"{}") * 2000)
+            while len(opened) < 2000:
+                before = len(opened)
+                await asyncio.sleep(0)  # a turn of the loop
+                at_once.append(len(opened) - before)
+            for _ in range(2000):
+                assert (await client.answer()).status == 200
+        assert max(at_once) < 100
+
     async def test_who_sends_ahead_while_refused_is_closed(self) -> None:
         async with serving(replace(SHORT, pause_s=0.01)) as served:
-            served.predictions.overloaded = True
+            served.predictions.refusal = Overloaded("full", retry_after_s=1)
             async with await served.connect() as client:
                 await client.send(request(b"{}") * 10)
                 answers = [await client.answer() for _ in range(2)]
@@ -198,22 +238,31 @@ class TestPipelining:
                 assert await client.is_closed()
             assert served.counted("hikyaku_closed_connections_total") == {"refused_ahead": 1}
 
+    async def test_so_is_one_that_is_refused_for_another_reason_for_now(
+        self, impatient: Serving
+    ) -> None:
+        impatient.predictions.refusal = ModelNotReady("not warm")
+        async with await impatient.connect() as client:
+            await client.send(request(b"{}") * 10)
+            assert [(await client.answer()).status for _ in range(2)] == [503, 503]
+            assert await client.is_closed()
+
     async def test_who_waits_for_its_refusal_is_not(self, patient: Serving) -> None:
-        patient.predictions.overloaded = True
+        patient.predictions.refusal = Overloaded("full", retry_after_s=1)
         async with await patient.connect() as client:
             for _ in range(5):
                 await client.send(request(b"{}"))
                 assert (await client.answer()).status == 503
-            patient.predictions.overloaded = False
+            patient.predictions.refusal = None
             await client.send(request(b"{}"))
             assert (await client.answer()).status == 200
 
     async def test_who_sends_ahead_goes_on_after_a_pause(self, patient: Serving) -> None:
-        patient.predictions.overloaded = True
+        patient.predictions.refusal = Overloaded("full", retry_after_s=1)
         async with await patient.connect() as client:
             await client.send(request(b"1") + request(b"2"))
             assert (await client.answer()).status == 503
-            patient.predictions.overloaded = False
+            patient.predictions.refusal = None
             assert (await client.answer()).body == b"2"
 
 

@@ -80,6 +80,20 @@ async def test_what_repeats_the_head_of_others_is_read_with_its_own_body(shared:
         assert (await client.answer()).body == b"les!"
 
 
+async def test_a_head_that_others_repeat_keeps_its_own_meaning(shared: Serving) -> None:
+    refused = request(b"", target="/v1/models/none:predict")
+    others = request(b"x" * 60)
+    # What follows the refused head is as long as the length that the request behind it declares.
+    unfinished = request(b"", framing=f"Content-Length: {len(others)}").ljust(len(others), b"y")
+    for _ in range(2):
+        async with await shared.connect() as client:
+            await client.send(refused + unfinished[: len(others)])
+            assert (await client.answer()).status == 404
+    async with await shared.connect() as client:
+        await client.send(refused + others)
+        assert [(await client.answer()).status for _ in range(2)] == [404, 200]
+
+
 MALFORMED = {
     "length and chunks": request(b"0\r\n\r\n", "Content-Length: 5", framing=TE),
     "chunks and length": request(b"0\r\n\r\n", TE, framing="Content-Length: 5"),
@@ -243,6 +257,20 @@ class TestSizes:
         assert (await shared.ask(request(body, target=target))).status == 200
         in_chunks = request(chunked(body[1:], b"x"), target=target, framing=TE)
         assert (await shared.ask(in_chunks)).status == 200
+
+    @pytest.mark.parametrize("target", [PREDICT, "/echo"])
+    @pytest.mark.parametrize("framing", [None, TE], ids=["length", "chunks"])
+    async def test_a_large_body_is_read_as_fast_as_it_is_taken(
+        self, target: str, framing: str | None
+    ) -> None:
+        body = b"x" * 3_000_000
+        data = body if framing is None else chunked(*[body[:10_000]] * 300)
+        async with serving(max_body_bytes=len(body)) as large, await large.connect() as client:
+            sending = asyncio.create_task(
+                client.send(request(data, target=target, framing=framing))
+            )
+            assert (await client.answer()).status == 200
+            await sending
 
     @pytest.mark.parametrize("target", [PREDICT, "/echo"])
     async def test_a_length_over_the_limit_is_refused_without_the_body(
