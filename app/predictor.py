@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from math import log2
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +14,13 @@ from app.batching.priority import Priority
 from app.batching.waiting import Entry, Executed
 from app.clock import FeatureClock
 from app.deadline import Deadline
-from app.errors import DeadlineExceeded, FeaturesUnavailable, ModelNotReady, NotFound
+from app.errors import (
+    DeadlineExceeded,
+    FeaturesUnavailable,
+    ModelNotReady,
+    NotFound,
+    ShuttingDown,
+)
 from app.features.missing import FilledRows
 from app.features.source import FeatureRows, ValueStatus
 from app.instances import Instances, together
@@ -27,8 +34,8 @@ _NOT_FOUND = int(ValueStatus.NOT_FOUND)
 # A request of more rows goes by itself: its turn's others need not wait for it.
 _MOST_SHARING = 8
 _MOST_TOGETHER = 128
-# Those whose deadlines lie further apart must not share one: the first of them bounds the read.
-_SAME_DEADLINE_S = 1 / 64
+# The most urgent of a group bounds its read: nobody may lose more than a tenth of its time by that.
+_KINDS_OF_HASTE = 8  # in each doubling of the time that is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,8 @@ class Asked:
         return self.is_over
 
     def cancel(self) -> None:
-        self.is_over = True
+        """The service ends."""
+        self.set_exception(ShuttingDown("this service is being stopped"))
 
     def set_exception(self, error: Exception) -> None:
         """It has failed, and is told so."""
@@ -204,7 +212,7 @@ class _Group:
         return [each for each in asked if not each.is_over]
 
     def left(self) -> None:
-        """One of them waits no longer. What nobody waits for ends, unless others may still join."""
+        """One of them has left. What all have left ends, unless others may still join."""
         self.waiting -= 1
         if not self.waiting and self.task is not None and self._is_under_way:
             self.task.cancel()
@@ -258,7 +266,8 @@ class Predictor:
         if rows > _MOST_SHARING or instances.overrides:
             group = self._begun(model)
         else:
-            key = (id(model), priority, int(deadline.at_s / _SAME_DEADLINE_S))
+            left_s = max(deadline.remaining_s(), 1e-6)
+            key = (id(model), priority, int(_KINDS_OF_HASTE * log2(left_s)))
             found = self._gathering.get(key)
             if found is None or found.rows + rows > _MOST_TOGETHER:
                 found = self._gathering[key] = self._begun(model)
@@ -288,7 +297,12 @@ class Predictor:
     def _predict_fields(self, group: _Group) -> None:
         """Of a model that reads no stored feature."""
         self._gathering.clear()
-        self._encode(group.model, group.together(), None)
+        asked = group.together()
+        try:
+            self._encode(group.model, asked, None)
+        except Exception as exc:  # a defect: nobody may be left waiting
+            for each in asked:
+                each.set_exception(exc)
 
     async def _predict(self, group: _Group) -> None:
         self._gathering.clear()

@@ -39,6 +39,25 @@ async def test_later_deadlines_are_swept_after_earlier_ones() -> None:
             await later
 
 
+async def test_one_that_cannot_be_told_does_not_keep_the_others_from_it() -> None:
+    class Deaf:
+        def done(self) -> bool:
+            return False
+
+        def set_exception(self, error: Exception, /) -> None:
+            raise ZeroDivisionError("a defect")
+
+        def cancel(self) -> None: ...
+
+    async with DeadlineSweep(interval_s=0.001) as sweep:
+        sweep.watch(Deaf(), Deadline.after(0))
+        for _ in range(2):  # in the same sweep, and in a later one
+            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            sweep.watch(future, Deadline.after(0))
+            with pytest.raises(DeadlineExceeded):
+                await future
+
+
 async def test_leaving_cancels_what_still_waits() -> None:
     async with DeadlineSweep() as sweep:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()

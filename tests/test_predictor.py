@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -170,6 +171,18 @@ async def test_a_hasty_request_does_not_bound_the_read_of_others(tmp_path: Path)
         for caller in callers:
             await caller.answer()
     assert sorted(setting.source.fetched) == [1, 2]
+
+
+async def test_nobody_loses_more_than_a_tenth_of_its_time_to_a_more_hasty_one(
+    tmp_path: Path,
+) -> None:
+    async with stored_model(tmp_path) as setting:
+        now_s = time.monotonic()
+        deadlines = [Deadline(now_s + ms / 1000) for ms in (400, 350, 300, 250, 200)]
+        callers = [setting.begin(asked_at(1), deadline=deadline) for deadline in deadlines]
+        for caller in callers:
+            await caller.answer()
+    assert setting.source.fetched == [1] * 5
 
 
 async def test_one_whose_entity_cannot_be_looked_up_harms_nobody(tmp_path: Path) -> None:

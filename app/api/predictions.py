@@ -1,6 +1,7 @@
 """The predict operation: bytes in, bytes out, without a framework."""
 
 import base64
+import logging
 import math
 import os
 import re
@@ -22,6 +23,8 @@ from app.features.source import FeatureRows, ValueStatus
 from app.predictor import Answer, Asked, DegradedReason, NotFiniteOutput, Predictor
 from app.served_model import ServedModel
 from app.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 _PREDICT_PATH = re.compile(r"/v1/models/([^/:]+):predict")
 _IDS_AT_ONCE = 256
@@ -107,7 +110,7 @@ class Call:
     def refuse(self, exc: Exception) -> None:
         """It cannot be answered."""
         label = self._model.id.model
-        self._answered(_refused(exc, self._request_id, label, self._metrics))
+        self._give(_refused(exc, self._request_id, label, self._metrics))
 
     def told(self, answer: Answer | Exception) -> None:
         """How the prediction ended."""
@@ -130,7 +133,13 @@ class Call:
                 answered_s,
             )
         )
-        self._answered(reply)
+        self._give(reply)
+
+    def _give(self, reply: Reply) -> None:
+        try:
+            self._answered(reply)
+        except Exception as exc:  # a defect of the door must not harm those in the same execution
+            log.error("a reply was lost", extra={"request_id": self._request_id}, exc_info=exc)
 
 
 class PredictOperation:

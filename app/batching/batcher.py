@@ -219,8 +219,8 @@ class DynamicBatcher:
             )
 
     def _has_plenty(self, rows: int, at_s: float) -> bool:
-        """Whether there is room for more rows, and time for a batch for each that waits: then
-        nobody needs to know how many batches it will be."""
+        """Whether there is room for more rows, and time for a batch for each that waits, after any
+        slot, the first, is free: then nobody needs to know how many batches it will be."""
         rows += self._waiting.rows
         if rows > self._max_queue_rows or not self._slots:
             return False
