@@ -153,24 +153,20 @@ class RedisConnection(asyncio.Protocol):
                     return fault
                 position = end
                 continue
-            members, ends = shape.scan(data, position, most)
-            if not ends:
+            runs = shape.scan(data, position, most)
+            if not runs:
                 return self._parse(data, position, len(data), finished)
-            odd = [index for index, member in enumerate(members) if member is None]
-            given = 0
-            for index in [*odd, len(ends)]:
-                if given < index:
-                    if self._expected_of(shape) < index - given:
-                        break  # there were more replies than we saw
-                    self._give(members[given:index], finished)
-                    position = ends[index - 1]
-                if index < len(ends):
-                    if fault := self._parse(data, position, ends[index], finished):
+            for members, end in runs:
+                if members is None:
+                    if fault := self._parse(data, position, end, finished):
                         return fault
-                    position = ends[index]
-                    if self._within:
-                        break
-                given = index + 1
+                elif len(members) <= self._expected_of(shape):
+                    self._give(members, finished)
+                else:
+                    break  # there were more replies than we saw
+                position = end
+                if self._within:
+                    break
         return ""
 
     def _expected_of(self, shape: Shape) -> int:

@@ -10,7 +10,8 @@ from app.errors import InvalidInput, InvalidModel
 from app.features.entity_key import EntityKeyEncoder
 from app.features.plan import FeaturePlan, RedisLayout
 from app.features.redis_connection import Reply
-from app.features.redis_shape import Member, Shape, Varying, Word
+from app.features.redis_record import Varying, Word
+from app.features.redis_shape import Member, Shape
 from app.features.source import EntityColumns
 from app.features.values import DECODABLE, FIXED_WIDTH, Stored
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.features.plan import FeaturePlan, value_type
 from app.features.redis_hash import EntityHash, Found, Row
-from app.features.redis_shape import Stretch
+from app.features.redis_record import Stretch
 from app.features.source import MAX_AHEAD_S, Columns, FeatureRows, ValueStatus
 from app.features.values import Stored, decode_column, decode_times
 

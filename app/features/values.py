@@ -160,8 +160,26 @@ def _times_at_once(stored: Sequence[Stored]) -> tuple[NDArray[np.float64], list[
     return seconds, [others[index] for index in corrupt]
 
 
-TIME_LENGTHS = frozenset({6, *range(8, 13)})
-"""Of Timestamps whose seconds take 5 bytes: all of the years 1978 to 2514 that protobuf writes."""
+SHORTEST_TIME, LONGEST_TIME = 6, 12
+TIME_LENGTHS = frozenset({SHORTEST_TIME, *range(8, LONGEST_TIME + 1)})
+"""Of Timestamps whose seconds take 5 bytes: all of the years 1978 to 2514 that protobuf writes. The
+shortest have whole seconds."""
+
+
+_NO_NANOS = b"\x10\x80\x80\x80\x80\x00"
+TIME_ENDS: Mapping[int, Mapping[bytes, bytes]] = {
+    SHORTEST_TIME: {bytes([end]): bytes([end]) + _NO_NANOS for end in range(0x80)},
+    **{
+        length: {
+            bytes([end]): bytes([end | 0x80]) + _NO_NANOS[length - LONGEST_TIME :]
+            for end in range(0x80)
+        }
+        for length in range(8, LONGEST_TIME)
+    },
+    LONGEST_TIME: {bytes([end]): bytes([end]) for end in range(0x80)},
+}
+"""By the length and the last byte of a Timestamp: what is instead of that byte where the Timestamp
+takes as many bytes as any."""
 
 
 def time_bits(length: int) -> tuple[bytes, bytes]:
@@ -180,13 +198,14 @@ def time_bits(length: int) -> tuple[bytes, bytes]:
 def times_from_bits(
     stored: NDArray[np.uint8],
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_] | bool]:
-    """The seconds since 1970 of Timestamps `[n, length]` that look as `time_bits` says, and which
-    of them are corrupt all the same."""
+    """The seconds since 1970 of Timestamps `[n, length]`, n > 0, that look as `time_bits` says, and
+    which of them are corrupt all the same; False if none."""
     parts: NDArray[np.float64] = (stored & 0x7F).dot(_TIME_PLACES[stored.shape[1]])
     if stored.shape[1] == 6:
         return parts, False
-    seconds, nanos = parts.T
-    return seconds + nanos / 1e9, nanos >= 1e9
+    seconds, nanos = parts[:, 0], parts[:, 1]
+    wrong = nanos >= 1e9 if nanos.max() >= 1e9 else False
+    return seconds + nanos / 1e9, wrong
 
 
 def _floats(tag: int, layout: np.dtype[Any], stored: Sequence[Stored]) -> _Column:

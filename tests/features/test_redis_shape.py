@@ -15,7 +15,8 @@ from app.clock import ReplayClock
 from app.deadline import Deadline
 from app.features.plan import FeaturePlan, JoinKeyType, PlannedFeature, PlannedView, RedisLayout
 from app.features.redis_connection import Reading, RedisConnection
-from app.features.redis_shape import FEW, Shape, Varying
+from app.features.redis_record import Varying
+from app.features.redis_shape import FEW, Shape
 from app.features.redis_source import RedisSource
 from app.features.source import FeatureRows, ValueStatus
 from app.features.values import FIXED_WIDTH
@@ -180,6 +181,18 @@ def odd(kind: str, features: int, entity: int) -> bytes:
     match kind:
         case "null":
             content[b"\x01\x00\x00\x00"] = b""
+        case "first and last null":
+            content[b"\x00\x00\x00\x00"] = content[(features - 1).to_bytes(4, "little")] = b""
+        case "nulls":
+            content = dict.fromkeys(content, b"") | {b"_ts:v": timestamp(entity, 5_000_000)}
+        case "explicit null":
+            content[b"\x01\x00\x00\x00"] = b"\x98\x01\x00"
+        case "null and nanos":
+            content[b"\x01\x00\x00\x00"] = b""
+            content[b"_ts:v"] = timestamp(entity, 999_999_999)
+        case "what looks like nulls":
+            content[b"\x01\x00\x00\x00"] = b"\x35$0\r\n"
+            content[(features - 1).to_bytes(4, "little")] = b"\x290\r\n\r\n$0\r"
         case "nan":
             content[b"\x01\x00\x00\x00"] = b"\x35" + struct.pack("<I", 0x7FA00000)
         case "text":
@@ -193,9 +206,11 @@ def odd(kind: str, features: int, entity: int) -> bytes:
             content[b"\x01\x00\x00\x00"] = head * 3
         case "reply":
             content[b"\x01\x00\x00\x00"] = usual(features, entity + 1000)
-        case "nanos" | "more nanos" | "impossible nanos":
-            nanos = {"nanos": 1, "more nanos": 999_999_999, "impossible nanos": 1_000_000_000}[kind]
-            content[b"_ts:v"] = timestamp(entity, nanos)
+        case "nanos" | "more nanos" | "most nanos" | "impossible nanos":
+            nanos = {"nanos": 1, "more nanos": 1 << 20, "most nanos": 999_999_999}
+            content[b"_ts:v"] = timestamp(entity, nanos.get(kind, 1_000_000_000))
+        case "endless nanos":
+            content[b"_ts:v"] = timestamp(entity, 1)[:-1] + b"\x81"
         case "old":
             content[b"_ts:v"] = timestamp(7200, 0)
         case "no time":
@@ -219,10 +234,11 @@ def odd(kind: str, features: int, entity: int) -> bytes:
     return reply(content, features)
 
 
+FREQUENT = ["usual"] * 20 + ["nanos", "more nanos", "most nanos", "null", "null and nanos"] * 3
 KINDS = [
-    *("null", "nan", "text", "head", "reply", "nanos", "more nanos", "impossible nanos", "old"),
-    *("no time", "broken time", "another field", "another order", "unknown", "error", "number"),
-    *("nested", "fewer"),
+    *("first and last null", "nulls", "explicit null", "what looks like nulls", "nan", "text"),
+    *("head", "reply", "impossible nanos", "endless nanos", "old", "no time", "broken time"),
+    *("another field", "another order", "unknown", "error", "number", "nested", "fewer"),
 ]
 
 
@@ -235,11 +251,12 @@ def assert_same(rows: FeatureRows, expected: FeatureRows) -> None:
 
 @pytest.mark.parametrize("features", [FEW_FEATURES, MANY_FEATURES])
 @given(
-    st.lists(st.sampled_from(["usual"] * 20 + KINDS), min_size=1, max_size=2 * MANY),
+    st.lists(st.sampled_from(FREQUENT + KINDS), min_size=1, max_size=2 * MANY),
     st.lists(st.integers(0, 1 << 20), max_size=3),
+    st.booleans(),
 )
 def test_any_mix_of_replies_is_what_hiredis_alone_makes_of_it(
-    features: int, kinds: list[str], cuts: list[int]
+    features: int, kinds: list[str], cuts: list[int], fractions: bool
 ) -> None:
     replies = [
         odd(kind, features, entity) if kind != "usual" else usual(features, entity)
@@ -249,7 +266,8 @@ def test_any_mix_of_replies_is_what_hiredis_alone_makes_of_it(
     async def both() -> tuple[FeatureRows, FeatureRows]:
         reads, by_byte = Reads(features), Reads(features)
         await reads.learn()
-        await reads.read([usual(features, entity) for entity in range(MANY)], [])
+        before = ["most nanos", "usual"] if fractions else ["usual"]
+        await reads.read([odd(before[n % len(before)], features, n) for n in range(MANY)], [])
         every_byte = range(sum(map(len, replies)))
         return await reads.read(replies, cuts), await by_byte.read(replies, every_byte)
 
@@ -310,23 +328,78 @@ def test_usual_replies_are_one_stretch_with_its_numbers_and_times() -> None:
         bulk(b"a", b"\x35" + struct.pack("<f", n), b"t", timestamp(n, 0), b"x" * 12)
         for n in range(FEW)
     ]
-    members, ends = shape.scan(b"--" + b"".join(replies) + b"-ERR\r\n", 2, 100)
-    assert [member and member[1] for member in members] == list(range(FEW))
-    assert list(ends) == [2 + sum(map(len, replies[: n + 1])) for n in range(FEW)]
-    (stretch,) = {member[0] for member in members if member is not None}
+    [(members, end)] = shape.scan(b"--" + b"".join(replies) + b"-ERR\r\n", 2, 100)
+    assert members is not None
+    assert [row for _, row in members] == list(range(FEW))
+    assert end == 2 + sum(map(len, replies))
+    (stretch,) = {stretch for stretch, _ in members}
     assert stretch.cells[0].tolist() == [[n] for n in range(FEW)]
     assert stretch.times_s.tolist() == [[NOW_S - n] for n in range(FEW)]
 
 
-def test_replies_of_several_lengths_are_one_stretch_too() -> None:
+WORDS = [
+    *(b"a", FIXED_WIDTH["Float32"], Varying.ANYTHING, b"b", FIXED_WIDTH["Float32"]),
+    *(Varying.TIME, FIXED_WIDTH["Float64"], b"c", FIXED_WIDTH["Float32"]),
+]
+
+
+def reply_of(numbers: Sequence[int | None], nanos: int, anything: bytes) -> bytes:
+    """Of the shape of WORDS."""
+    first, second, double, third = (
+        b"" if number is None else tag + struct.pack(layout, number)
+        for number, (tag, layout) in zip(
+            numbers,
+            [(b"\x35", "<f"), (b"\x35", "<f"), (b"\x29", "<d"), (b"\x35", "<f")],
+            strict=True,
+        )
+    )
+    return bulk(b"a", first, anything, b"b", second, timestamp(0, nanos), double, b"c", third)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.tuples(*[st.none() | st.integers(0, 9)] * 4),
+            st.sampled_from([0, 1, 1 << 9, 1 << 15, 1 << 22, 1 << 29]),
+            st.sampled_from([b"", b"x", b"0\r\n\r\n", b"y" * 20]),
+        ),
+        min_size=FEW,
+        max_size=MANY,
+    )
+)
+def test_replies_of_any_lengths_are_one_stretch_too(
+    contents: list[tuple[tuple[int | None, ...], int, bytes]],
+) -> None:
+    shape = Shape(WORDS, [[1, 4, 8], [6]], [5])
+    # The first of a scan is what there must be room for.
+    shape.scan(
+        b"".join([reply_of([1] * 4, 1, b"z" * 20)] + [reply_of([1] * 4, 0, b"")] * MANY), 0, MANY
+    )
+    replies = [reply_of(*content) for content in contents]
+    [(members, end)] = shape.scan(b"".join(replies) + b"-ERR\r\n", 0, len(replies))
+    assert members is not None
+    assert end == sum(map(len, replies))
+    (stretch,) = {stretch for stretch, _ in members}
+    assert [row for _, row in members] == list(range(len(replies)))
+    expected = np.array([numbers for numbers, _, _ in contents], dtype=float)  # NaN for None
+    np.testing.assert_array_equal(stretch.cells[0], expected[:, [0, 1, 3]])
+    np.testing.assert_array_equal(stretch.cells[1], expected[:, [2]])
+    assert stretch.times_s[:, 0].tolist() == [NOW_S + nanos / 1e9 for _, nanos, _ in contents]
+
+
+def test_what_is_something_else_stands_between_the_runs() -> None:
     shape = Shape([Varying.TIME, FIXED_WIDTH["Float64"]], [[1]], [0])
-    nanos = [0 if n % 3 else 5 for n in range(MANY)]
+    nanos = [5 if n % 3 else 0 for n in range(MANY)]
+    nanos[0] = 5
     replies = [bulk(timestamp(n, nanos[n]), b"\x29" + struct.pack("<d", n)) for n in range(MANY)]
     replies[5] = b"-ERR\r\n"
-    members, ends = shape.scan(b"".join(replies), 0, MANY)
-    taken = [member[1] for member in members if member is not None]
-    (stretch,) = {member[0] for member in members if member is not None}
-    assert len(taken) == MANY - 2  # the one before the error seems to be longer than it is
-    assert stretch.cells[0][taken[-1], 0] == MANY - 1
-    assert stretch.times_s[taken[-1], 0] == NOW_S - (MANY - 1) + nanos[-1] / 1e9
-    assert ends[-1] == sum(map(len, replies))
+    before, odd_one, after = shape.scan(b"".join(replies), 0, MANY)
+    assert before[0] is not None
+    assert after[0] is not None
+    # The one before the error seems to be longer than it is.
+    assert [len(before[0]), odd_one[0], len(after[0])] == [4, None, MANY - 6]
+    ends = np.cumsum(list(map(len, replies))).tolist()
+    assert [before[1], odd_one[1], after[1]] == [ends[3], ends[5], ends[-1]]
+    stretch, row = after[0][-1]
+    assert stretch.cells[0][row, 0] == MANY - 1
+    assert stretch.times_s[row, 0] == NOW_S - (MANY - 1) + nanos[-1] / 1e9
