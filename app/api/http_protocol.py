@@ -19,6 +19,7 @@ from app.api.predictions import Call, new_request_id
 from app.errors import DeadlineExceeded
 
 _FED_AT_ONCE = 4096
+_AHEAD_BYTES = 16 * 1024
 # Then everybody else has a turn: one client may have sent megabytes of refused requests.
 _STEPS_AT_ONCE = 32
 _JSON = b"application/json"
@@ -46,7 +47,7 @@ _IDLE, _RECEIVING, _PREDICTING = Phase.IDLE, Phase.RECEIVING, Phase.PREDICTING
 
 class HttpConnection(asyncio.Protocol):
     """One connection. Its requests are served one at a time, in order; while one is, reading
-    pauses as soon as more has come."""
+    pauses as soon as more than a little has come."""
 
     __slots__ = (
         *(
@@ -54,6 +55,7 @@ class HttpConnection(asyncio.Protocol):
             "_advances_later",
             "_app_state",
             "_call",
+            "_clear",
             "_cold",
             "_config",
             "_discarded",
@@ -95,6 +97,8 @@ class HttpConnection(asyncio.Protocol):
         """What came and is not parsed yet."""
         self._fault: Unreadable | None = None
         """What is wrong behind the messages that the parser has."""
+        self._clear = True
+        """Nothing came that waits for its turn, and the client takes what we write."""
         self._reading = True
         self._stuck_since_s = 0.0
         """Since when the client does not take what we write; 0 while it does."""
@@ -239,12 +243,12 @@ class HttpConnection(asyncio.Protocol):
                 self._serve(self._message)
                 if self._message is None or not self._may_go_on():
                     continue
-            if self._unfed:
+            if self._fault is not None:
+                self._turn_away(self._fault)
+            elif self._unfed:
                 part = self._unfed[: self._parser.wanted(_FED_AT_ONCE)]
                 self._unfed = self._unfed[len(part) :]
                 self._feed(part)
-            elif self._fault is not None:
-                self._turn_away(self._fault)
             else:
                 break
         if self._phase <= _RECEIVING:
@@ -299,13 +303,14 @@ class HttpConnection(asyncio.Protocol):
             self._pass_on(self._cold, self._message)
 
     def _adjust_reading(self) -> None:
-        """Read only what there is a use for: what stays in the kernel slows the client down."""
+        """Read a little ahead, or the end of a connection is not seen behind it. What is more stays
+        in the kernel, where it slows the client down."""
         if self._phase is Phase.LINGERING:
             reads = self._discarded < self._door.limits.linger_bytes
         else:
-            reads = (
-                not self._is_left and not self._stuck_since_s and self._phase is not Phase.PAUSED
-            )
+            takes = not self._stuck_since_s and self._phase is not Phase.PAUSED
+            self._clear = takes and not self._is_left
+            reads = takes and len(self._unfed) <= _AHEAD_BYTES
         if reads is self._reading or self._transport.is_closing():
             return
         self._reading = reads
@@ -396,7 +401,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._call = None
         if (
-            self._reading
+            self._clear
             and head.keep_alive
             and not self._draining
             and not head.echo
@@ -436,7 +441,7 @@ class HttpConnection(asyncio.Protocol):
         self._state.total_requests += 1
         self._since_s = time.monotonic()
         self._idle_s = self._keep_alive_s
-        if self._reading:
+        if self._clear:
             self._phase = _IDLE
         else:  # something is left to do, which comes before what may still be read
             self._phase = _RECEIVING
@@ -539,7 +544,7 @@ class HttpConnection(asyncio.Protocol):
         """The last answer is written. While more may come from the client, go on reading it for
         nothing: closing then would reset the connection, and the answer be lost."""
         received = self._message is None or self._message.complete
-        expects_more = self._draining or not received or not self._reading
+        expects_more = self._draining or not received or not self._clear
         self._unfed = memoryview(b"")
         self._fault = None
         self._parser.messages.clear()

@@ -1,12 +1,14 @@
 """The whole service in process: tiny models of every kind, features from memory."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import httpx
 import pytest
+import uvloop
 
 from app.clock import FeatureClock
 from app.config import Settings, load_settings
@@ -33,6 +35,15 @@ def reading_from(source: FeatureSource) -> OpenFeatures:
 
 
 IN_MEMORY = reading_from(StaticSource(DRIVERS, DRIVER_VALUES, EVENT_TIME_S))
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What speaks to our protocol does so on the loop that serves in production."""
+    if item.path.name.startswith("test_http_"):
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -153,7 +154,9 @@ class Client:
             return not self._answers and await self._reader.read(1) == b""
 
     def reset(self) -> None:
-        """Go without a word."""
+        """Go without a word: what is closed like this says that it is gone, not that it ended."""
+        sock = self._writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
 
     def pause(self) -> None:

@@ -267,19 +267,26 @@ class TestPipelining:
 
 
 class TestDisconnects:
+    @pytest.mark.parametrize(
+        "ahead",
+        [b"", request(b"{}")[:20], request(b"{}") * 10, request(b"x" * 999) * 14],
+        ids=["nothing", "a part", "ten", "almost 16 KiB"],
+    )
     @pytest.mark.parametrize("how", ["close", "reset"])
     async def test_a_client_that_goes_leaves_its_prediction(
-        self, patient: Serving, how: str
+        self, patient: Serving, how: str, ahead: bytes
     ) -> None:
         patient.predictions.held = True
         async with await patient.connect() as client:
-            await client.send(request(b"{}"))
+            await client.send(request(b"{}") + ahead[:100])
             call = await patient.predictions.begun.get()
+            await client.send(ahead[100:])
             if how == "reset":
                 client.reset()
         async with asyncio.timeout(10):
             await call.left.wait()
         await until(lambda: not patient.counted("hikyaku_open_connections"))
+        assert patient.predictions.opened == [call]  # and nothing of what was sent ahead
 
     async def test_so_does_one_whose_body_was_still_to_come(self, patient: Serving) -> None:
         async with await patient.connect() as client:

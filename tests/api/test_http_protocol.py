@@ -154,6 +154,19 @@ async def test_requests_before_a_malformed_one_are_answered_first(shared: Servin
     assert [answer.body for answer in answers[:2]] == [b"1", b"2"]
 
 
+async def test_what_comes_behind_a_malformed_one_is_not_looked_at() -> None:
+    async with serving() as fresh, await fresh.connect() as client:
+        fresh.predictions.held = True
+        await client.send(request(b"first") + MALFORMED["two lengths"])
+        call = await fresh.predictions.begun.get()
+        await client.send(request(b"smuggled"))
+        await asyncio.sleep(0.01)
+        call.answer()
+        assert [(await client.answer()).status for _ in range(2)] == [200, 400]
+        assert await client.is_closed()
+        assert fresh.predictions.opened == [call]
+
+
 class TestPipelining:
     async def test_answers_come_in_the_order_of_the_requests(self, shared: Serving) -> None:
         sent = [request(b"%d" % n) for n in range(300)]

@@ -11,6 +11,6 @@ from loadtests.prove_two_doors import compare
 
 def test_both_doors_answer_the_same(tmp_path: Path) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # what serves in production
-        result = runner.run(compare(tmp_path / "models", 700, seed=20))
+        result = runner.run(compare(tmp_path, 700, seed=20))
     assert result.different == []
-    assert set(result.statuses) == {200, 400, 404, 405, 413}
+    assert {200, 400, 404, 405, 413} <= result.statuses.keys()  # or little was compared
