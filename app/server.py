@@ -16,9 +16,8 @@ from app.listener import bind, one_each
 from app.main import create_application
 from app.runtime import Others
 from app.telemetry.metrics import Metrics
-from app.worker import Parent
+from app.worker import BACKLOG, Parent
 
-_BACKLOG = 2048
 # At Python's 700 the collector walks the requests under way once in every few dozen: 5 % of the CPU
 # time at 64 connections.
 _GARBAGE_AT_ONCE = 5000
@@ -31,8 +30,6 @@ def serve(settings: Settings, parent: Parent) -> None:
     be served.
     """
     listeners = _listeners(settings, parent)
-    for listener in listeners:
-        listener.listen(_BACKLOG)  # from now on whoever asks waits until the models are loaded
     parent.tell(settings, listeners)
     # uvicorn raises the signal that stopped it again, once everything is answered.
     with (
@@ -74,6 +71,7 @@ async def _serve(settings: Settings, listener: socket.socket, parent: Parent) ->
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        backlog=BACKLOG,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
     )
     async with application.lifespan():
@@ -83,6 +81,7 @@ async def _serve(settings: Settings, listener: socket.socket, parent: Parent) ->
         gc.set_threshold(_GARBAGE_AT_ONCE)
         try:
             async with parent.beating(beaten):
+                # Only now a listener that our parent gave us listens, if it does not yet.
                 await uvicorn.Server(config).serve(sockets=[listener])
         finally:
             gc.unfreeze()  # or extension modules report what was frozen as leaked

@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import Literal, NamedTuple, Self, TypeAlias
 
 from app.heartbeat import Board, Heartbeat, Vigil
+from app.listener import another
 from app.telemetry.logs import configure_logging
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ def supervise(command: Sequence[str]) -> int:
     this process.
 
     The listening sockets that the first worker binds stay open here: while a worker is replaced,
-    who connects to it waits for the next one.
+    who connects to it waits for the next one. Where that one is started after a pause only, and
+    others serve, its socket is closed: new connections go to the others.
 
     - A worker that ends by itself before it is ready is not replaced: it has told the operator why,
       the others are told to stop, and its exit status is ours. One that is killed before it is
@@ -120,8 +122,8 @@ class _Supervisor:
     def run(self) -> int:
         while True:
             for place in self._places:
-                if self._lacks(place) and time.monotonic() >= place.start_at_s:
-                    self._start(place)
+                if self._lacks(place):
+                    self._fill(place)
             if self._stopping and not any(place.worker for place in self._places):
                 return self._exit_status
             received = _next_signal(self._look_within_s())
@@ -148,8 +150,20 @@ class _Supervisor:
         # What stops the start is told once, by the first.
         return place.number == 0 or self._places[0].has_served
 
+    def _fill(self, place: "_Place") -> None:
+        if time.monotonic() >= place.start_at_s:
+            self._start(place)
+        elif place.listener is not None and self._others_serve(place):
+            place.listener.close()
+            place.listener = None
+
+    def _others_serve(self, place: "_Place") -> bool:
+        return any(other.serves for other in self._places if other is not place)
+
     def _start(self, place: "_Place") -> None:
         try:
+            if place.listener is None:
+                place.listener = self._another_listener()
             place.worker = _Worker(self._command, place, self._board, self._tallies)
             place.vigil = Vigil(_LOOK_EVERY_S, time.monotonic())
         except OSError as exc:
@@ -162,6 +176,11 @@ class _Supervisor:
             )
             if place.is_new:
                 self._end(1)
+
+    def _another_listener(self) -> socket.socket | None:
+        """None before the first worker has bound the address."""
+        bound = [place.listener for place in self._places if place.listener is not None]
+        return another(bound[0]) if bound else None
 
     def _look_at(self, place: "_Place", worker: "_Worker", ended: Mapping[int, int]) -> None:
         self._listen_to(worker)
@@ -194,7 +213,7 @@ class _Supervisor:
         if worker.was_ready:
             place.killed_starts = 0
             return False
-        if place.has_served and any(other.serves for other in self._places):
+        if place.has_served and self._others_serve(place):
             return False
         if status >= 0:
             return True
