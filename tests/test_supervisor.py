@@ -360,6 +360,21 @@ class TestSeveralWorkers:
             started.process.terminate()
             assert started.ended() == 0
 
+    def test_those_that_are_stuck_together_are_replaced_together(self) -> None:
+        with serving(workers=4, stuck_s=1.0) as started:
+            wait_until(lambda: len(started.children()) == 4)
+            workers = started.children()
+            for worker in workers:
+                reach(started, worker).close()
+            subprocess.run(["kill", "-STOP", *map(str, workers)], check=True)
+            told_s = []
+            for _ in workers:
+                said = started.said("stuck")
+                assert said["pid"] in workers
+                told_s.append(time.monotonic())
+            # One by one they would take a second each to say nothing.
+            assert told_s[-1] - told_s[0] < 2
+
     def test_only_who_serves_gets_connections_while_the_others_start(self) -> None:
         with two_starting("second blocks") as started:
             first, _ = started.children()
