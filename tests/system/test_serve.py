@@ -263,7 +263,7 @@ class Callers:
         return seen
 
     def wait_until_counted(self) -> None:
-        """What the other worker has kept back is there within a beat."""
+        """What the other worker has kept back is there within a second."""
         until_s = time.monotonic() + 30
         while any(seen != (self.answered,) * 2 for seen in self.counted()):
             assert time.monotonic() < until_s
