@@ -35,16 +35,21 @@ class ReplayClock:
         self, start: datetime, instant: "MutableSequence[float] | memoryview[float] | None" = None
     ) -> None:
         """`start` must carry a time zone. `instant` is one cell that several clocks may share, 0
-        until the first of them starts."""
+        until the first of them starts: only that one writes its start there."""
         self._instant = [0.0] if instant is None else instant
-        self._instant[0] = self._instant[0] or start.timestamp()
+        if not self._instant[0]:
+            self._instant[0] = start.timestamp()
 
     def now_s(self) -> float:
         return self._instant[0]
 
     def advance(self, to: datetime) -> None:
         """Raises `Conflict` when `to` lies before the current instant: time only advances; and
-        `InvalidInput` for an instant beyond year 9999."""
+        `InvalidInput` for an instant beyond year 9999.
+
+        Of two processes that advance a shared instant at once, either may be the last: it stands
+        at one of their instants then, and never before where it stood when they began. With one
+        caller, who waits for the answer, it never goes back."""
         if to.year > _LAST_YEAR:
             raise InvalidInput(f"now: not after {_LAST_YEAR}", field="now")
         to_s = to.timestamp()

@@ -27,11 +27,21 @@ def one_each(listener: socket.socket, workers: int) -> list[socket.socket]:
         # Not before it was bound: it would have joined whoever else listens there.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     while len(listeners) < workers:
-        another = _unbound(listener.family)
-        listeners.append(another)
-        another.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        another.bind(listener.getsockname())
+        listeners.append(another(listener))
     return listeners
+
+
+def another(listener: socket.socket) -> socket.socket:
+    """On the address of `listener`, one of several workers'. It gets no connections until it
+    listens. Raises `OSError`."""
+    beside = _unbound(listener.family)
+    try:
+        beside.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        beside.bind(listener.getsockname())
+    except OSError:
+        beside.close()
+        raise
+    return beside
 
 
 def _unbound(family: socket.AddressFamily) -> socket.socket:

@@ -6,7 +6,6 @@ It imports next to nothing: it stays beside the workers, and none is started bef
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import time
@@ -15,6 +14,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import Literal, NamedTuple, Self, TypeAlias
 
 from app.heartbeat import Board, Heartbeat, Vigil
+from app.listener import another
 from app.telemetry.logs import configure_logging
 
 log = logging.getLogger(__name__)
@@ -24,9 +24,10 @@ Reason: TypeAlias = Literal["stuck", "died"]
 _STOP = {signal.SIGTERM, signal.SIGINT}
 _SIGNALS = _STOP | {signal.SIGCHLD}
 _LOOK_EVERY_S = 1.0
-_LOOK_AT_FIRST_EVERY_S = 0.05
+_LOOK_OFTEN_EVERY_S = 0.05
 _MOST_LISTENERS = 128
 _STACK_WITHIN_S = 1.0
+_STACK_PIECES_APART_S = 0.1
 # Beyond HIKYAKU_DRAIN_S, for the models to be closed; compose and Kubernetes wait a little longer.
 _CLOSE_WITHIN_S = 3.0
 _KILLED_STARTS = 5
@@ -83,7 +84,8 @@ def supervise(command: Sequence[str]) -> int:
     this process.
 
     The listening sockets that the first worker binds stay open here: while a worker is replaced,
-    who connects to it waits for the next one.
+    who connects to it waits for the next one. Where that one is started after a pause only, and
+    others serve, its socket is closed: new connections go to the others.
 
     - A worker that ends by itself before it is ready is not replaced: it has told the operator why,
       the others are told to stop, and its exit status is ours. One that is killed before it is
@@ -120,8 +122,8 @@ class _Supervisor:
     def run(self) -> int:
         while True:
             for place in self._places:
-                if self._lacks(place) and time.monotonic() >= place.start_at_s:
-                    self._start(place)
+                if self._lacks(place):
+                    self._fill(place)
             if self._stopping and not any(place.worker for place in self._places):
                 return self._exit_status
             received = _next_signal(self._look_within_s())
@@ -135,11 +137,17 @@ class _Supervisor:
                 self._send_all(signal.SIGKILL)
 
     def _look_within_s(self) -> float:
-        within_s = _LOOK_EVERY_S if self._places[0].has_served else _LOOK_AT_FIRST_EVERY_S
+        within_s = _LOOK_OFTEN_EVERY_S if self._awaits_news() else _LOOK_EVERY_S
         due_s = [
             place.start_at_s - time.monotonic() for place in self._places if self._lacks(place)
         ]
         return max(0.0, min([within_s, *due_s]))
+
+    def _awaits_news(self) -> bool:
+        """Whether a worker is about to tell something, of which no signal tells us."""
+        workers = [place.worker for place in self._places if place.worker is not None]
+        asked = any(worker.reason == "stuck" for worker in workers)
+        return asked or not self._places[0].has_served
 
     def _lacks(self, place: "_Place") -> bool:
         """Whether a worker is to be started there, once its pause is over."""
@@ -148,8 +156,20 @@ class _Supervisor:
         # What stops the start is told once, by the first.
         return place.number == 0 or self._places[0].has_served
 
+    def _fill(self, place: "_Place") -> None:
+        if time.monotonic() >= place.start_at_s:
+            self._start(place)
+        elif place.listener is not None and self._others_serve(place):
+            place.listener.close()
+            place.listener = None
+
+    def _others_serve(self, place: "_Place") -> bool:
+        return any(other.serves for other in self._places if other is not place)
+
     def _start(self, place: "_Place") -> None:
         try:
+            if place.listener is None:
+                place.listener = self._another_listener()
             place.worker = _Worker(self._command, place, self._board, self._tallies)
             place.vigil = Vigil(_LOOK_EVERY_S, time.monotonic())
         except OSError as exc:
@@ -163,6 +183,11 @@ class _Supervisor:
             if place.is_new:
                 self._end(1)
 
+    def _another_listener(self) -> socket.socket | None:
+        """None before the first worker has bound the address."""
+        bound = [place.listener for place in self._places if place.listener is not None]
+        return another(bound[0]) if bound else None
+
     def _look_at(self, place: "_Place", worker: "_Worker", ended: Mapping[int, int]) -> None:
         self._listen_to(worker)
         place.has_served |= worker.was_ready
@@ -170,11 +195,14 @@ class _Supervisor:
         if status is not None:
             self._ended(place, worker, status)
             return
+        if worker.reason == "stuck":
+            if worker.has_told_stack():
+                worker.send(signal.SIGKILL)
+            return
         stuck = place.vigil.is_stuck(worker.last_beat_s, self._terms.stuck_s, time.monotonic())
-        if stuck and not self._stopping and worker.reason != "stuck":
+        if stuck and not self._stopping:
             worker.reason = "stuck"
             worker.ask_for_stack()
-            worker.send(signal.SIGKILL)
 
     def _ended(self, place: "_Place", worker: "_Worker", status: int) -> None:
         """`status`: its exit status, or less than 0 the signal that killed it."""
@@ -194,7 +222,7 @@ class _Supervisor:
         if worker.was_ready:
             place.killed_starts = 0
             return False
-        if place.has_served and any(other.serves for other in self._places):
+        if place.has_served and self._others_serve(place):
             return False
         if status >= 0:
             return True
@@ -290,6 +318,8 @@ class _Worker:
         """Its stack, when it was asked for it or crashed."""
         self.reason: Reason = "died"
         """Why it will have ended."""
+        self._asked_s = self._heard_s = time.monotonic()
+        """When it was asked for its stack, and when something came from it last."""
         self._heartbeat: Heartbeat = board.heartbeat(place.number)
         self._heartbeat.forget()
         self._line, theirs = socket.socketpair()
@@ -339,33 +369,35 @@ class _Worker:
         listeners, self.listeners = self.listeners, []
         return listeners
 
-    def listen(self) -> bool:
-        """Take in what has come from it; whether there was anything."""
-        heard = False
+    def listen(self) -> None:
+        """Take in what has come from it."""
         while True:
             try:
                 data, descriptors, _, _ = socket.recv_fds(self._line, 65536, _MOST_LISTENERS)
             except (BlockingIOError, ConnectionResetError):
-                return heard
+                return
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, False)  # what arrives is
                 self.listeners.append(socket.socket(fileno=descriptor))
             if not data:
-                return heard
-            heard = True
+                return
+            self._heard_s = time.monotonic()
             self.said += data
             if self.terms is None and b"\n" in self.said:
                 line, _, self.said = self.said.partition(b"\n")
                 self.terms = Terms.from_line(line)
 
     def ask_for_stack(self) -> None:
-        """Have `said` hold what its threads do; nothing within a second when it is stopped."""
+        """Have it tell what its threads do; `said` holds that once it `has_told_stack`."""
+        self._asked_s = time.monotonic()
         self.send(signal.SIGUSR1)
-        until_s = time.monotonic() + _STACK_WITHIN_S
-        within_s = _STACK_WITHIN_S
-        while select.select([self._line], [], [], max(0.0, within_s))[0] and self.listen():
-            # It comes in pieces, without an end.
-            within_s = min(0.1, until_s - time.monotonic())
+
+    def has_told_stack(self) -> bool:
+        """Or will not any more: one that is stopped tells nothing."""
+        now_s = time.monotonic()
+        # It comes in pieces, without an end.
+        is_whole = self._heard_s > self._asked_s and now_s - self._heard_s > _STACK_PIECES_APART_S
+        return is_whole or now_s - self._asked_s > _STACK_WITHIN_S
 
     def close(self) -> None:
         self._line.close()

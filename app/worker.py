@@ -16,6 +16,7 @@ from app.heartbeat import BEAT_EVERY_S, Board, Heartbeat
 from app.supervisor import Assignment, Terms
 from app.telemetry.tally import Tallies
 
+BACKLOG = 2048
 _PR_SET_PDEATHSIG = 1
 
 
@@ -47,7 +48,12 @@ class Parent:
 
     def tell(self, settings: Settings, listeners: Sequence[socket.socket]) -> None:
         """What it needs to watch us and to replace us; `listeners`, one for each worker, are those
-        that we have bound, and none but the first stays open here."""
+        that we have bound, and none but the first stays open here.
+
+        That one listens from now on, so that whoever asks waits until we serve. One that we were
+        given is to listen once we do: meanwhile connections go to others."""
+        if self.listener is None:
+            listeners[0].listen(BACKLOG)
         terms = Terms(settings.workers, settings.stuck_s, settings.drain_s, settings.log_level)
         given = [] if self.listener else [listener.fileno() for listener in listeners]
         socket.send_fds(self._line, [terms.as_line()], given)

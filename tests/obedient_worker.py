@@ -28,8 +28,6 @@ async def serve(parent: Parent) -> None:
     port, workers = int(os.environ["PORT"]), int(os.environ["WORKERS"])
     listeners = [parent.listener] if parent.listener else one_each(bind("127.0.0.1", port), workers)
     listener = listeners[0]
-    for each in listeners:
-        each.listen()
     stuck_s, drain_s = float(os.environ["STUCK_S"]), float(os.environ["DRAIN_S"])
     parent.tell(Settings(workers=workers, stuck_s=stuck_s, drain_s=drain_s), listeners)
     told_to_stop = asyncio.Event()

@@ -1,3 +1,4 @@
+from array import array
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -28,6 +29,14 @@ def test_clocks_that_share_their_instant_stand_together() -> None:
     one.advance(NEW_YEAR + timedelta(minutes=5))
     assert other.now_s() == NEW_YEAR.timestamp() + 300
     assert ReplayClock(NEW_YEAR, instant).now_s() == other.now_s()  # of a worker started later
+
+
+def test_a_clock_that_starts_later_leaves_the_shared_instant_alone() -> None:
+    instant = array("d", [0.0])
+    first = ReplayClock(NEW_YEAR, instant)
+    first.advance(NEW_YEAR + timedelta(minutes=5))
+    later = ReplayClock(NEW_YEAR, memoryview(instant).toreadonly())
+    assert later.now_s() == first.now_s()
 
 
 def test_instants_are_written_in_utc() -> None:

@@ -360,6 +360,45 @@ class TestSeveralWorkers:
             started.process.terminate()
             assert started.ended() == 0
 
+    def test_those_that_are_stuck_together_are_replaced_together(self) -> None:
+        with serving(workers=4, stuck_s=1.0) as started:
+            wait_until(lambda: len(started.children()) == 4)
+            workers = started.children()
+            for worker in workers:
+                reach(started, worker).close()
+            subprocess.run(["kill", "-STOP", *map(str, workers)], check=True)
+            told_s = []
+            for _ in workers:
+                said = started.said("stuck")
+                assert said["pid"] in workers
+                told_s.append(time.monotonic())
+            # One by one they would take a second each to say nothing.
+            assert told_s[-1] - told_s[0] < 2
+
+    def test_only_who_serves_gets_connections_while_the_others_start(self) -> None:
+        with two_starting("second blocks") as started:
+            first, _ = started.children()
+            assert {started.who()[0] for _ in range(12)} == {first}
+
+    def test_one_that_cannot_be_replaced_gets_no_connections(self) -> None:
+        with two_serving("second ends once replaced") as (started, first, second):
+            subprocess.run(["kill", "-KILL", str(second)], check=True)
+            for _ in range(3):  # the first is replaced at once, and the next pauses for the first
+                started.said("died")
+            assert {started.who()[0] for _ in range(12)} == {first}
+
+    def test_one_that_is_replaced_after_a_pause_gets_connections_again(self) -> None:
+        with two_serving() as (started, first, worker):
+            replaced = {"stuck": 0, "died": 0}
+            while replaced["died"] < 3:
+                subprocess.run(["kill", "-KILL", str(worker)], check=True)
+                replaced["died"] += 1
+                wait_until(lambda gone=worker: not runs(gone))
+                wait_until(lambda: len(started.children()) == 2)
+                (worker,) = set(started.children()) - {first}
+                with reach(started, worker) as replacement:
+                    assert tell(replacement, "stay") == (worker, replaced)
+
 
 def _refused(started: Parent) -> bool:
     try:

@@ -71,6 +71,14 @@ def environment(models: Path, port: int) -> dict[str, str]:
 @contextmanager
 def served(models: Path, stuck_s: float = 60.0, *arguments: str) -> Iterator[Serving]:
     """Run `hikyaku serve` until it is ready; kill it at the end."""
+    with started(models, stuck_s, *arguments) as serving:
+        _wait_until_ready(serving)
+        yield serving
+
+
+@contextmanager
+def started(models: Path, stuck_s: float = 60.0, *arguments: str) -> Iterator[Serving]:
+    """Run `hikyaku serve`; kill it at the end."""
     with closing(bind("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = subprocess.Popen(
@@ -82,9 +90,7 @@ def served(models: Path, stuck_s: float = 60.0, *arguments: str) -> Iterator[Ser
     )
     with process:
         try:
-            serving = Serving(process, f"http://127.0.0.1:{port}")
-            _wait_until_ready(serving)
-            yield serving
+            yield Serving(process, f"http://127.0.0.1:{port}")
         finally:
             process.kill()
 
@@ -257,7 +263,7 @@ class Callers:
         return seen
 
     def wait_until_counted(self) -> None:
-        """What the other worker has kept back is there within a beat."""
+        """What the other worker has kept back is there within a second."""
         until_s = time.monotonic() + 30
         while any(seen != (self.answered,) * 2 for seen in self.counted()):
             assert time.monotonic() < until_s
@@ -293,6 +299,15 @@ def test_nothing_that_was_counted_is_lost_with_a_worker(repository: Path) -> Non
         callers.ask()
         callers.wait_until_counted()
         assert 'hikyaku_worker_replacements_total{reason="died"} 1.0' in serving.metrics()
+
+
+def test_a_worker_that_still_starts_gets_no_connections(repository: Path) -> None:
+    with started(repository, 60.0, "--workers", "2") as serving:
+        while len(serving.workers()) < 2:
+            time.sleep(0.01)
+        os.kill(serving.workers()[1], signal.SIGSTOP)
+        answers = [httpx.get(f"{serving.address}/v2/health/ready") for _ in range(12)]
+        assert {answer.status_code for answer in answers} == {503}
 
 
 def test_told_to_stop_each_worker_answers_what_is_under_way(repository: Path) -> None:
