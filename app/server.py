@@ -22,7 +22,7 @@ from app.worker import BACKLOG, Parent
 
 # At Python's 700 the collector walks the requests under way once in every few dozen: 5 % of the CPU
 # time at 64 connections.
-_GARBAGE_AT_ONCE = 5000
+GARBAGE_AT_ONCE = 5000
 # With 20 models it takes 0.3 ms, with 100 of them 2.5.
 _RECORDING_SHARE = 0.003
 
@@ -88,7 +88,7 @@ async def _serve(settings: Settings, listener: socket.socket, parent: Parent) ->
         # What start-up made stays for good: the collector need not walk it again.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(_GARBAGE_AT_ONCE)
+        gc.set_threshold(GARBAGE_AT_ONCE)
         try:
             async with parent.beating(beaten):
                 # Only now a listener that our parent gave us listens, if it does not yet.

@@ -14,9 +14,8 @@ import uvloop
 
 from app.config import load_settings
 from app.main import create_application
+from app.server import GARBAGE_AT_ONCE
 from app.telemetry.logs import configure_logging
-
-_GARBAGE_AT_ONCE = 5000
 
 
 async def serve(port: int) -> None:
@@ -37,7 +36,7 @@ async def serve(port: int) -> None:
     async with application.lifespan():
         gc.collect()
         gc.freeze()
-        gc.set_threshold(_GARBAGE_AT_ONCE)
+        gc.set_threshold(GARBAGE_AT_ONCE)
         await uvicorn.Server(config).serve()
 
 
