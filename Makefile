@@ -80,7 +80,7 @@ bench-workers: .venv/train.installed  ## several workers: throughput, processor 
 lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.toml allows
 	@for group in dev train service service-gpu; do \
 		case $$group in \
-			dev) extras="--extra cpu --extra triton --extra train --extra dev";; \
+			dev) extras="--extra cpu --extra triton --extra s3 --extra train --extra dev";; \
 			train) extras="--extra cpu --extra train --constraint requirements/dev.txt";; \
 			service) extras="--extra cpu --extra triton --constraint requirements/dev.txt";; \
 			service-gpu) extras="--extra gpu --extra triton --constraint requirements/dev.txt";; \

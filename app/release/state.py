@@ -1,0 +1,90 @@
+"""What all workers and replicas agree on: which version of a model serves, and which may be next."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from app.errors import HikyakuError
+
+
+class StateUnavailable(HikyakuError):
+    """The release state can be neither read nor changed now; the text says why."""
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """A version, and the digest of its manifest: what was decided on cannot be exchanged later."""
+
+    version: int
+    sha256: str
+
+
+class Preparation(msgspec.Struct, frozen=True):
+    """A version that every worker is to have verified and warm before it serves anywhere."""
+
+    version: int
+    sha256: str
+    worker: str
+    """Who has asked for it: without that worker, nothing will come of it."""
+
+
+class ReleaseState(msgspec.Struct, frozen=True):
+    """The state of one model. The first one, of which nothing was ever decided, has generation 0:
+    then CURRENT of the repository says what serves."""
+
+    generation: int = 0
+    """Grows by one with each change."""
+    champion: Chosen | None = None
+    previous: Chosen | None = None
+    """Served before the champion, and stays ready to serve again."""
+    preparing: Preparation | None = None
+    current: int | None = None
+    """What CURRENT named when the champion was decided on: another name since is a newer word."""
+
+
+class ModelReport(msgspec.Struct, frozen=True):
+    """How a worker stands with one model."""
+
+    generation: int
+    """Of the state that it follows."""
+    serves: Chosen | None
+    ready: Sequence[Chosen] = ()
+    """Verified and warm in this worker, what serves among them."""
+    failed: Mapping[str, str] = {}
+    """By a manifest's digest, why the version that is being prepared cannot serve here."""
+
+
+class WorkerReport(msgspec.Struct, frozen=True):
+    """A worker that lives, and how it stands with each model."""
+
+    worker: str
+    models: Mapping[str, ModelReport]
+
+
+class StateStore(Protocol):
+    """Where the state is kept. Every call raises `StateUnavailable` when it cannot be done."""
+
+    async def exchange(
+        self, report: WorkerReport, models: Sequence[str]
+    ) -> Mapping[str, ReleaseState]:
+        """Tell how this worker stands, which is forgotten after `PRESENCE_S` without another word,
+        and read the state of each of the models."""
+        ...
+
+    async def compare_and_set(self, model: str, generation: int, state: ReleaseState) -> bool:
+        """Replace the state of the model, whose generation is to be `generation` still, by one of
+        the next generation. False when it is another: then nothing has changed."""
+        ...
+
+    async def workers(self) -> Sequence[WorkerReport]:
+        """Every worker that lives, this one among them, in the order of their names."""
+        ...
+
+    async def leave(self, worker: str) -> None:
+        """This worker ends: nobody need wait for it."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+PRESENCE_S = 3.0
