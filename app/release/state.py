@@ -1,4 +1,4 @@
-"""What all workers and replicas agree on: which version of a model serves, and which may be next."""
+"""What workers and replicas agree on: which version of a model serves, and which may be next."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
