@@ -129,7 +129,7 @@ class Asked:
         """Nobody waits for the answer any more: what is not executed yet is not."""
         if self.is_over:
             return
-        self.is_over = True
+        self._end()
         self._leave_queue()
         self._group.left()
 
@@ -144,19 +144,23 @@ class Asked:
         """It has failed, and is told so."""
         if self.is_over:
             return
-        self.is_over = True
+        self._end()
         self._leave_queue()
         self._tell(error)
 
     def set_result(self, executed: Executed) -> None:
         """Its rows were executed."""
-        self.is_over = True
+        self._end()
         self.entry = None  # which refers to us: a cycle would wait for the garbage collector
         try:
             answer: Answer | Exception = self._answer(executed)
         except Exception as exc:
             answer = exc
         self._tell(answer)
+
+    def _end(self) -> None:
+        self.is_over = True
+        self._group.model.uses.end()
 
     def _leave_queue(self) -> None:
         if self.entry is not None:
@@ -273,6 +277,7 @@ class Predictor:
                 found = self._gathering[key] = self._begun(model)
             group = found
         asked = Asked(group, instances, deadline, priority, caller, tell)
+        model.uses.count += 1
         group.asked.append(asked)
         group.rows += rows
         group.waiting += 1

@@ -1,5 +1,6 @@
 """A model version that is verified, warm and ready to answer."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,29 @@ class VersionId:
         object.__setattr__(self, "as_json", msgspec.json.encode(names)[1:-1])
 
 
+class Uses:
+    """Counts the requests that a version has begun and not ended: while there are any, nothing that
+    it is made of may be closed."""
+
+    __slots__ = ("_ended", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._ended: asyncio.Event | None = None
+
+    def end(self) -> None:
+        """One of them has ended."""
+        self.count -= 1
+        if self._ended is not None and not self.count:
+            self._ended.set()
+
+    async def ended(self) -> None:
+        """Wait until all have; nobody may begin another one meanwhile."""
+        if self.count:
+            self._ended = asyncio.Event()
+            await self._ended.wait()
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """What answers for one version, one attribute a step of the path."""
@@ -56,6 +80,7 @@ class ServedModel:
     recorder: PredictionRecorder
     example: Mapping[str, Any]
     """One instance as a caller would send it: the first golden row."""
+    uses: Uses = field(default_factory=Uses)
 
     async def fetch(self, instances: Instances, deadline: Deadline) -> FeatureRows:
         """Stored features of the instances, within their share of the deadline.

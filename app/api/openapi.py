@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.served_model import ServedModel
+from app.served_model import ServedModel, VersionId
 
 _ANSWER = {
     "type": "object",
@@ -57,10 +57,14 @@ _REFUSAL = {
 
 
 def describe_predictions(app: FastAPI, models: Mapping[str, ServedModel | None]) -> None:
-    """The hot operations are not FastAPI routes, so the schema is completed when asked for."""
+    """The hot operations are not FastAPI routes, so the schema is completed when asked for, and
+    again when another version serves."""
+    described: list[VersionId] = []
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
+        served = [model.id for model in models.values() if model is not None]
+        if app.openapi_schema is None or served != described:
+            described[:] = served
             schema = get_openapi(
                 title=app.title,
                 version=app.version,

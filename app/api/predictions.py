@@ -90,8 +90,10 @@ class Call:
         self._asked: Asked | None = None
 
     def begin(self, body: bytes) -> None:
-        """The body is complete."""
+        """The body is complete. Which version answers is decided now: while the body was on its way
+        another one may have taken the place of the one that let it in."""
         try:
+            self._model = self._predictor.champion(self._model.id.model)
             instances = self._model.decoder.decode(body)
             self._verbose = instances.verbose
             self._parsed_s = self._deadline.check()

@@ -32,7 +32,6 @@ def create_service(runtime: Runtime) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with runtime:
-            app.openapi_schema = None  # the models are known now
             yield
 
     # /docs with assets of its own: operators' networks are closed more often than not.

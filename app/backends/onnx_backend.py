@@ -181,7 +181,8 @@ async def open_onnx(
 ) -> OnnxBackend:
     """Load an ONNX file that computes `outputs`, as one of so many workers. Raises `InvalidModel`
     when it cannot be loaded, `ConfigurationError` when each worker would put it on the GPU."""
-    session = OnnxSession(options, model, outputs)
+    # It may take seconds, in which others are answered.
+    session = await asyncio.to_thread(OnnxSession, options, model, outputs)
     require_one_on_the_gpu(session.provider, workers)
     log.info("model in ONNX Runtime", extra={"file": str(model), **session.describe()})
     return OnnxBackend(session, options, tell)

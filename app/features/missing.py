@@ -73,6 +73,13 @@ class MissingValues:
         self._has_policies = bool(
             self._refused or self._refuses_unavailable or self._last_good or self._fixed
         )
+        self._remembered_by = (features.missing, features.last_good_entities, plan)
+
+    def take_over(self, before: "MissingValues") -> None:
+        """Go on with what another version remembers, where both keep the same values of the same
+        plan: a new version need not learn them anew."""
+        if self._remembered_by == before._remembered_by:
+            self._last_good = before._last_good
 
     def remember(self, rows: FeatureRows, entities: EntityColumns) -> None:
         """Keep what `last_good` asks for. `rows` hold what the store said and nothing else: what a

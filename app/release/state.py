@@ -22,8 +22,7 @@ class Chosen(msgspec.Struct, frozen=True):
 class Preparation(msgspec.Struct, frozen=True):
     """A version that every worker is to have verified and warm before it serves anywhere."""
 
-    version: int
-    sha256: str
+    chosen: Chosen
     worker: str
     """Who has asked for it: without that worker, nothing will come of it."""
 
@@ -46,12 +45,15 @@ class ModelReport(msgspec.Struct, frozen=True):
     """How a worker stands with one model."""
 
     generation: int
-    """Of the state that it follows."""
+    """Of the last state of which it has done all: it serves the champion, and has tried to get
+    ready what is to be prepared."""
     serves: Chosen | None
     ready: Sequence[Chosen] = ()
     """Verified and warm in this worker, what serves among them."""
     failed: Mapping[str, str] = {}
     """By a manifest's digest, why the version that is being prepared cannot serve here."""
+    refused: str = ""
+    """Why the version that CURRENT names does not serve, where this worker has tried it."""
 
 
 class WorkerReport(msgspec.Struct, frozen=True):

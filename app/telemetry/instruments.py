@@ -51,6 +51,11 @@ class Level:
         """Ask `value` for it from now on."""
         self._value = value
 
+    def forget(self) -> None:
+        """There is nothing of it any more: no series, until it is set again."""
+        self._value = None
+        self._cells[0] = 0
+
     def refresh(self) -> None:
         """What it is to be asked for, it is asked for."""
         if self._value is not None:

@@ -30,6 +30,7 @@ _LATENCY_BUCKETS_S = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
+_LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 _AGE_BUCKETS_S = (1, 10, 60, 300, 900, 3600, 10800, 21600, 86400, 259200, 604800, 2592000)
 _MAGNITUDES = tuple(m * 10**e for e in range(7) for m in (2, 5, 10))
@@ -205,9 +206,45 @@ class Metrics:
         )
         self.model_info = Gauge(
             "hikyaku_model_info",
-            "1 for each loaded version.",
+            "1 for each version that is open: the champion, and who could serve at once (standby).",
             ["model", "version", "sha256", "role"],
             together=max,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.loads = Counter(
+            "hikyaku_loads",
+            "Versions that were asked for, by an operator or by CURRENT, by what came of it.",
+            ["model", "outcome"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.load_duration = Histogram(
+            "hikyaku_load_duration_seconds",
+            "From asking for a version until every worker serves it, or it was refused.",
+            ["model"],
+            buckets=_LOAD_BUCKETS_S,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.release_generation = Gauge(
+            "hikyaku_release_generation",
+            "Generation of the release state that every worker follows: the least of them.",
+            ["model"],
+            together=min,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.release_state_age = Gauge(
+            "hikyaku_release_state_age_seconds",
+            "How long ago the release state was read: the longest of all workers.",
+            together=max,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.repository_failures = Counter(
+            "hikyaku_repository_failures",
+            "Looks at the model repository that failed.",
             registry=self.registry,
             tallies=tallies,
         )
@@ -259,6 +296,10 @@ class Metrics:
     def before_reading(self, record: Callable[[], None]) -> None:
         """Call `record` before metrics are read: it records what was kept back until then."""
         self._kept_back.records.append(record)
+
+    def forget(self, record: Callable[[], None]) -> None:
+        """Keeps nothing back any more."""
+        self._kept_back.records.remove(record)
 
     def record(self) -> None:
         """What was kept back until now is there for other workers to read."""

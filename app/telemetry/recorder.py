@@ -57,9 +57,20 @@ class PredictionRecorder:
         self._now_s = now_s
         self._max_ahead_s = max_ahead_s
         self._newest_s = np.full(len(views), np.nan)
-        for index, view in enumerate(views):
-            age = metrics.feature_newest_age.labels(model, view)
+
+    def lead(self, before: "PredictionRecorder | None") -> None:
+        """It records for what serves from now on, after another one, and says how old the newest
+        rows are."""
+        for view in () if before is None else before._views:
+            self._metrics.feature_newest_age.labels(self._model, view).forget()
+        for index, view in enumerate(self._views):
+            age = self._metrics.feature_newest_age.labels(self._model, view)
             age.set_function(partial(self._newest_age_s, index))
+
+    def close(self) -> None:
+        """Nothing more will come: what was kept back is recorded."""
+        self._record()
+        self._metrics.forget(self._record)
 
     def answered(self, instants_s: tuple[float, ...]) -> None:
         """A request was answered; `instants_s` are the beginnings of its stages and its end."""

@@ -1,0 +1,224 @@
+"""Keeps this worker on the versions that all workers have agreed on."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from app.errors import HikyakuError
+from app.release.state import (
+    Chosen,
+    ModelReport,
+    ReleaseState,
+    StateStore,
+    StateUnavailable,
+    WorkerReport,
+)
+from app.reload.residents import Resident, Residents
+from app.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+EXCHANGE_EVERY_S = 0.2
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 60.0
+
+
+class Follower:
+    """Tells how this worker stands and reads the release state, a few times a second and whenever
+    something was done, and has each model do what its state says.
+
+    A worker that cannot read the state keeps what it serves.
+    """
+
+    def __init__(self, worker: str, store: StateStore, metrics: Metrics) -> None:
+        self.worker = worker
+        """Its name among all workers of all replicas."""
+        self.unavailable = ""
+        """Why the state could not be read the last time; empty when it could."""
+        self._store = store
+        self._metrics = metrics
+        self._models: dict[str, FollowedModel] = {}
+        self._read_s = time.monotonic()
+        self._due = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def models(self) -> Mapping[str, "FollowedModel"]:
+        """By their names."""
+        return self._models
+
+    def add(self, residents: Residents) -> "FollowedModel":
+        """Follow one more model."""
+        model = FollowedModel(self.worker, residents, self._due.set, self._metrics)
+        self._models[residents.name] = model
+        return model
+
+    async def exchange(self) -> None:
+        """Tell and read now. Raises `StateUnavailable`."""
+        reports = {name: model.report() for name, model in self._models.items()}
+        told = WorkerReport(self.worker, reports)
+        for name, state in (await self._store.exchange(told, tuple(reports))).items():
+            self._models[name].learn(state)
+        self._read_s = time.monotonic()
+
+    async def change(self, name: str, state: ReleaseState) -> bool:
+        """Have this state follow the one of the generation before it; false when another one has
+        done so. Raises `StateUnavailable`."""
+        if not await self._store.compare_and_set(name, state.generation - 1, state):
+            return False
+        self._models[name].learn(state)
+        self._due.set()
+        return True
+
+    async def workers(self) -> Sequence[WorkerReport]:
+        """All that live. Raises `StateUnavailable`."""
+        return await self._store.workers()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._follow(), name="release state")
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        for model in self._models.values():
+            await model.close()
+        try:
+            await self._store.leave(self.worker)
+        except StateUnavailable as unavailable:
+            log.warning("nobody could be told of this end", extra={"reason": str(unavailable)})
+
+    async def _follow(self) -> None:
+        while True:
+            self._due.clear()
+            try:
+                await self.exchange()
+            except StateUnavailable as exc:
+                self._tell_unavailable(str(exc))
+            else:
+                self._tell_unavailable("")
+            self._metrics.release_state_age.set(time.monotonic() - self._read_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EXCHANGE_EVERY_S):
+                    await self._due.wait()
+
+    def _tell_unavailable(self, reason: str) -> None:
+        if reason and not self.unavailable:
+            log.error("the release state cannot be read", extra={"reason": reason})
+        elif self.unavailable and not reason:
+            log.info("the release state can be read again")
+        self.unavailable = reason
+
+
+class FollowedModel:
+    """One model: what its state says is done by one task, which a later state ends.
+
+    `tell` is called when there is something to report.
+    """
+
+    def __init__(
+        self, worker: str, residents: Residents, tell: Callable[[], None], metrics: Metrics
+    ) -> None:
+        self.residents = residents
+        self.state = ReleaseState()
+        """The latest that is known."""
+        self.refused = ""
+        """Why the version that CURRENT names does not serve, as far as this worker has tried it."""
+        self._worker = worker
+        self._tell = tell
+        self._generation = metrics.release_generation.labels(residents.name)
+        self._carried_out = 0
+        self._done = asyncio.Event()
+        self._failed: Mapping[str, str] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def report(self) -> ModelReport:
+        """How this worker stands with the model."""
+        serving = self.residents.serving
+        return ModelReport(
+            self._carried_out,
+            None if serving is None else serving.chosen,
+            self.residents.ready,
+            self._failed,
+            self.refused,
+        )
+
+    def begin(self, state: ReleaseState, resident: Resident) -> None:
+        """It is open already, and what the state says is to serve."""
+        self.residents.serve(resident)
+        self.learn(state)
+
+    def learn(self, state: ReleaseState) -> None:
+        """Do what the state says, unless that is known or overtaken: serve at once what is ready,
+        the rest as it gets ready."""
+        if state.generation <= self.state.generation:
+            return
+        self.state = state
+        if self._task is not None:
+            self._task.cancel()
+        self._done.clear()
+        if state.champion is not None and (ready := self.residents.find(state.champion)):
+            self.residents.serve(ready)
+        self._task = asyncio.create_task(self._carry_out(state), name="release")
+
+    async def carried_out(self) -> None:
+        """Wait until this worker has done what the latest state says."""
+        await self._done.wait()
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _carry_out(self, state: ReleaseState) -> None:
+        if state.champion is not None:
+            self.residents.serve(await self._opened(state.champion))
+        self._failed = await self._prepared(state)
+        self._carried_out = state.generation
+        self._generation.set(state.generation)
+        self._done.set()
+        self._tell()
+        wanted = [state.champion, state.previous, state.preparing and state.preparing.chosen]
+        self.residents.keep([chosen for chosen in wanted if chosen is not None])
+        if state.previous is not None:
+            await self._opened(state.previous)
+
+    async def _prepared(self, state: ReleaseState) -> Mapping[str, str]:
+        """Get ready what is to be prepared; why it cannot serve here, by its digest."""
+        if state.preparing is None:
+            return {}
+        chosen = state.preparing.chosen
+        try:
+            await self.residents.open(chosen.version, chosen.sha256)
+        except HikyakuError as exc:
+            self._log_failure(chosen, exc)
+            return {chosen.sha256: str(exc)}
+        return {}
+
+    async def _opened(self, chosen: Chosen) -> Resident:
+        """Once it is open, however often that fails."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            found = self.residents.find(chosen)
+            if found is not None:
+                return found
+            try:
+                return await self.residents.open(chosen.version, chosen.sha256)
+            except HikyakuError as exc:
+                self._log_failure(chosen, exc)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _log_failure(self, chosen: Chosen, exc: HikyakuError) -> None:
+        named = {"model": self.residents.name, "version": chosen.version}
+        log.error("a version cannot serve here", extra=named | {"reason": str(exc)})

@@ -1,0 +1,300 @@
+"""What an operator may ask for: load a version, roll back, unload."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import msgspec
+
+from app.errors import (
+    Conflict,
+    ConfigurationError,
+    InvalidInput,
+    InvalidModel,
+    ModelNotReady,
+    NotFound,
+    RepositoryUnavailable,
+)
+from app.release.state import Chosen, Preparation, ReleaseState, StateUnavailable, WorkerReport
+from app.reload.follower import FollowedModel, Follower
+from app.reload.residents import READ_WITHIN_S, Resident, VersionSource
+from app.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_PREPARED_WITHIN_S = 300.0
+_CARRIED_OUT_WITHIN_S = 10.0
+_CONVERGED_WITHIN_S = 2.0
+_LOOK_EVERY_S = 0.05
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a verb has come to."""
+
+    model: str
+    version: str
+    """Which serves now."""
+    sha256: str
+    generation: int
+    changed: bool
+    """False where it was so already."""
+    converged: bool
+    """Whether every worker serves it already; the others will within a second."""
+
+
+class ReleaseVerbs:
+    """Changes the release state, each change in one step that all workers follow.
+
+    Every verb raises `NotFound` for a model that is not served, `Conflict` when something else is
+    under way or has changed the state first, `InvalidInput` with the reason for a version that must
+    not serve, and `ModelNotReady` while the state or the repository cannot be read. A `generation`
+    makes it a change of that state only. `by` says who asked, for the log.
+    """
+
+    def __init__(self, follower: Follower, source: VersionSource, metrics: Metrics) -> None:
+        self._follower = follower
+        self._source = source
+        self._metrics = metrics
+        self._under_way: dict[str, str] = {}
+
+    async def load(
+        self, name: str, version: int | None = None, generation: int | None = None, *, by: str
+    ) -> Outcome:
+        """Have a version serve, CURRENT's where none is named: first every worker gets it ready,
+        then all turn to it. The one before it stays ready."""
+        model = self._model(name)
+        began_s = time.monotonic()
+        outcome = "refused"
+        try:
+            with self._alone(name, "a load"), _told():
+                done = await self._load(model, version, generation, by)
+            outcome = "loaded" if done.changed else "unchanged"
+            return done
+        except Conflict:
+            outcome = "conflict"
+            raise
+        except ModelNotReady:
+            outcome = "unavailable"
+            raise
+        finally:
+            self._metrics.loads.labels(name, outcome).inc()
+            self._metrics.load_duration.labels(name).observe(time.monotonic() - began_s)
+
+    async def rollback(self, name: str, generation: int | None = None, *, by: str) -> Outcome:
+        """Have the version serve that served before, which every worker keeps ready."""
+        model = self._model(name)
+        with _told():
+            state = await self._state(model, generation)
+            if state.previous is None:
+                raise Conflict(f"model {name!r} has no earlier version to go back to")
+            after = msgspec.structs.replace(
+                state,
+                generation=state.generation + 1,
+                champion=state.previous,
+                previous=None,
+                preparing=None,
+            )
+            await self._change(model, after, "rollback", by)
+            return self._outcome(model, converged=False)
+
+    async def unload(
+        self, name: str, version: int, generation: int | None = None, *, by: str
+    ) -> Outcome:
+        """Free a version that is ready and does not serve, or is being prepared."""
+        model = self._model(name)
+        with _told():
+            state = await self._state(model, generation)
+            if state.champion is not None and state.champion.version == version:
+                raise Conflict(f"version {version} of {name!r} serves: load another one first")
+            after = msgspec.structs.replace(state, generation=state.generation + 1)
+            if state.previous is not None and state.previous.version == version:
+                after = msgspec.structs.replace(after, previous=None)
+            if state.preparing is not None and state.preparing.chosen.version == version:
+                after = msgspec.structs.replace(after, preparing=None)
+            if (after.previous, after.preparing) == (state.previous, state.preparing):
+                return self._outcome(model, changed=False)
+            await self._change(model, after, "unload", by)
+            return self._outcome(model, converged=False)
+
+    async def _load(
+        self, model: FollowedModel, version: int | None, generation: int | None, by: str
+    ) -> Outcome:
+        name = model.residents.name
+        state = await self._state(model, generation)
+        await self._require_none_prepared(state)
+        current = await self._current(name)
+        wanted = current if version is None else version
+        if wanted is None:
+            raise InvalidInput(f"{name}: CURRENT names no version", field="version")
+        resident = await model.residents.open(wanted)
+        with model.residents.pinned(resident):
+            is_new = model.residents.serving is not resident
+            if not is_new and state.champion == resident.chosen and state.current == current:
+                return self._outcome(model, changed=False)
+            if is_new:
+                state = await self._prepare_everywhere(model, state, resident, by)
+            before = state.champion
+            after = ReleaseState(
+                state.generation + 1,
+                champion=resident.chosen,
+                previous=state.previous if before == resident.chosen else before,
+                current=current,
+            )
+            await self._change(model, after, "load", by)
+        return self._outcome(model, converged=await self._converged(model, after))
+
+    async def _prepare_everywhere(
+        self, model: FollowedModel, state: ReleaseState, resident: Resident, by: str
+    ) -> ReleaseState:
+        """The state after which every worker that lives has the version ready."""
+        if len(await self._follower.workers()) < 2:
+            return state
+        chosen, worker = resident.chosen, self._follower.worker
+        preparing = Preparation(chosen, worker)
+        prepared = msgspec.structs.replace(
+            state, generation=state.generation + 1, preparing=preparing
+        )
+        await self._change(model, prepared, "prepare", by)
+        try:
+            async with asyncio.timeout(_PREPARED_WITHIN_S):
+                await self._ready_everywhere(model, prepared, chosen)
+        except (TimeoutError, InvalidModel) as exc:
+            given_up = msgspec.structs.replace(
+                prepared, generation=prepared.generation + 1, preparing=None
+            )
+            await self._follower.change(model.residents.name, given_up)
+            if isinstance(exc, InvalidModel):
+                raise
+            raise ModelNotReady(
+                f"not every worker had version {chosen.version} ready within "
+                f"{_PREPARED_WITHIN_S:g} s"
+            ) from exc
+        return prepared
+
+    async def _ready_everywhere(
+        self, model: FollowedModel, state: ReleaseState, chosen: Chosen
+    ) -> None:
+        """Raises `InvalidModel` as soon as a worker says that it cannot have it ready, `Conflict`
+        when the state is another one."""
+        name = model.residents.name
+        while True:
+            if model.state != state:
+                raise _overtaken(name, model.state)
+            reports = [report.models.get(name) for report in await self._follower.workers()]
+            for report in reports:
+                if report is not None and chosen.sha256 in report.failed:
+                    raise InvalidModel(f"one of the workers: {report.failed[chosen.sha256]}")
+            if all(r is not None and r.generation >= state.generation for r in reports):
+                return
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _converged(self, model: FollowedModel, state: ReleaseState) -> bool:
+        """Whether every worker that lives has done what the state says, or soon has."""
+        until_s = time.monotonic() + _CONVERGED_WITHIN_S
+        while time.monotonic() < until_s:
+            if all(_follows(report, model, state) for report in await self._follower.workers()):
+                return True
+            await asyncio.sleep(_LOOK_EVERY_S)
+        return False
+
+    async def _change(
+        self, model: FollowedModel, after: ReleaseState, verb: str, by: str
+    ) -> None:
+        """Raises `Conflict` where another change was first. This worker has done what the state
+        says when it returns, unless that takes long."""
+        name = model.residents.name
+        if not await self._follower.change(name, after):
+            await self._follower.exchange()
+            raise _overtaken(name, model.state)
+        log.info("the release state was changed", extra=_described(name, after, verb, by))
+        try:
+            async with asyncio.timeout(_CARRIED_OUT_WITHIN_S):
+                await model.carried_out()
+        except TimeoutError as exc:
+            raise ModelNotReady(f"{name}: decided, and not yet done in this worker") from exc
+
+    async def _state(self, model: FollowedModel, generation: int | None) -> ReleaseState:
+        """What all have agreed on, just now."""
+        await self._follower.exchange()
+        state = model.state
+        if generation is not None and generation != state.generation:
+            raise Conflict(
+                f"the release state of {model.residents.name!r} is of generation "
+                f"{state.generation}, not {generation}"
+            )
+        return state
+
+    async def _require_none_prepared(self, state: ReleaseState) -> None:
+        if state.preparing is None or state.preparing.worker == self._follower.worker:
+            return
+        if state.preparing.worker in {each.worker for each in await self._follower.workers()}:
+            raise Conflict(f"version {state.preparing.chosen.version} is being loaded by another worker")
+
+    async def _current(self, name: str) -> int | None:
+        read = partial(self._source.repository.current, name)
+        return await self._source.calls.call(read, READ_WITHIN_S)
+
+    def _model(self, name: str) -> FollowedModel:
+        if name not in self._follower.models:
+            raise NotFound(f"no model is named {name[:64]!r}")
+        return self._follower.models[name]
+
+    @contextmanager
+    def _alone(self, name: str, what: str) -> Iterator[None]:
+        if name in self._under_way:
+            raise Conflict(f"{self._under_way[name]} of {name!r} is under way")
+        self._under_way[name] = what
+        try:
+            yield
+        finally:
+            del self._under_way[name]
+
+    def _outcome(
+        self, model: FollowedModel, *, changed: bool = True, converged: bool = True
+    ) -> Outcome:
+        champion = model.state.champion
+        assert champion is not None  # a model that is followed serves
+        return Outcome(
+            model.residents.name,
+            str(champion.version),
+            champion.sha256,
+            model.state.generation,
+            changed,
+            converged,
+        )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What keeps a version from serving, as whoever asked for it is told."""
+    try:
+        yield
+    except (InvalidModel, ConfigurationError) as exc:
+        raise InvalidInput(f"version: {exc}", field="version") from exc
+    except StateUnavailable as exc:
+        raise ModelNotReady(f"the release state is not to be had: {exc}") from exc
+    except RepositoryUnavailable as exc:
+        raise ModelNotReady(f"the repository is not to be had: {exc}") from exc
+
+
+def _follows(report: WorkerReport, model: FollowedModel, state: ReleaseState) -> bool:
+    of_model = report.models.get(model.residents.name)
+    return of_model is not None and of_model.generation >= state.generation
+
+
+def _overtaken(name: str, state: ReleaseState) -> Conflict:
+    return Conflict(f"the release state of {name!r} was changed first: generation {state.generation}")
+
+
+def _described(name: str, state: ReleaseState, verb: str, by: str) -> dict[str, object]:
+    champion: Sequence[object] = () if state.champion is None else (state.champion.version,)
+    return {
+        "model": name,
+        "verb": verb,
+        "by": by,
+        "generation": state.generation,
+        "version": next(iter(champion), None),
+    }
