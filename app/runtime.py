@@ -15,10 +15,10 @@ from app.errors import ConfigurationError, FeaturesUnavailable, ModelNotReady
 from app.features.plan import FeaturePlan
 from app.features.registry_watch import RegistryWatch, require_registry
 from app.features.source import FeatureSource
+from app.release.redis_line import check_state_store
 from app.repository.layout import model_folders
 from app.repository.load import load_current
 from app.served_model import ServedModel
-from app.state_store import check_state_store
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ LAYERS = [
     {"deadline", "breaker", "clock", "listener", "tensors", "telemetry"},
     {"contract", "supervisor"},
     {"features", "backends"},
-    {"instances", "outputs", "state_store"},
+    {"instances", "outputs"},
     {"batching"},
     {"served_model"},
     {"release"},
@@ -56,6 +56,7 @@ OWNERS = {
         "features/redis_source.py",
         "features/redis_features.py",
         "features/redis_cluster.py",
+        "release/redis_line.py",
     },
     "redis": {
         "local/up.py",

@@ -12,14 +12,14 @@ class StateUnavailable(HikyakuError):
     """The release state can be neither read nor changed now; the text says why."""
 
 
-class Chosen(msgspec.Struct, frozen=True):
+class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A version, and the digest of its manifest: what was decided on cannot be exchanged later."""
 
     version: int
     sha256: str
 
 
-class Preparation(msgspec.Struct, frozen=True):
+class Preparation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A version that every worker is to have verified and warm before it serves anywhere."""
 
     chosen: Chosen
@@ -27,7 +27,7 @@ class Preparation(msgspec.Struct, frozen=True):
     """Who has asked for it: without that worker, nothing will come of it."""
 
 
-class ReleaseState(msgspec.Struct, frozen=True):
+class ReleaseState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The state of one model. The first one, of which nothing was ever decided, has generation 0:
     then CURRENT of the repository says what serves."""
 
@@ -41,7 +41,7 @@ class ReleaseState(msgspec.Struct, frozen=True):
     """What CURRENT named when the champion was decided on: another name since is a newer word."""
 
 
-class ModelReport(msgspec.Struct, frozen=True):
+class ModelReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a worker stands with one model."""
 
     generation: int
@@ -56,7 +56,7 @@ class ModelReport(msgspec.Struct, frozen=True):
     """Why the version that CURRENT names does not serve, where this worker has tried it."""
 
 
-class WorkerReport(msgspec.Struct, frozen=True):
+class WorkerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A worker that lives, and how it stands with each model."""
 
     worker: str
@@ -75,15 +75,24 @@ class StateStore(Protocol):
 
     async def compare_and_set(self, model: str, generation: int, state: ReleaseState) -> bool:
         """Replace the state of the model, whose generation is to be `generation` still, by one of
-        the next generation. False when it is another: then nothing has changed."""
+        the next generation. False when it is another: then nothing has changed. When it raises
+        `StateUnavailable`, the change may have been made, or may be yet: `exchange` will tell."""
         ...
 
     async def workers(self) -> Sequence[WorkerReport]:
-        """Every worker that lives, this one among them, in the order of their names."""
+        """Every worker that lives, this one among them, in the order of their names. After an
+        interruption it raises `StateUnavailable` until the others can have told of themselves
+        again."""
         ...
 
     async def leave(self, worker: str) -> None:
         """This worker ends: nobody need wait for it."""
+        ...
+
+    async def last_known(self, models: Sequence[str]) -> Mapping[str, ReleaseState]:
+        """The states that this machine has read last, where it has, without asking anybody: what a
+        worker starts with when there is nothing better. What cannot be read is logged, and left
+        out."""
         ...
 
     async def close(self) -> None: ...

@@ -6,7 +6,7 @@ import redis
 
 from app.errors import ConfigurationError
 from app.local.redis_server import own_redis
-from app.state_store import check_state_store
+from app.release.redis_line import check_state_store
 
 
 @pytest.fixture

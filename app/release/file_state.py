@@ -1,0 +1,124 @@
+"""The release state of one machine, in files that its workers share."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from app.release.beside import Beside
+from app.release.documents import decode_report, encode_report
+from app.release.folder import ReleaseFolder, read_file, write_file
+from app.release.presence import Presence
+from app.release.state import (
+    PRESENCE_S,
+    ReleaseState,
+    StateUnavailable,
+    WorkerReport,
+)
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# Its file is of no use to anybody: it does not come back after so long.
+_GONE_S = 20 * PRESENCE_S
+
+
+class FileState:
+    """A `StateStore` below `folder`, which must be on a disk of this machine: locks and the clock
+    by which presence expires are its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._states = ReleaseFolder(folder)
+        self._workers = folder / "workers"
+        self._boot = _boot_id()
+        self._presence = Presence()
+        self._beside = Beside()
+
+    async def exchange(
+        self, report: WorkerReport, models: Sequence[str]
+    ) -> Mapping[str, ReleaseState]:
+        states = await self._beside.run(self._exchange, report, models)
+        self._presence.told()
+        return states
+
+    async def compare_and_set(self, model: str, generation: int, state: ReleaseState) -> bool:
+        if state.generation != generation + 1:
+            raise ValueError(f"generation {state.generation} does not follow {generation}")
+        return await self._beside.run(self._compare_and_set, model, generation, state)
+
+    async def workers(self) -> Sequence[WorkerReport]:
+        self._presence.require_settled()
+        return await self._beside.run(self._living)
+
+    async def leave(self, worker: str) -> None:
+        await self._beside.run(_remove, self._file_of(worker))
+
+    async def last_known(self, models: Sequence[str]) -> Mapping[str, ReleaseState]:
+        return await self._beside.run(self._states.known, models)
+
+    async def close(self) -> None:
+        self._beside.close()
+
+    def _exchange(self, report: WorkerReport, models: Sequence[str]) -> Mapping[str, ReleaseState]:
+        word = _Word(self._boot, time.monotonic(), msgspec.Raw(encode_report(report)))
+        try:
+            self._workers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise StateUnavailable(f"{self._workers}: {exc.strerror or exc}") from exc
+        write_file(self._file_of(report.worker), msgspec.json.encode(word), lasting=False)
+        return {model: self._states.read(model) for model in models}
+
+    def _compare_and_set(self, model: str, generation: int, state: ReleaseState) -> bool:
+        with self._states.locked():
+            if self._states.read(model).generation != generation:
+                return False
+            self._states.write(model, state)
+            return True
+
+    def _living(self) -> Sequence[WorkerReport]:
+        living = []
+        for path in sorted(self._workers.glob("*.json")):
+            content = read_file(path)
+            if content is None:
+                continue
+            word = _read_word(content, path)
+            age_s = time.monotonic() - word.told_s if word.boot == self._boot else _GONE_S
+            if age_s < PRESENCE_S:
+                living.append(decode_report(bytes(word.report), str(path)))
+            elif age_s >= _GONE_S:
+                _remove(path)
+        return sorted(living, key=lambda report: report.worker)
+
+    def _file_of(self, worker: str) -> Path:
+        return self._workers / f"{quote(worker, safe='')}.json"
+
+
+class _Word(msgspec.Struct, frozen=True):
+    """What a worker told, and when by the clock that all processes of a machine share."""
+
+    boot: str
+    told_s: float
+    report: msgspec.Raw
+
+
+def _read_word(content: bytes, path: Path) -> _Word:
+    try:
+        return msgspec.json.decode(content, type=_Word)
+    except msgspec.MsgspecError as exc:
+        raise StateUnavailable(f"{path}: cannot be read: {exc}") from exc
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise StateUnavailable(f"{path}: {exc.strerror or exc}") from exc
+
+
+def _boot_id() -> str:
+    """That clock begins anew with each start of the machine. Outside Linux nothing says which one
+    it is, and a file of an earlier one may pass for a living worker for three seconds."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
