@@ -4,20 +4,24 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableSequence, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 
 from app.clock import FeatureClock, ReplayClock, WallClock
 from app.config import Settings
 from app.deadline import DeadlineSweep
-from app.errors import ConfigurationError, FeaturesUnavailable, ModelNotReady
+from app.errors import FeaturesUnavailable, ModelNotReady
 from app.features.plan import FeaturePlan
 from app.features.registry_watch import RegistryWatch, require_registry
 from app.features.source import FeatureSource
-from app.release.redis_line import check_state_store
-from app.repository.layout import model_folders
-from app.repository.load import load_current
+from app.release.store import open_state
+from app.reload.blocking import BlockingCalls
+from app.reload.hot_reload import HotReload
+from app.reload.residents import VersionSource
+from app.repository.load import VersionOpener
+from app.repository.signing import TrustedKeys
+from app.repository.store import open_repository
+from app.repository.vault import Vault
 from app.served_model import ServedModel
 from app.telemetry.metrics import Metrics
 
@@ -82,40 +86,36 @@ class Runtime:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        settings = self.settings
         async with AsyncExitStack() as stack:
-            if self.settings.state_redis_url is not None:
-                await check_state_store(self.settings.state_redis_url)
-            folders = model_folders(self.settings.model_repository)
-            if not folders:
-                raise ConfigurationError(
-                    f"{self.settings.model_repository}: no folder in it has a model.yaml"
-                )
+            # Before anything that takes long: what is wrong with it is told at once.
+            repository = open_repository(settings.model_repository)
+            trusted = None if settings.trusted_keys is None else TrustedKeys(settings.trusted_keys)
+            state = settings.work_dir / "state"
+            store = await stack.enter_async_context(open_state(settings.state_redis_url, state))
             sweep = await stack.enter_async_context(DeadlineSweep())
             open_source = await stack.enter_async_context(
-                self._open_features(self.settings, self.clock)
+                self._open_features(settings, self.clock)
             )
 
             def open_checked(plan: FeaturePlan) -> FeatureSource:
-                require_registry(self.settings.feature_repo)
+                require_registry(settings.feature_repo)
                 return open_source(plan)
 
-            for name, folder in folders.items():
-                self.models[name] = None
-                self.models[name] = await load_current(
-                    folder,
-                    open_checked,
-                    sweep,
-                    self.metrics,
-                    self.clock,
-                    self.settings.drain_s,
-                    self.settings.workers,
-                    stack,
-                )
+            opener = VersionOpener(
+                open_checked, sweep, self.metrics, self.clock, settings.drain_s, settings.workers
+            )
+            calls = BlockingCalls()
+            stack.push_async_callback(calls.close)
+            vault = Vault(settings.work_dir / "versions", repository, trusted)
+            source = VersionSource(repository, vault, opener, calls, asyncio.Lock())
+            poll_s = settings.repository_poll_s
+            self.reload = HotReload(self.models, source, store, poll_s, self.metrics)
+            await stack.enter_async_context(self.reload)
             await stack.enter_async_context(self.registry)
             watch = asyncio.create_task(self._watch_readiness(), name="readiness")
             stack.push_async_callback(_cancelled, watch)
             self._stack = stack.pop_all()
-        self._describe_models()
         return self
 
     async def __aexit__(
@@ -149,19 +149,6 @@ class Runtime:
         served = {name: model for name, model in self.models.items() if model is not None}
         return {name: m.source.plan for name, m in served.items() if m.source.plan.views}
 
-    def _describe_models(self) -> None:
-        for name, model in self.models.items():
-            if model is None:
-                continue
-            self.metrics.model_info.labels(
-                name, str(model.id.version), model.id.sha256, "champion"
-            ).set(1)
-            self.metrics.queued_rows.labels(name).set_function(partial(_queued_rows, model))
-            log.info(
-                "model ready",
-                extra={"model": name, "version": model.id.version, "sha256": model.id.sha256},
-            )
-
 
 async def _failed(
     part: str, models: Mapping[str, ServedModel], check: Callable[[ServedModel], Awaitable[None]]
@@ -181,7 +168,3 @@ async def _failed(
 async def _cancelled(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.wait({task})
-
-
-def _queued_rows(model: ServedModel) -> float:
-    return model.batcher.queued_rows

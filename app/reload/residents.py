@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 READ_WITHIN_S = 10.0
 # A version may have to be copied from far away.
-_TAKE_WITHIN_S = 900.0
+TAKE_WITHIN_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Residents:
         source = self._source
         async with source.one_at_a_time:
             take = partial(source.vault.take, self.name, version, sha256)
-            vaulted = await source.calls.call(take, _TAKE_WITHIN_S)
+            vaulted = await source.calls.call(take, TAKE_WITHIN_S)
             read = partial(source.repository.contract, self.name)
             content = await source.calls.call(read, READ_WITHIN_S)
             contract_sha256 = hashlib.sha256(content).hexdigest()
@@ -167,7 +167,7 @@ class Residents:
         log.info("a version is freed", extra=self._named(resident))
         # What refers to it last is this frame.
         del resident
-        await self._source.calls.call(give_back, _TAKE_WITHIN_S)
+        await self._source.calls.call(give_back, TAKE_WITHIN_S)
 
     def _tell_versions(self) -> None:
         """Who serves, and who could at once."""

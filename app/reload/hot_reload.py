@@ -1,0 +1,173 @@
+"""Opens the models that are to serve, and keeps them what all workers have agreed on."""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from app.errors import ConfigurationError, HikyakuError, InvalidModel
+from app.release.state import (
+    ReleaseState,
+    StateStore,
+    StateUnavailable,
+    WorkerReport,
+)
+from app.reload.current_watch import CurrentWatch
+from app.reload.follower import FollowedModel, Follower
+from app.reload.residents import READ_WITHIN_S, TAKE_WITHIN_S, Resident, Residents, VersionSource
+from app.reload.verbs import ReleaseVerbs
+from app.served_model import ServedModel
+from app.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_PRUNE_EVERY_S = 600.0
+
+
+class HotReload:
+    """The models of a repository as an async context manager: `models` holds what serves of each,
+    from the first moment on under their names and None until they are ready.
+
+    Entering raises `InvalidModel` for a model that cannot serve, `ConfigurationError`, or what the
+    repository and the store of the state raise. From then on nothing of it stops the service.
+    """
+
+    def __init__(
+        self,
+        models: MutableMapping[str, ServedModel | None],
+        source: VersionSource,
+        store: StateStore,
+        poll_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self._models = models
+        self._source = source
+        self._store = store
+        self._metrics = metrics
+        self._residents: list[Residents] = []
+        self._stack = AsyncExitStack()
+        self._follower = Follower(_worker_name(), store, metrics)
+        self.verbs = ReleaseVerbs(self._follower, source, metrics)
+        self._watch = CurrentWatch(
+            self._follower, self.verbs, source, self._add, poll_s, metrics
+        )
+
+    @property
+    def followed(self) -> Mapping[str, FollowedModel]:
+        """How this worker stands with each model."""
+        return self._follower.models
+
+    async def workers(self) -> Sequence[WorkerReport]:
+        """How every worker stands that lives. Raises `StateUnavailable`."""
+        return await self._follower.workers()
+
+    def trouble(self) -> str:
+        """Why the release state cannot be read; empty while it can."""
+        return self._follower.unavailable
+
+    async def __aenter__(self) -> Self:
+        source = self._source
+        names = await source.calls.call(source.repository.models, READ_WITHIN_S)
+        if not names:
+            raise ConfigurationError("MODEL_REPOSITORY: no folder in it has a model.yaml")
+        self._models.update(dict.fromkeys(names))
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._close)
+            states = await self._states(names)
+            for name in names:
+                await self._begin(name, states[name])
+            await stack.enter_async_context(self._follower)
+            await stack.enter_async_context(self._watch)
+            pruning = asyncio.create_task(self._prune(), name="prune the vault")
+            stack.push_async_callback(_cancelled, pruning)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _close(self) -> None:
+        for residents in self._residents:
+            await residents.close()
+
+    def _add(self, name: str) -> FollowedModel:
+        residents = Residents(name, self._models, self._source, self._metrics)
+        self._residents.append(residents)
+        return self._follower.add(residents)
+
+    async def _states(self, names: Sequence[str]) -> Mapping[str, ReleaseState]:
+        """As they are, or as this machine knew them last."""
+        nothing = WorkerReport(self._follower.worker, {})
+        try:
+            return await self._store.exchange(nothing, names)
+        except StateUnavailable as exc:
+            known = await self._store.last_known(names)
+            if known.keys() < set(names):
+                raise
+            log.warning("starting by the last known release state", extra={"reason": str(exc)})
+            return known
+
+    async def _begin(self, name: str, state: ReleaseState) -> None:
+        model = self._add(name)
+        if not state.generation:
+            await self._begin_with_current(name, model)
+            return
+        model.begin(state, await self._champion(model, state))
+
+    async def _begin_with_current(self, name: str, model: FollowedModel) -> None:
+        """Nothing was ever decided: what CURRENT names serves, and that is a decision."""
+        source = self._source
+        current = await source.calls.call(
+            partial(source.repository.current, name), READ_WITHIN_S
+        )
+        if current is None:
+            raise InvalidModel(f"{name}: nothing is published yet; `hikyaku publish` does it")
+        resident = await model.residents.open(current)
+        state = ReleaseState(1, champion=resident.chosen, current=current)
+        if not await self._store.compare_and_set(name, 0, state):
+            # Another worker has decided meanwhile.
+            report = WorkerReport(self._follower.worker, {})
+            state = (await self._store.exchange(report, [name]))[name]
+            resident = await self._champion(model, state)
+        model.begin(state, resident)
+
+    async def _champion(self, model: FollowedModel, state: ReleaseState) -> Resident:
+        champion = state.champion
+        if champion is None:
+            raise InvalidModel(f"{model.residents.name}: the release state names no champion")
+        return await model.residents.open(champion.version, champion.sha256)
+
+    async def _prune(self) -> None:
+        """Copies of versions that no state names any more are removed, a while after their use."""
+        while True:
+            states = [model.state for model in self._follower.models.values()]
+            named = [(state.champion, state.previous) for state in states]
+            keep = {chosen.sha256 for each in named for chosen in each if chosen is not None}
+            try:
+                await self._source.calls.call(
+                    partial(self._source.vault.prune, keep), TAKE_WITHIN_S
+                )
+            except HikyakuError as exc:
+                log.error("copies of versions cannot be removed", extra={"reason": str(exc)})
+            await asyncio.sleep(_PRUNE_EVERY_S)
+
+
+def _worker_name() -> str:
+    """Of no other worker of any replica, nor of one that was here before."""
+    return f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait({task})
