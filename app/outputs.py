@@ -63,6 +63,10 @@ class OutputReader:
         self._outputs = dict(outputs)
         self._decide = None if decision is None else _decider(decision, outputs[decision.output])
 
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self._outputs)
+
     def read(self, tensors: Tensors) -> Readout:
         """Raises `NotFinite` where the contract refuses a value that JSON has no word for."""
         read = self.read_all(tensors)

@@ -14,6 +14,7 @@ from app.backends import open_backend
 from app.backends.backend import Backend
 from app.backends.isolated_confinement import confine
 from app.backends.isolated_link import Link
+from app.backends.isolated_memory import settled_memory
 from app.backends.isolated_wire import (
     Failed,
     Frame,
@@ -55,29 +56,40 @@ async def _serve(connection: socket.socket) -> None:
 
     # Our server may send what fits into our memory.
     link = Link(connection, lambda: 1 << 40, take, _end)
-    backend, gaps = await _opened(await opening)
-    if isinstance(backend, InvalidModel):
-        link.send(Refused(str(backend)[:_MAX_REASON]))
+    wanted = await opening
+    limits = wanted.limits
+    gaps = confine(wanted.parent, memory_bytes=limits.memory_mb << 20, nice=limits.nice)
+    try:
+        resident_bytes = _inspected(wanted)
+        backend = await _opened(wanted)
+    except (InvalidModel, ConfigurationError) as exc:  # the latter: what it needs is not there
+        link.send(Refused(str(exc)[:_MAX_REASON]))
+    except MemoryError:
+        link.send(Refused(f"{wanted.model}: needs more than {limits.memory_mb} MB to be opened"))
     else:
         executor = _Executor(backend, link)
-        link.send(Ready(backend.signature, backend.concurrency, tuple(gaps)))
+        link.send(Ready(backend.signature, backend.concurrency, tuple(gaps), resident_bytes))
     await asyncio.Event().wait()
 
 
-async def _opened(opening: Open) -> tuple[Backend | InvalidModel, list[str]]:
-    """The backend, or why it is none; and what the kernel did not take from this process."""
-    limits = opening.limits
-    gaps = confine(opening.parent, memory_bytes=limits.memory_mb << 20, nice=limits.nice)
+def _inspected(opening: Open) -> int:
+    """Look at the file where that is wanted, and say what the process holds in memory before it
+    opens the model; 0 where nothing is wanted. Raises `InvalidModel`."""
+    if opening.inspect is None:
+        return 0
+    # Here, because a process that only executes need not know what a file may hold.
+    from app.backends.onnx_inspection import inspect_file
+
+    inspect_file(Path(opening.model), opening.inspect.files)
+    return settled_memory()
+
+
+async def _opened(opening: Open) -> Backend:
     options: BackendOptions = TypeAdapter[BackendOptions](BackendOptions).validate_python(
         opening.options
     )
-    try:
-        model, workers = Path(opening.model), opening.workers
-        return await open_backend(options, model, opening.signature, workers=workers), gaps
-    except InvalidModel as exc:
-        return exc, gaps
-    except ConfigurationError as exc:  # what the backend needs is not there
-        return InvalidModel(str(exc)), gaps
+    model, workers = Path(opening.model), opening.workers
+    return await open_backend(options, model, opening.signature, workers=workers)
 
 
 def _end(why: str | None) -> None:

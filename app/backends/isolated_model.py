@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.backends.isolated_output import printable
 from app.backends.isolated_process import IsolatedProcess
 from app.backends.isolated_wire import (
     Failed,
     Frame,
+    Inspection,
     Limits,
     Open,
     Ran,
@@ -44,6 +46,7 @@ class Opening:
     model: Path
     signature: Signature
     workers: int
+    inspect: Inspection | None = None
 
     def message(self) -> Open:
         isolation = self.isolation
@@ -54,6 +57,7 @@ class Opening:
             str(self.model.absolute()),
             self.signature,
             self.workers,
+            self.inspect,
         )
 
 
@@ -113,6 +117,10 @@ class IsolatedModel:
         limit = self._opening.isolation.memory_mb << 20
         fresh = self._process.private_bytes()
         self._worn_bytes = fresh + (limit - fresh) / 2 if fresh else float("inf")
+
+    def peak_bytes(self) -> int:
+        """The most memory of the machine that it ever held; 0 where the system does not say."""
+        return self._process.peak_bytes()
 
     def send(self, execution: Execution) -> None:
         execution.sent_to = self
@@ -175,7 +183,7 @@ class IsolatedModel:
             case Ready() if not self._opened.done():
                 self._opened.set_result(message)
             case Refused() if not self._opened.done():
-                self._opened.set_exception(InvalidModel(message.reason))
+                self._opened.set_exception(InvalidModel(_said(message.reason)))
                 self._opened.exception()  # seen, whether somebody waits for it or not
             case Ran() if message.id in self._in_flight:
                 self._ran(self._in_flight[message.id], message, frame)
@@ -183,7 +191,7 @@ class IsolatedModel:
                 execution = self._in_flight.pop(message.id)
                 if not execution.answer.done():
                     error = _ERRORS.get(message.error, BackendError)
-                    execution.answer.set_exception(error(message.reason[:_MAX_REASON]))
+                    execution.answer.set_exception(error(_said(message.reason)))
                 self._progressed()
             case _:
                 raise WireError(f"{message.__class__.__name__} where none was due")
@@ -205,3 +213,8 @@ class IsolatedModel:
         if self._retired:
             self.retire()
         self._on_progress(self)
+
+
+def _said(reason: str) -> str:
+    """What a process says may come from its model: it is shown, but shows nothing by itself."""
+    return printable(reason[:_MAX_REASON])

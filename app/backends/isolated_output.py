@@ -13,6 +13,11 @@ _LINE_BYTES = 500
 _LINES_A_MINUTE = 60
 
 
+def printable(text: str) -> str:
+    """The text with an escape for each character that a terminal or a log would not show."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class ForwardedOutput:
     """Reads `pipe`, which it owns and which does not block, until `close()`."""
 
@@ -64,6 +69,7 @@ class ForwardedOutput:
         return bool(received)
 
     def _say(self, line: str) -> None:
+        line = printable(line)
         self._last = line
         minute = time.monotonic() // 60
         if minute != self._minute:

@@ -67,6 +67,15 @@ class IsolatedProcess:
             return 0
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def peak_bytes(self) -> int:
+        """The most memory of the machine that it ever held; 0 where the system does not say."""
+        try:
+            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        except OSError:
+            return 0
+        found = (line.split() for line in lines if line.startswith("VmHWM:"))
+        return next((int(words[1]) << 10 for words in found), 0)
+
     @property
     def sent_bytes(self) -> int:
         """What of all that was sent has left this process."""

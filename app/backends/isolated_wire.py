@@ -55,6 +55,13 @@ class Limits(msgspec.Struct, frozen=True):
     nice: int
 
 
+class Inspection(msgspec.Struct, frozen=True):
+    """Look at the file before the runtime sees it. `files` are those beside it that it may name as
+    external data; None: any regular file of its folder."""
+
+    files: tuple[str, ...] | None
+
+
 class Open(msgspec.Struct, tag="open", frozen=True):
     """The first frame: confine yourself, then open the model. Answered by `Ready` or `Refused`."""
 
@@ -64,6 +71,7 @@ class Open(msgspec.Struct, tag="open", frozen=True):
     model: str
     signature: Signature
     workers: int
+    inspect: Inspection | None = None
 
 
 class Run(msgspec.Struct, tag="run", frozen=True):
@@ -83,11 +91,13 @@ class Run(msgspec.Struct, tag="run", frozen=True):
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
-    """The model is open. `gaps` says from what the kernel could not keep the process."""
+    """The model is open. `gaps` says from what the kernel could not keep the process,
+    `resident_bytes` what it held in memory before it opened the model; 0 where nobody asked."""
 
     signature: Signature
     concurrency: int
     gaps: tuple[str, ...]
+    resident_bytes: int = 0
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):

@@ -1,16 +1,29 @@
 """What must hold before a version answers: contract, plan, signature and golden rows agree."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
-from app.backends.backend import Backend
 from app.contract import Contract, FieldType, MissingValue, Transform
 from app.deadline import Deadline
 from app.errors import BackendError, DeadlineExceeded, InvalidModel
 from app.features.plan import FeaturePlan, JoinKeyType
-from app.outputs import OutputReader
-from app.repository.manifest import Golden, Training
-from app.tensors import Signature, Tensors, TensorSpec
+from app.outputs import OutputReader, Prediction
+from app.repository.manifest import (
+    MODEL_FILE,
+    PLAN_FILE,
+    Golden,
+    Manifest,
+    Training,
+    signature_of,
+)
+from app.tensors import Signature, Tensors, TensorSpec, row_count
+
+
+class Executes(Protocol):
+    """As much of a backend as a check needs."""
+
+    async def execute(self, inputs: Tensors, deadline: Deadline) -> Tensors: ...
+
 
 _FIELD_TYPES: Mapping[str, FieldType | None] = {
     "String": "string",
@@ -31,6 +44,79 @@ _READABLE: Mapping[Transform, set[FieldType]] = {
     "minute_of_day": {"timestamp"},
     "day_of_week": {"timestamp"},
 }
+
+
+_MOST_GOLDEN_ROWS = 4_096
+_ALONE = 12
+_PAIRS = 6
+
+
+def check_manifest(contract: Contract, manifest: Manifest) -> None:
+    """Raises `InvalidModel` where model.yaml is not the contract of this version."""
+    if not {MODEL_FILE, PLAN_FILE} <= manifest.files.keys():
+        raise InvalidModel(f"the manifest does not list {MODEL_FILE} and {PLAN_FILE}")
+    changes = list(_changes(manifest.inputs, contract.inputs_document()))
+    if changes:
+        raise InvalidModel(
+            f"model.yaml: the inputs have changed since version {manifest.version} was trained: "
+            f"{'; '.join(changes)}; train and publish again"
+        )
+    if list(manifest.feature_order) != [column.source for column in contract.columns()]:
+        raise InvalidModel("the manifest's feature_order is not that of its inputs")
+    signature = signature_of(manifest)
+    check_inputs(contract, signature)
+    OutputReader(contract.outputs, contract.decision, signature)
+
+
+def check_plan(contract: Contract, plan: FeaturePlan, training: Training) -> None:
+    """Raises `InvalidModel` where the stored features of the plan are not those of model.yaml."""
+    if contract.feature_service != (plan.feature_service or None):
+        raise InvalidModel(
+            f"feature_service: model.yaml says {contract.feature_service!r}, the plan is that of "
+            f"{plan.feature_service!r}"
+        )
+    if not 0 < len(training.golden.instances) <= _MOST_GOLDEN_ROWS:
+        raise InvalidModel(
+            f"golden rows: {len(training.golden.instances)}, not 1 to {_MOST_GOLDEN_ROWS}"
+        )
+    check_columns(contract, plan, training)
+
+
+def check_signature(found: Signature, expected: Signature) -> None:
+    """Raises `InvalidModel` where the file has another signature than its manifest says."""
+    for kind, ours, theirs in (
+        ("input", found.inputs, expected.inputs),
+        ("output", found.outputs, expected.outputs),
+    ):
+        if ours != theirs:
+            raise InvalidModel(
+                f"the model's signature is not the manifest's: the file has the {kind}s "
+                f"{_listed(ours)}, the manifest {_listed(theirs)}"
+            )
+
+
+def _listed(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name!r} {spec.dtype}{list(spec.shape)}" for spec in specs) or "none"
+
+
+def _changes(trained: Any, now: Any, where: str = "") -> Iterator[str]:
+    """Where two documents differ, in words."""
+    if isinstance(trained, Mapping) and isinstance(now, Mapping):
+        for key in [*trained, *(key for key in now if key not in trained)]:
+            at = f"{where}.{key}" if where else str(key)
+            if key not in now:
+                yield f"{at} is gone"
+            elif key not in trained:
+                yield f"{at} is new"
+            else:
+                yield from _changes(trained[key], now[key], at)
+    elif isinstance(trained, list) and isinstance(now, list) and len(trained) == len(now):
+        for place, (before, after) in enumerate(zip(trained, now, strict=True)):
+            yield from _changes(before, after, f"{where}[{place}]")
+    elif trained != now:
+        counted = isinstance(trained, list) and isinstance(now, list)
+        ours, theirs = (len(trained), len(now)) if counted else (trained, now)
+        yield f"{where} was {ours!r}, is {theirs!r}" + (" long" if counted else "")
 
 
 def check_columns(contract: Contract, plan: FeaturePlan, training: Training) -> None:
@@ -148,20 +234,81 @@ def check_inputs(contract: Contract, signature: Signature) -> None:
 
 
 async def run_golden(
-    backend: Backend,
+    backend: Executes,
     outputs: OutputReader,
     rows: Tensors,
     golden: Golden,
     *,
     what: str,
     within_s: float = 60.0,
+) -> Sequence[Prediction]:
+    """Execute the golden rows; what was predicted. Raises `InvalidModel` unless that is what
+    training said."""
+    deadline = Deadline.after(within_s)
+    predictions = await _predictions(backend, outputs, rows, deadline, f"{what}: golden rows")
+    check_golden(predictions, golden, what=what)
+    return predictions
+
+
+async def check_batch_invariance(
+    backend: Executes,
+    outputs: OutputReader,
+    rows: Tensors,
+    together: Sequence[Prediction],
+    tolerance: float,
+    deadline: Deadline,
+    *,
+    what: str,
 ) -> None:
-    """Execute the golden rows. Raises `InvalidModel` unless they come out as training said."""
+    """Raises `InvalidModel` unless each row is predicted as it was in the whole batch (`together`)
+    alone, beside another one in both orders, in other places, and beside itself.
+
+    At most 27 executions: of many rows some that lie evenly among them stand for all. Numbers above
+    1 may differ by that share of themselves: batches of other sizes are summed in another order.
+    """
+    for order in _arrangements(row_count(rows)):
+        batch = {name: tensor[order] for name, tensor in rows.items()}
+        asked = f"{what}: golden rows {_shortened(order)}"
+        predictions = await _predictions(backend, outputs, batch, deadline, asked)
+        for row, given in zip(order, predictions, strict=True):
+            for name in outputs.names:
+                if not _close(given[name], together[row][name], tolerance, in_proportion=True):
+                    raise InvalidModel(
+                        f"{what}: golden row {row}: {name} is {given[name]} in a batch of the rows "
+                        f"{_shortened(order)} and {together[row][name]} in one of all: what is "
+                        "predicted for a row must not depend on the rows beside it"
+                    )
+
+
+def _arrangements(count: int) -> Iterator[list[int]]:
+    every = list(range(count))
+    some = every[:: -(-count // _ALONE)]
+    for row in some:
+        yield [row]
+    for at in range(min(_PAIRS, len(some) - 1)):
+        yield [some[at], some[at + 1]]
+        yield [some[at + 1], some[at]]
+    if count > 2:
+        yield every[::-1]
+        yield [*every[1:], 0]
+    yield every * 2
+
+
+def _shortened(rows: Sequence[int]) -> str:
+    return str(list(rows)) if len(rows) <= 4 else f"[{rows[0]}, {rows[1]}, … {rows[-1]}]"
+
+
+async def _predictions(
+    backend: Executes, outputs: OutputReader, rows: Tensors, deadline: Deadline, asked: str
+) -> list[Prediction]:
+    """Raises `InvalidModel`, which begins with `asked`, where there are none."""
     try:
-        read = outputs.read(await backend.execute(rows, Deadline.after(within_s)))
+        predictions = outputs.read(await backend.execute(rows, deadline)).predictions
     except (BackendError, DeadlineExceeded) as exc:
-        raise InvalidModel(f"{what}: golden rows: {exc}") from exc
-    check_golden(read.predictions, golden, what=what)
+        raise InvalidModel(f"{asked}: {exc}") from exc
+    if len(predictions) != row_count(rows):
+        raise InvalidModel(f"{asked}: {len(predictions)} predictions for {row_count(rows)} rows")
+    return predictions
 
 
 def check_golden(predictions: Sequence[Mapping[str, Any]], golden: Golden, *, what: str) -> None:
@@ -183,12 +330,21 @@ def check_golden(predictions: Sequence[Mapping[str, Any]], golden: Golden, *, wh
                 )
 
 
-def _close(given: Any, expected: Any, tolerance: float) -> bool:
-    """Numbers within the tolerance, labelled numbers label by label; NaN is close to nothing."""
+def _close(given: Any, expected: Any, tolerance: float, *, in_proportion: bool = False) -> bool:
+    """Numbers within the tolerance (of themselves, where they are above 1 and that is meant),
+    labelled numbers label by label; a null only where one is expected, NaN never."""
     if isinstance(expected, Mapping):
         return (
             isinstance(given, Mapping)
             and given.keys() == expected.keys()
-            and all(_close(given[label], expected[label], tolerance) for label in expected)
+            and all(
+                _close(given[label], expected[label], tolerance, in_proportion=in_proportion)
+                for label in expected
+            )
         )
-    return isinstance(given, int | float) and abs(given - expected) <= tolerance
+    if expected is None:
+        return given is None
+    if not isinstance(given, int | float) or not isinstance(expected, int | float):
+        return False
+    scale = max(1.0, abs(expected)) if in_proportion else 1.0
+    return abs(given - expected) <= tolerance * scale

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from app.errors import InvalidInput, InvalidModel
 from app.features.encoding import Encoder, StoredMisfit, ValueColumn
@@ -61,6 +61,9 @@ class File(_Section):
 
     sha256: str
     bytes: int
+
+
+_SIGNATURE = TypeAdapter(Signature)
 
 
 class Manifest(_Section):
@@ -135,7 +138,11 @@ def describe(path: Path) -> File:
 
 
 def signature_of(manifest: Manifest) -> Signature:
-    return Signature.from_json(manifest.signature)
+    """Raises `InvalidModel` where what the manifest says of it is none."""
+    try:
+        return _SIGNATURE.validate_python(manifest.signature)
+    except ValidationError as exc:
+        raise InvalidModel(f"{MANIFEST_FILE}: signature.{_faults(exc)}") from exc
 
 
 def _column(values: Sequence[Any], dtype: str) -> NDArray[Any]:
