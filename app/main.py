@@ -82,10 +82,18 @@ def create_application(
     open_features: OpenFeatures = open_features,
     metrics: Metrics | None = None,
     others: Others = ALONE,
+    *,
+    isolated_verification: bool = True,
 ) -> Gateway:
-    """The ASGI application; its lifespan loads the models and releases them."""
+    """The ASGI application; its lifespan loads the models and releases them.
+
+    Without `isolated_verification` models are opened in this process right away: for those whose
+    author is the caller.
+    """
     metrics = metrics or Metrics()
-    runtime = Runtime(settings, metrics, open_features, others)
+    runtime = Runtime(
+        settings, metrics, open_features, others, isolated_verification=isolated_verification
+    )
     predictor = Predictor(runtime.models, runtime.clock)
     hot_paths = HotPaths(
         Doorkeeper(settings.max_body_bytes), PredictOperation(predictor, metrics), metrics

@@ -65,7 +65,10 @@ class Runtime:
         metrics: Metrics,
         open_features: OpenFeatures,
         others: Others = ALONE,
+        *,
+        isolated_verification: bool = True,
     ) -> None:
+        self._isolated_verification = isolated_verification
         self.settings = settings
         self.metrics = metrics
         self.clock: FeatureClock = (
@@ -108,7 +111,8 @@ class Runtime:
             calls = BlockingCalls()
             stack.push_async_callback(calls.close)
             vault = Vault(settings.work_dir / "versions", repository, trusted)
-            source = VersionSource(repository, vault, opener, calls, asyncio.Lock())
+            isolated = self._isolated_verification
+            source = VersionSource(repository, vault, opener, calls, asyncio.Lock(), isolated)
             poll_s = settings.repository_poll_s
             self.reload = HotReload(self.models, source, store, poll_s, self.metrics)
             await stack.enter_async_context(self.reload)

@@ -15,6 +15,7 @@ from app import __version__
 from app.api.answers import Reply, as_request_error, refusal
 from app.api.openapi import describe_predictions
 from app.api.predictions import new_request_id
+from app.api.release import add_release, release_document
 from app.clock import ReplayClock, as_rfc3339
 from app.errors import InvalidInput, NotFound, RequestError
 from app.runtime import Runtime
@@ -46,6 +47,7 @@ def create_service(runtime: Runtime) -> FastAPI:
     _add_refusals(app)
     _add_health(app, runtime)
     _add_models(app, runtime)
+    add_release(app, runtime)
     if isinstance(runtime.clock, ReplayClock):
         _add_replay_clock(app, runtime.clock)
     describe_predictions(app, runtime.models)
@@ -69,6 +71,7 @@ def _add_health(app: FastAPI, runtime: Runtime) -> None:
         body["feature_time"] = as_rfc3339(runtime.clock.now_s())
         body["plan_outdated"] = dict(runtime.registry.outdated)
         body["registry_check"] = runtime.registry.state
+        body["release_state"] = runtime.reload.trouble() or "read"
         body["replay_clock"] = isinstance(runtime.clock, ReplayClock)
         return JSONResponse(body, 503 if reasons else 200)
 
@@ -86,7 +89,7 @@ def _add_models(app: FastAPI, runtime: Runtime) -> None:
 
     @app.get("/v1/models/{name}", tags=["models"])
     async def model(name: str) -> dict[str, Any]:
-        """Which version answers, and whether it is ready."""
+        """Which version answers, which could at once, and how every worker stands."""
         if name not in runtime.models:
             raise NotFound(f"no model is named {name[:64]!r}")
         served = runtime.models[name]
@@ -99,6 +102,7 @@ def _add_models(app: FastAPI, runtime: Runtime) -> None:
             "sha256": served.id.sha256,
             "feature_service": served.source.plan.feature_service or None,
             "description": served.contract.description,
+            **await release_document(runtime, name),
         }
 
 

@@ -36,6 +36,9 @@ class VersionSource:
     calls: BlockingCalls
     one_at_a_time: asyncio.Lock
     """Two that are opened at once might each find the memory that there is for one."""
+    isolated: bool = True
+    """Whether a version is first opened in a process of its own; False for models whose author is
+    the caller, in tests."""
 
 
 @dataclass(eq=False, slots=True)
@@ -101,7 +104,7 @@ class Residents:
             if found is not None and found.contract_sha256 == contract_sha256:
                 return found
             contract = parse_contract(content, f"{self.name}/model.yaml")
-            verified = await verify_version(vaulted, contract)
+            verified = await verify_version(vaulted, contract, isolated=source.isolated)
             require_room(
                 verified.memory_bytes * source.opener.workers, f"{self.name} version {version}"
             )

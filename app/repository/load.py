@@ -12,23 +12,17 @@ from app.batching.policy import BatchPolicy, Greedy, Hold
 from app.clock import FeatureClock
 from app.contract import BackendOptions, Batching, Contract, TritonOptions
 from app.deadline import DeadlineSweep
-from app.errors import InvalidModel
 from app.features.encoding import Encoder
 from app.features.missing import MissingValues
-from app.features.plan import FeaturePlan, plan_from_json
+from app.features.plan import FeaturePlan
 from app.features.source import MAX_AHEAD_S, FeatureSource, ValueStatus
 from app.features.static_source import StaticSource
 from app.instances import InstanceDecoder
 from app.outputs import OutputReader
-from app.repository.checks import check_columns, run_golden
-from app.repository.manifest import (
-    MODEL_FILE,
-    PLAN_FILE,
-    Manifest,
-    golden_tensors,
-    signature_of,
-)
+from app.repository.checks import check_signature, run_golden
+from app.repository.manifest import MODEL_FILE, Manifest, golden_tensors, signature_of
 from app.repository.vault import VaultedVersion
+from app.repository.verify import read_plan
 from app.served_model import ServedModel, VersionId
 from app.telemetry.batches import BatchRecorder
 from app.telemetry.metrics import Metrics
@@ -56,7 +50,7 @@ class VersionOpener:
         """
         manifest = version.manifest
         name = manifest.model
-        plan = checked_plan(version, contract)
+        plan = read_plan(version, contract)
         recorder = BatchRecorder(self.metrics, name)
         backend = await open_backend(
             _of_version(contract.backend, manifest),
@@ -66,8 +60,7 @@ class VersionOpener:
             self.workers,
         )
         stack.push_async_callback(backend.close)
-        if backend.signature != signature_of(manifest):
-            raise InvalidModel(f"{_named(manifest)}: the model's signature is not the manifest's")
+        check_signature(backend.signature, signature_of(manifest))
         decoder = InstanceDecoder(contract, plan)
         encoder = Encoder(contract.inputs, manifest.training.categories)
         outputs = OutputReader(contract.outputs, contract.decision, backend.signature)
@@ -126,22 +119,6 @@ class VersionOpener:
             now_s=self.clock.now_s,
             max_ahead_s=MAX_AHEAD_S,
         )
-
-
-def checked_plan(version: VaultedVersion, contract: Contract) -> FeaturePlan:
-    """The version's plan. Raises `InvalidModel` where the version was not made for the contract."""
-    manifest = version.manifest
-    if contract.inputs_document() != manifest.inputs:
-        raise InvalidModel(
-            f"model.yaml: the inputs have changed since {_named(manifest)} was trained; train and "
-            "publish again"
-        )
-    try:
-        plan = plan_from_json((version.folder / PLAN_FILE).read_bytes())
-    except ValueError as exc:
-        raise InvalidModel(f"{_named(manifest)}: {PLAN_FILE}: {exc}") from exc
-    check_columns(contract, plan, manifest.training)
-    return plan
 
 
 def _named(manifest: Manifest) -> str:

@@ -1,0 +1,91 @@
+"""The verbs of a release over HTTP: load, roll back, unload."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.admit import Caller
+from app.release.state import StateUnavailable
+from app.reload.verbs import Outcome
+from app.runtime import Runtime
+
+Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+
+
+class _Verb(BaseModel):
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+    generation: Annotated[int, Field(ge=0)] | None = None
+    """Only while the release state is of this generation; 409 otherwise."""
+
+
+class Load(_Verb):
+    """Which version is to serve; without one, the version that CURRENT names."""
+
+    version: Version | None = None
+
+
+class Rollback(_Verb):
+    """Back to the version that served before."""
+
+
+class Unload(_Verb):
+    """Which version is not to be kept ready any more."""
+
+    version: Version
+
+
+def add_release(app: FastAPI, runtime: Runtime) -> None:
+    """Each verb needs an operator (app/api/admit.py) and answers with what serves then."""
+
+    @app.post("/v1/models/{name}:load", tags=["release"])
+    async def load(name: str, request: Request, body: Load | None = None) -> dict[str, Any]:
+        """Have a version serve: verified, warm in every worker, then taken over without losing a
+        request. The one before it stays ready. 400 with the reason when it must not serve, 409 when
+        another change is under way."""
+        asked = body or Load()
+        version = None if asked.version is None else int(asked.version)
+        by = _operator(request)
+        outcome = await runtime.reload.verbs.load(name, version, asked.generation, by=by)
+        return _document(outcome)
+
+    @app.post("/v1/models/{name}:rollback", tags=["release"])
+    async def rollback(
+        name: str, request: Request, body: Rollback | None = None
+    ) -> dict[str, Any]:
+        """Have the version serve again that served before, at once. 409 when there is none."""
+        asked = body or Rollback()
+        by = _operator(request)
+        return _document(await runtime.reload.verbs.rollback(name, asked.generation, by=by))
+
+    @app.post("/v1/models/{name}:unload", tags=["release"])
+    async def unload(name: str, request: Request, body: Unload) -> dict[str, Any]:
+        """Free a version that is ready and does not serve; 409 for the one that does."""
+        by = _operator(request)
+        verbs = runtime.reload.verbs
+        return _document(await verbs.unload(name, int(body.version), body.generation, by=by))
+
+
+async def release_document(runtime: Runtime, name: str) -> dict[str, Any]:
+    """What all have agreed on, as far as this worker knows, and how every worker stands with it."""
+    state = runtime.reload.followed[name].state
+    document: dict[str, Any] = msgspec.to_builtins(state)
+    try:
+        reports = await runtime.reload.workers()
+    except StateUnavailable as exc:
+        return {"release": document, "workers": None, "reason": str(exc)}
+    workers = {each.worker: each.models[name] for each in reports if name in each.models}
+    return {"release": document, "workers": msgspec.to_builtins(workers)}
+
+
+def _document(outcome: Outcome) -> dict[str, Any]:
+    document: dict[str, Any] = msgspec.to_builtins(outcome)
+    return document
+
+
+def _operator(request: Request) -> str:
+    """Who has asked, as the door has found out."""
+    caller: Caller = request.state.caller
+    return caller.operator or caller.peer
