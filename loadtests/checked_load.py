@@ -9,10 +9,12 @@ import random
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias, cast
+
+import numpy as np
 
 _GIVE_UP_AFTER_S = 10.0
 _SAMPLES = 5
@@ -58,14 +60,10 @@ class Ledger:
     def __len__(self) -> int:
         return len(self.versions)
 
-    def __getitem__(self, number: int) -> Asked:
-        return Asked(
-            self.intended_s[number],
-            self.sent_s[number],
-            self.done_s[number],
-            self.versions[number],
-            self.connections[number],
-        )
+    def in_order_of_sending(self) -> Iterator[Asked]:
+        columns = (self.intended_s, self.sent_s, self.done_s, self.versions, self.connections)
+        for number in np.argsort(np.array(self.sent_s)).tolist():
+            yield Asked(*[column[number] for column in columns])
 
     def fault(self, kind: str, sample: str) -> None:
         self.faults[kind] += 1
@@ -101,6 +99,9 @@ class CheckedLoad:
         """The one that has been free for longest comes first, so that all are used alike."""
         self._late: deque[float] = deque()
         self._asks_again = False
+        self._under_way = 0
+        self._settled = asyncio.Event()
+        self._settled.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_over = False
 
@@ -152,12 +153,12 @@ class CheckedLoad:
                 self._send(self._free.popleft(), at_s)
             else:
                 self._late.append(at_s)
+                self._settled.clear()
         await self.settled()
 
     async def settled(self) -> None:
         """Until every request has its outcome."""
-        while self._late or any(connection.is_asking for connection in self._open):
-            await asyncio.sleep(0.005)
+        await self._settled.wait()
 
     async def ask_each(self) -> None:
         """One request on every connection, while nothing else is asked."""
@@ -199,6 +200,8 @@ class CheckedLoad:
 
     def _send(self, connection: "_Connection", intended_s: float) -> None:
         question = self._random.randrange(len(self._requests))
+        self._under_way += 1
+        self._settled.clear()
         connection.ask(self._requests[question], question, intended_s)
 
     def _enter(self, connection: "_Connection", version: int) -> None:
@@ -208,6 +211,9 @@ class CheckedLoad:
         ledger.done_s.append(time.monotonic())
         ledger.versions.append(version)
         ledger.connections.append(connection.port)
+        self._under_way -= 1
+        if not self._under_way and not self._late:
+            self._settled.set()
 
     async def _connect(self) -> None:
         _, connection = await self._loop.create_connection(
@@ -259,8 +265,7 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self.port = transport.get_extra_info("sockname")[1]
 
     def data_received(self, data: bytes) -> None:

@@ -57,7 +57,8 @@ def judge(
     changes: Sequence[Change],
     workers: Mapping[int, int],
 ) -> Verdict:
-    """Hold each answer that names a version against the changes, in their order, after `first`.
+    """Hold each answer that names a version, in the order of sending, against the changes, in their
+    order, after `first`.
 
     `workers` says whose each connection is. Unlawful are versions that could not serve while the
     request was under way, and a worker that goes back: a request sent after another one was
@@ -68,7 +69,9 @@ def judge(
     begins = [spell.from_s for spell in spells]
     reached: dict[int, int] = {}
     under_way: dict[int, list[tuple[float, int]]] = {}
-    for asked in sorted((each for each in answers if each.version > 0), key=_sent_s):
+    for asked in answers:
+        if asked.version <= 0:
+            continue
         worker = workers.get(asked.connection)
         place = worker or 0
         done = under_way.setdefault(place, [])
@@ -92,10 +95,6 @@ def judge(
         if late_s > 0:
             verdict.late_s[spell] = max(late_s, verdict.late_s.get(spell, 0.0))
     return verdict
-
-
-def _sent_s(asked: Asked) -> float:
-    return asked.sent_s
 
 
 def _spells(first: int, changes: Sequence[Change]) -> Sequence[_Spell]:

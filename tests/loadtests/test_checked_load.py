@@ -39,7 +39,7 @@ async def test_every_request_has_its_own_outcome() -> None:
             await load.open_loop(2000, lambda: time.monotonic() > until_s)
             assert await load.closed_loop(0.1) > 100
             await load.ask_each()
-    asked = [load.ledger[number] for number in range(len(load.ledger))]
+    asked = [*load.ledger.in_order_of_sending()]
     assert len(asked) > 100
     assert {LOST, REFUSED, WRONG} < {each.version for each in asked}
     right = {each.version for each in asked if each.version >= 0}
