@@ -79,7 +79,7 @@ class OpenLoop:
             length = b"\r\nContent-Length: %d\r\n\r\n" % len(asked.body)
             writer.write(self._head + length + asked.body)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            asked.answer = await _body(reader, head)
+            asked.answer = await body_of(reader, head)
             asked.status = int(head.split(b" ", 2)[1])
             kept = b"\r\nconnection: close" not in head
         finally:
@@ -89,7 +89,7 @@ class OpenLoop:
                 writer.close()
 
 
-async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
+async def body_of(reader: asyncio.StreamReader, head: bytes) -> bytes:
     """The rest of an answer, by the length that its head says (in small letters) or in chunks."""
     _, length_said, rest = head.partition(b"\r\ncontent-length:")
     if length_said:
