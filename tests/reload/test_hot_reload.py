@@ -1,0 +1,227 @@
+"""Another version takes over while requests run, and all workers agree which one."""
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+
+import pytest
+
+from loadtests.oracle_model import MODEL
+from tests.reload.conftest import Service, Worker
+
+
+async def two_workers(service: Service, stack: AsyncExitStack) -> tuple[Worker, Worker]:
+    first = await stack.enter_async_context(service.worker())
+    return first, await stack.enter_async_context(service.worker())
+
+
+async def test_a_loaded_version_serves_when_the_verb_has_answered(service: Service) -> None:
+    async with service.worker() as worker:
+        await service.publish()
+        assert await worker.version() == 1
+        response = await worker.ask("load")
+        assert response.status_code == 200
+        assert response.json()["version"] == "2"
+        assert await worker.version() == 2
+
+
+async def test_a_version_is_loaded_by_its_number(service: Service) -> None:
+    await service.publish()
+    async with service.worker() as worker:
+        assert await worker.version() == 2
+        assert (await worker.ask("load", version="1")).json()["changed"] is True
+        assert await worker.version() == 1
+
+
+async def test_loading_what_serves_changes_nothing(service: Service) -> None:
+    async with service.worker() as worker:
+        before = (await worker.described())["release"]
+        response = await worker.ask("load", version="1")
+        assert (response.status_code, response.json()["changed"]) == (200, False)
+        assert (await worker.described())["release"] == before
+
+
+async def test_a_rollback_serves_what_served_before(service: Service) -> None:
+    async with service.worker() as worker:
+        await service.publish()
+        await worker.ask("load")
+        assert (await worker.ask("rollback")).json()["version"] == "1"
+        assert await worker.version() == 1
+
+
+async def test_a_second_rollback_does_not_bring_the_bad_version_back(service: Service) -> None:
+    async with service.worker() as worker:
+        await service.publish()
+        await worker.ask("load")
+        await worker.ask("rollback")
+        response = await worker.ask("rollback")
+        assert (response.status_code, response.json()["error"]["code"]) == (409, "conflict")
+        assert await worker.version() == 1
+
+
+async def test_every_worker_serves_it_when_the_verb_has_answered(service: Service) -> None:
+    async with AsyncExitStack() as stack:
+        first, second = await two_workers(service, stack)
+        await service.publish()
+        assert (await first.ask("load")).json()["converged"] is True
+        assert [await first.version(), await second.version()] == [2, 2]
+
+
+async def test_a_rollback_reaches_every_worker(service: Service) -> None:
+    async with AsyncExitStack() as stack:
+        first, second = await two_workers(service, stack)
+        await service.publish()
+        await first.ask("load")
+        await second.ask("rollback")
+        assert await second.version() == 1
+        await first.until(lambda described: described["version"] == "1")
+        assert await first.version() == 1
+
+
+async def test_a_worker_that_starts_later_serves_what_was_decided(service: Service) -> None:
+    await service.publish()
+    async with service.worker() as first:
+        await first.ask("load", version="1")
+        async with service.worker() as later:
+            assert await later.version() == 1
+
+
+async def test_a_worker_that_starts_later_has_the_standby_ready(service: Service) -> None:
+    async with service.worker() as first:
+        await service.publish()
+        await first.ask("load")
+        async with service.worker() as later:
+            ready = (await first.described())["release"]["previous"]
+
+            def has_it(described: dict[str, object]) -> bool:
+                workers = described["workers"]
+                assert isinstance(workers, dict)
+                return len(workers) == 2 and all(ready in w["ready"] for w in workers.values())
+
+            await later.until(has_it)
+
+
+async def test_a_version_that_one_worker_refuses_serves_nowhere(
+    service: Service, tmp_path: Path
+) -> None:
+    ...
+
+
+async def test_of_two_loads_at_once_one_is_a_conflict(service: Service) -> None:
+    await service.publish()
+    await service.publish()
+    async with AsyncExitStack() as stack:
+        first, second = await two_workers(service, stack)
+        responses = await asyncio.gather(
+            first.ask("load", version="1"), second.ask("load", version="2")
+        )
+        assert sorted(response.status_code for response in responses) == [200, 409]
+        served = {await first.version(), await second.version()}
+        assert len(served) == 1
+
+
+async def test_a_verb_may_name_the_generation_that_it_changes(service: Service) -> None:
+    await service.publish()
+    async with service.worker() as worker:
+        generation = (await worker.described())["release"]["generation"]
+        response = await worker.ask("load", version="1", generation=generation + 1)
+        assert response.status_code == 409
+        assert await worker.version() == 2
+        response = await worker.ask("load", version="1", generation=generation)
+        assert response.status_code == 200
+
+
+async def test_the_serving_version_is_not_unloaded(service: Service) -> None:
+    async with service.worker() as worker:
+        response = await worker.ask("unload", version="1")
+        assert (response.status_code, response.json()["error"]["code"]) == (409, "conflict")
+        assert await worker.version() == 1
+
+
+async def test_an_unloaded_standby_is_freed_and_cannot_be_rolled_back_to(
+    service: Service,
+) -> None:
+    async with service.worker() as worker:
+        await service.publish()
+        await worker.ask("load")
+        assert 'role="standby",version="1"' in await worker.metrics()
+        assert (await worker.ask("unload", version="1")).status_code == 200
+        assert 'role="standby",version="1"' not in await worker.metrics()
+        assert (await worker.ask("rollback")).status_code == 409
+
+
+@pytest.mark.parametrize("version", ["99", "01", "latest", "1.0", " 1", "٣", "-1", "../1"])
+async def test_a_version_that_is_none_is_refused_by_name(service: Service, version: str) -> None:
+    async with service.worker() as worker:
+        response = await worker.ask("load", version=version)
+        assert response.status_code == 400
+        assert "version" in response.json()["error"]["field"]
+        assert await worker.version() == 1
+
+
+async def test_a_damaged_version_is_refused_with_the_file_and_the_old_one_serves(
+    service: Service,
+) -> None:
+    async with service.worker() as worker:
+        await service.publish()
+        path = service.model_dir / "2" / "model.onnx"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.chmod(0o600)
+        path.write_bytes(content)
+        response = await worker.ask("load")
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert "model.onnx" in error["message"]
+        assert error["field"] == "version"
+        assert await worker.version() == 1
+        assert 'hikyaku_loads_total{model="oracle",outcome="refused"} 1.0' in await worker.metrics()
+
+
+async def test_current_that_moves_is_followed(service: Service) -> None:
+    async with service.worker(HIKYAKU_REPOSITORY_POLL_S="0.05") as worker:
+        await service.publish()
+        await worker.until(lambda described: described["version"] == "2")
+        assert await worker.version() == 2
+
+
+async def test_current_does_not_undo_a_rollback(service: Service) -> None:
+    async with service.worker(HIKYAKU_REPOSITORY_POLL_S="0.05") as worker:
+        await service.publish()
+        await worker.until(lambda described: described["version"] == "2")
+        await worker.ask("rollback")
+        await service.publish()
+        await worker.until(lambda described: described["version"] == "3")
+        # It went from 1 to 3: what CURRENT had named before was not loaded again in between.
+        assert (await worker.described())["release"]["previous"]["version"] == 1
+
+
+async def test_current_that_names_a_bad_version_is_told_and_changes_nothing(
+    service: Service,
+) -> None:
+    async with service.worker(HIKYAKU_REPOSITORY_POLL_S="0.05") as worker:
+        await service.publish()
+        (service.model_dir / "2" / "manifest.json").unlink()
+        (service.model_dir / "CURRENT").write_text("2\n")
+
+        def refused(described: dict[str, object]) -> bool:
+            workers = described["workers"]
+            assert isinstance(workers, dict)
+            return any("manifest.json" in each["refused"] for each in workers.values())
+
+        await worker.until(refused)
+        assert await worker.version() == 1
+
+
+async def test_a_model_that_is_new_is_served_without_a_restart(service: Service) -> None:
+    ...
+
+
+async def test_a_changed_contract_takes_effect_with_the_next_load(service: Service) -> None:
+    async with service.worker() as worker:
+        path = service.model_dir / "model.yaml"
+        path.write_text(path.read_text() + "description: changed\n")
+        assert (await worker.described())["description"] == ""
+        assert (await worker.ask("load", version="1")).json()["changed"] is True
+        assert (await worker.described())["description"] == "changed"
+        assert await worker.version() == 1
