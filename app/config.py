@@ -17,10 +17,23 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
-    model_repository: Path = Field(
-        Path("models"),
+    model_repository: str = Field(
+        "models",
         alias="MODEL_REPOSITORY",
-        description="Folder of the models: <name>/model.yaml and the published versions.",
+        description="Folder or URL (`s3://bucket/models`) of the models: <name>/model.yaml and the "
+        "published versions.",
+    )
+    work_dir: Path = Field(
+        Path(".hikyaku"),
+        alias="HIKYAKU_WORK_DIR",
+        description="Folder of this service's own: verified copies of model versions and the last "
+        "release state.",
+    )
+    trusted_keys: Path | None = Field(
+        None,
+        alias="HIKYAKU_TRUSTED_KEYS",
+        description="File of ed25519 public keys (PEM); every version must be signed by one of "
+        "them. Unset: none needs to be.",
     )
     feature_redis_url: str | None = Field(
         None,

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableSequence, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 
@@ -85,7 +86,7 @@ class Runtime:
         async with AsyncExitStack() as stack:
             if self.settings.state_redis_url is not None:
                 await check_state_store(self.settings.state_redis_url)
-            folders = model_folders(self.settings.model_repository)
+            folders = model_folders(Path(self.settings.model_repository))
             if not folders:
                 raise ConfigurationError(
                     f"{self.settings.model_repository}: no folder in it has a model.yaml"

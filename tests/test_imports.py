@@ -81,6 +81,8 @@ OWNERS = {
         "features/row_file.py",
         "features/typed_columns.py",
     },
+    "fsspec": {"repository/url_store.py"},
+    "cryptography": {"repository/signing.py"},
     "yaml": {"contract.py", "features/feast_repo.py", "features/registry_watch.py"},
 }
 
@@ -101,7 +103,13 @@ def room(path: Path) -> str:
 
 
 # What takes long to import and is used by few: imported by a file only when it opens a model.
-ON_DEMAND = {"app.backends.triton_grpc", "app.backends.triton_http"}
+ON_DEMAND = {
+    "app.backends.triton_grpc",
+    "app.backends.triton_http",
+    "app.repository.url_store",
+    "cryptography.exceptions",
+    "cryptography.hazmat.primitives.asymmetric.ed25519",
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(APP)))
