@@ -62,8 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_with_settings(_worker))
 
     command = commands.add_parser("publish", help="make a trained model the current version")
-    command.add_argument("model", help="name of a folder of the model repository")
-    command.add_argument("artifact", type=Path, help="folder with model.onnx and training.json")
+    command.add_argument("model", help="name of a model of the model repository")
+    command.add_argument("artifact", help="folder or URL of model.onnx and training.json")
+    command.add_argument(
+        "--keep-current", action="store_true", help="publish a candidate: CURRENT stays as it is"
+    )
+    command.add_argument(
+        "--sign-with", type=Path, metavar="KEY", help="sign with this ed25519 private key (PEM)"
+    )
     command.set_defaults(run=_with_settings(_publish))
 
     command = commands.add_parser("evaluate", help="replay recorded requests through HTTP")
@@ -185,27 +191,43 @@ def _worker(arguments: argparse.Namespace, settings: "Settings") -> int:
 def _publish(arguments: argparse.Namespace, settings: "Settings") -> int:
     import asyncio
 
-    from app.contract import load_contract
+    from app.contract import parse_contract
     from app.features.plan import NO_FEATURES
+    from app.repository.artifact import local_artifact
     from app.repository.layout import CONTRACT_FILE
     from app.repository.publish import fingerprint, publish
+    from app.repository.signing import SigningKey
+    from app.repository.store import is_url, open_repository
     from app.telemetry.logs import configure_logging
 
     configure_logging(settings.log_level)
-    folder = _model_folder(arguments.model, settings)
+    repository = open_repository(settings.model_repository)
+    name = _known_model(arguments.model, settings)
+    contract = parse_contract(repository.contract(name), repository.where(name, CONTRACT_FILE))
+    key = None if arguments.sign_with is None else SigningKey(arguments.sign_with)
+    model = repository.where(name)
+    code = None if is_url(model) else Path(model)
     plan = NO_FEATURES
-    service = load_contract(folder / CONTRACT_FILE).feature_service
-    if service is not None:
+    if contract.feature_service is not None:
         from app.features.feast_plan import compile_plan, why_not_from_redis
         from app.features.feast_repo import open_store
 
         store = open_store(settings.feature_repo, None)
-        plan = compile_plan(store, service)
+        plan = compile_plan(store, contract.feature_service)
         reason = why_not_from_redis(store, plan)
         if reason:
-            print(f"  {service} will be read through the Feast SDK: {reason}")
-    digest = fingerprint(folder, settings.feature_repo)
-    manifest = asyncio.run(publish(folder, arguments.artifact, plan, digest))
+            print(f"  {contract.feature_service} will be read through the Feast SDK: {reason}")
+    digest = fingerprint(contract, code, settings.feature_repo)
+    with local_artifact(arguments.artifact) as artifact:
+        publication = publish(
+            code or model,
+            artifact,
+            plan,
+            digest,
+            keep_current=arguments.keep_current,
+            signing_key=key,
+        )
+        manifest = asyncio.run(publication)
     print(f"  published {manifest.model} version {manifest.version}")
     return 0
 
@@ -213,9 +235,8 @@ def _publish(arguments: argparse.Namespace, settings: "Settings") -> int:
 def _evaluate(arguments: argparse.Namespace, settings: "Settings") -> int:
     from app.evaluation.replay import evaluate
 
-    folder = _model_folder(arguments.model, settings)
     return evaluate(
-        folder,
+        _model_folder(arguments.model, settings),
         settings,
         start=arguments.start,
         end=arguments.end,
@@ -319,15 +340,23 @@ def _say(line: str) -> None:
     print(f"  {line}", flush=True)
 
 
-def _model_folder(name: str, settings: "Settings") -> Path:
-    from app.repository.layout import model_folders
+def _known_model(name: str, settings: "Settings") -> str:
+    from app.repository.store import open_repository
 
-    folders = model_folders(settings.model_repository)
-    if name not in folders:
+    models = open_repository(settings.model_repository).models()
+    if name not in models:
         raise ConfigurationError(
-            f"no model {name!r} in {settings.model_repository}: {sorted(folders)}"
+            f"no model {name!r} in {settings.model_repository}: {list(models)}"
         )
-    return folders[name]
+    return name
+
+
+def _model_folder(name: str, settings: "Settings") -> Path:
+    from app.repository.store import is_url
+
+    if is_url(settings.model_repository):
+        raise ConfigurationError("MODEL_REPOSITORY: must be a folder here, not a URL")
+    return Path(settings.model_repository, _known_model(name, settings))
 
 
 def _redis_url(settings: "Settings") -> str | None:

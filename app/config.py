@@ -17,10 +17,23 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
-    model_repository: Path = Field(
-        Path("models"),
+    model_repository: str = Field(
+        "models",
         alias="MODEL_REPOSITORY",
-        description="Folder of the models: <name>/model.yaml and the published versions.",
+        description="Folder or URL (`s3://bucket/models`) of the models: <name>/model.yaml and the "
+        "published versions.",
+    )
+    work_dir: Path = Field(
+        Path(".hikyaku"),
+        alias="HIKYAKU_WORK_DIR",
+        description="Folder of this service's own: verified copies of model versions and the last "
+        "release state.",
+    )
+    trusted_keys: Path | None = Field(
+        None,
+        alias="HIKYAKU_TRUSTED_KEYS",
+        description="File of ed25519 public keys (PEM); every version must be signed by one of "
+        "them. Unset: none needs to be.",
     )
     feature_redis_url: str | None = Field(
         None,
@@ -37,6 +50,12 @@ class Settings(BaseModel):
         Path("feature_repo"),
         alias="HIKYAKU_FEATURE_REPO",
         description="Folder of feature_store.yaml.",
+    )
+    repository_poll_s: Annotated[float, Field(ge=0)] = Field(
+        2.0,
+        alias="HIKYAKU_REPOSITORY_POLL_S",
+        description="Seconds between looks at CURRENT of each model, which is loaded when it names "
+        "another version; 0: never, only by `:load`.",
     )
     registry_check_s: Annotated[float, Field(ge=0)] = Field(
         300.0,

@@ -335,11 +335,18 @@ def is_stored_feature(source: str) -> bool:
 def load_contract(path: Path) -> Contract:
     """Read a model.yaml. Raises `InvalidModel` naming the file and every field at fault."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError as exc:
         raise InvalidModel(f"{path}: no such file") from exc
+    return parse_contract(content, str(path))
+
+
+def parse_contract(content: bytes, what: str) -> Contract:
+    """The content of a model.yaml. Raises `InvalidModel` naming `what` and every field at fault."""
+    try:
+        document = yaml.safe_load(content.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise InvalidModel(f"{path}: not YAML: {exc}") from exc
+        raise InvalidModel(f"{what}: not YAML: {exc}") from exc
     try:
         return Contract.model_validate(document)
     except ValidationError as exc:
@@ -347,4 +354,4 @@ def load_contract(path: Path) -> Contract:
             f"{'.'.join(map(str, fault['loc'])) or 'document'}: {fault['msg']}"
             for fault in exc.errors()
         )
-        raise InvalidModel(f"{path}: {faults}") from exc
+        raise InvalidModel(f"{what}: {faults}") from exc

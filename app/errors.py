@@ -1,4 +1,4 @@
-"""The error tree: one class per code a caller may read, and two for the operator at start.
+"""The error tree: one class per code a caller may read, and those for the operator.
 
 HikyakuError
 ├── RequestError          answered to the caller, with a code of a closed list
@@ -7,7 +7,8 @@ HikyakuError
 │   ├── FeaturesUnavailable  ├── ModelNotReady ├── ShuttingDown
 │   └── DeadlineExceeded  ├── BackendError     └── Internal
 ├── ConfigurationError    the operator must act before the service can start
-└── InvalidModel          a model folder, contract or version that must not be loaded
+├── InvalidModel          a model folder, contract or version that must not be loaded
+└── RepositoryUnavailable the model repository cannot be read now; later it may
 """
 
 from typing import ClassVar
@@ -139,3 +140,8 @@ class ConfigurationError(HikyakuError):
 
 class InvalidModel(HikyakuError):
     """A model folder, contract or version that must not be loaded; the text says why."""
+
+
+class RepositoryUnavailable(HikyakuError):
+    """The model repository, or the copy on this machine, cannot be read or written now; the text
+    says why. Nothing is known about what it holds: it may well be there."""

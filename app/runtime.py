@@ -1,9 +1,11 @@
 """What is open while the service runs, opened in order and closed in reverse."""
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableSequence, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 
@@ -20,7 +22,7 @@ from app.reload.hot_reload import HotReload
 from app.reload.residents import VersionSource
 from app.repository.load import VersionOpener
 from app.repository.signing import TrustedKeys
-from app.repository.store import open_repository
+from app.repository.store import is_url, open_repository
 from app.repository.vault import Vault
 from app.served_model import ServedModel
 from app.telemetry.metrics import Metrics
@@ -94,12 +96,12 @@ class Runtime:
             # Before anything that takes long: what is wrong with it is told at once.
             repository = open_repository(settings.model_repository)
             trusted = None if settings.trusted_keys is None else TrustedKeys(settings.trusted_keys)
-            state = settings.work_dir / "state"
+            # Of this repository: what was decided on another one's versions is no business of ours.
+            of_repository = hashlib.sha256(_location(settings.model_repository).encode())
+            state = settings.work_dir / "state" / of_repository.hexdigest()[:16]
             store = await stack.enter_async_context(open_state(settings.state_redis_url, state))
             sweep = await stack.enter_async_context(DeadlineSweep())
-            open_source = await stack.enter_async_context(
-                self._open_features(settings, self.clock)
-            )
+            open_source = await stack.enter_async_context(self._open_features(settings, self.clock))
 
             def open_checked(plan: FeaturePlan) -> FeatureSource:
                 require_registry(settings.feature_repo)
@@ -152,6 +154,11 @@ class Runtime:
         """Of the models that read stored features."""
         served = {name: model for name, model in self.models.items() if model is not None}
         return {name: m.source.plan for name, m in served.items() if m.source.plan.views}
+
+
+def _location(repository: str) -> str:
+    """The same however it is written."""
+    return repository if is_url(repository) else str(Path(repository).resolve())
 
 
 async def _failed(

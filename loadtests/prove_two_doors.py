@@ -302,7 +302,7 @@ _BAD_BODIES = (
     b" " * (10 * MAX_BODY_BYTES),
 )
 
-_OWN = re.compile(rb'"request_id":"[0-9a-f]{32}"|under request id [0-9a-f]{32}')
+_OWN = re.compile(rb'"request_id":"[0-9a-f]{32}"|under request id [0-9a-f]{32}|"workers":\{"[^"]*"')
 
 
 async def answers(port: int, conversation: Conversation) -> list[Seen]:
@@ -361,19 +361,21 @@ async def doors(
     """The ports and the metrics of two servers of the same models: `below ASGI` and `ASGI`."""
     for kind in _KINDS:
         await write_model(folder, kind, kind, limits={"default_timeout_ms": 30_000})
-    settings = load_settings(
-        {
-            "MODEL_REPOSITORY": str(folder),
-            "HIKYAKU_FEATURE_REPO": str(folder / "none"),
-            "HIKYAKU_REPLAY_CLOCK": CLOCK,
-            "HIKYAKU_MAX_BODY_BYTES": str(max_body_bytes),
-        }
-    )
+    environment = {
+        "MODEL_REPOSITORY": str(folder),
+        "HIKYAKU_FEATURE_REPO": str(folder / "none"),
+        "HIKYAKU_REPLAY_CLOCK": CLOCK,
+        "HIKYAKU_MAX_BODY_BYTES": str(max_body_bytes),
+    }
     metrics = {"below ASGI": Metrics(), "ASGI": Metrics()}
     ports = {}
     async with AsyncExitStack() as stack:
         for name, own in metrics.items():
-            application = create_application(settings, IN_MEMORY, own)
+            # Of its own, or each would tell of both workers.
+            work = {"HIKYAKU_WORK_DIR": str(folder.parent / name.replace(" ", "-"))}
+            application = create_application(
+                load_settings(environment | work), IN_MEMORY, own, isolated_verification=False
+            )
             await stack.enter_async_context(application.lifespan())
             http: Any = "httptools"
             if name == "below ASGI":

@@ -12,7 +12,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 def test_defaults_serve_the_models_of_the_checkout_on_loopback() -> None:
     settings = load_settings({})
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
-    assert settings.model_repository == Path("models")
+    assert settings.model_repository == "models"
     assert settings.replay_clock is None
 
 

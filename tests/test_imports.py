@@ -48,7 +48,7 @@ OWNERS = {
     "tritonclient": {"backends/triton_grpc.py", "backends/triton_http.py"},
     "aiohttp": {"backends/triton_http.py"},
     "fastapi_offline": {"api/service.py"},
-    "fastapi": {"api/service.py", "api/openapi.py", "api/gateway.py"},
+    "fastapi": {"api/service.py", "api/openapi.py", "api/release.py", "api/gateway.py"},
     "uvicorn": {"server.py", "api/http_cold.py", "api/http_protocol.py"},
     "httptools": {"api/http_head.py", "api/http_messages.py"},
     "hiredis": {
@@ -82,6 +82,8 @@ OWNERS = {
         "features/row_file.py",
         "features/typed_columns.py",
     },
+    "fsspec": {"repository/url_store.py"},
+    "cryptography": {"repository/signing.py"},
     "yaml": {"contract.py", "features/feast_repo.py", "features/registry_watch.py"},
 }
 
@@ -102,7 +104,13 @@ def room(path: Path) -> str:
 
 
 # What takes long to import and is used by few: imported by a file only when it opens a model.
-ON_DEMAND = {"app.backends.triton_grpc", "app.backends.triton_http"}
+ON_DEMAND = {
+    "app.backends.triton_grpc",
+    "app.backends.triton_http",
+    "app.repository.url_store",
+    "cryptography.exceptions",
+    "cryptography.hazmat.primitives.asymmetric.ed25519",
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(APP)))

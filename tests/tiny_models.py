@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from app.clock import WallClock
+from app.contract import load_contract
 from app.deadline import Deadline, DeadlineSweep
 from app.features.plan import NO_FEATURES, FeaturePlan, PlannedFeature, PlannedView
 from app.features.source import FeatureSource
 from app.features.static_source import StaticSource
 from app.outputs import Prediction
 from app.repository.layout import CONTRACT_FILE
-from app.repository.load import load_current
+from app.repository.load import VersionOpener
 from app.repository.manifest import MODEL_FILE, Manifest
 from app.repository.publish import TRAINING_FILE, publish
+from app.repository.store import open_repository
+from app.repository.vault import Vault
+from app.repository.verify import verify_version
 from app.served_model import ServedModel
 from app.telemetry.metrics import Metrics
 
@@ -247,18 +251,23 @@ async def loaded(
     model_dir: Path, source: FeatureSource | None = None
 ) -> AsyncIterator[ServedModel]:
     """The CURRENT version of a tiny model, its stored values from `source`, else DRIVER_VALUES."""
+    repository = open_repository(str(model_dir.parent))
     async with AsyncExitStack() as stack:
-        sweep = await stack.enter_async_context(DeadlineSweep())
-        yield await load_current(
-            model_dir,
+        opener = VersionOpener(
             lambda plan: source or StaticSource(plan, DRIVER_VALUES),
-            sweep,
+            await stack.enter_async_context(DeadlineSweep()),
             Metrics(),
             WallClock(),
-            1.0,
-            1,
-            stack,
+            drain_s=1.0,
+            workers=1,
         )
+        vault = Vault(model_dir.parent.with_name("vault"), repository)
+        current = repository.current(model_dir.name)
+        assert current is not None
+        version = vault.take(model_dir.name, current)
+        contract = load_contract(model_dir / CONTRACT_FILE)
+        await verify_version(version, contract, isolated=False)
+        yield await opener.open(version, contract, stack)
 
 
 async def answers(model: ServedModel, *instances: Mapping[str, Any]) -> list[Prediction]:

@@ -11,9 +11,11 @@ _OPERATOR_PATHS = ("/v1/replay-clock",)
 
 @dataclass(slots=True)  # made for every request; a frozen one takes longer to make
 class Caller:
-    """An admitted caller. `peer` is its address as the socket saw it."""
+    """An admitted caller. `peer` is its address as the socket saw it, `operator` who it is where it
+    has an operator's rights."""
 
     peer: str
+    operator: str | None = None
 
 
 class Doorkeeper:

@@ -17,15 +17,17 @@ from pathlib import Path
 import redis
 
 from app.config import Settings
+from app.contract import load_contract
 from app.errors import ConfigurationError, HikyakuError, InvalidModel
 from app.features.plan import plan_from_json
 from app.features.registry_watch import registry_file
 from app.listener import bind
 from app.local.processes import child
 from app.local.redis_server import own_redis
-from app.repository.layout import current_version, model_folders
-from app.repository.manifest import PLAN_FILE, read_manifest
+from app.repository.layout import CONTRACT_FILE, current_version, model_folders
+from app.repository.manifest import MANIFEST_FILE, PLAN_FILE, parse_manifest, read_manifest
 from app.repository.publish import fingerprint
+from app.repository.store import is_url, open_repository
 
 WORK_FOLDER = Path(".hikyaku")
 # Written beside the features, so that an emptied or exchanged Redis is filled again.
@@ -61,8 +63,9 @@ def up(settings: Settings) -> int:
             "HIKYAKU_PORT": str(port),
         }
         _prepare_features(settings.feature_repo, redis_url, until, environment)
-        for name, folder in model_folders(settings.model_repository).items():
-            _prepare_model(name, folder, settings.feature_repo, environment)
+        if not is_url(settings.model_repository):  # elsewhere there is no training code
+            for name, folder in model_folders(Path(settings.model_repository)).items():
+                _prepare_model(name, folder, settings.feature_repo, environment)
         stack.enter_context(_known_to_other_commands(redis_url))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         return _serve(settings, f"http://{host}:{port}", environment)
@@ -125,7 +128,8 @@ def _is_trained_from(folder: Path, version: int, feature_repo: Path) -> bool:
         plan_from_json((folder / str(version) / PLAN_FILE).read_bytes())
     except (InvalidModel, OSError, ValueError):
         return False  # of another release of this software: train anew
-    return manifest.fingerprint == fingerprint(folder, feature_repo)
+    contract = load_contract(folder / CONTRACT_FILE)
+    return manifest.fingerprint == fingerprint(contract, folder, feature_repo)
 
 
 def _serve(settings: Settings, address: str, environment: Mapping[str, str]) -> int:
@@ -161,8 +165,13 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", address: str) -> bool:
 def _request_to_paste(settings: Settings, address: str) -> str:
     """One curl a model, with a real instance: the first golden row of its version."""
     requests = []
-    for name, folder in model_folders(settings.model_repository).items():
-        manifest, _ = read_manifest(folder / str(current_version(folder)))
+    repository = open_repository(settings.model_repository)
+    for name in repository.models():
+        version = repository.current(name)
+        if version is None:
+            continue
+        what = repository.where(name, version, MANIFEST_FILE)
+        manifest = parse_manifest(repository.manifest(name, version), what)
         body = json.dumps({"instances": [manifest.training.golden.instances[0]]})
         requests.append(
             f"curl -s {address}/v1/models/{name}:predict \\\n"

@@ -37,8 +37,9 @@ class ReleaseState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     previous: Chosen | None = None
     """Served before the champion, and stays ready to serve again."""
     preparing: Preparation | None = None
-    current: int | None = None
-    """What CURRENT named when the champion was decided on: another name since is a newer word."""
+    current: Chosen | None = None
+    """What CURRENT named when the champion was decided on: whatever else it names is a newer word.
+    """
 
 
 class ModelReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

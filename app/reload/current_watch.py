@@ -4,14 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import msgspec
 
-from app.errors import HikyakuError, RepositoryUnavailable, RequestError
-from app.release.state import StateUnavailable
+from app.errors import HikyakuError, RequestError
+from app.release.state import Chosen
 from app.reload.follower import FollowedModel, Follower
 from app.reload.residents import READ_WITHIN_S, VersionSource
 from app.reload.verbs import ReleaseVerbs
@@ -26,7 +25,7 @@ _LONGEST_PAUSE_S = 300.0
 class _Refusal(NamedTuple):
     """A version that could not be loaded, and when it is tried again."""
 
-    version: int
+    chosen: Chosen
     pause_s: float
     again_at_s: float
 
@@ -60,6 +59,7 @@ class CurrentWatch:
 
     async def __aenter__(self) -> Self:
         if self._every_s:
+            await self._look()
             self._task = asyncio.create_task(self._watch(), name="CURRENT")
         return self
 
@@ -76,17 +76,19 @@ class CurrentWatch:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._every_s)
-            try:
-                await self._look()
-            except (RepositoryUnavailable, StateUnavailable) as exc:
-                self._metrics.repository_failures.inc()
-                self._tell_trouble(str(exc))
-            except HikyakuError as exc:
-                self._tell_trouble(str(exc))
-            else:
-                self._tell_trouble("")
+            await self._look()
 
     async def _look(self) -> None:
+        """What goes wrong is logged once, and counted."""
+        try:
+            await self._follow()
+        except HikyakuError as exc:
+            self._metrics.repository_failures.inc()
+            self._tell_trouble(str(exc))
+        else:
+            self._tell_trouble("")
+
+    async def _follow(self) -> None:
         repository = self._source.repository
         for name in await self._source.calls.call(repository.models, READ_WITHIN_S):
             if name not in self._follower.models:
@@ -94,10 +96,8 @@ class CurrentWatch:
                 self._add(name)
         if not await self._is_first():
             return
-        for name, model in self._follower.models.items():
-            current = await self._source.calls.call(
-                partial(repository.current, name), READ_WITHIN_S
-            )
+        for name, model in tuple(self._follower.models.items()):
+            current = await self._source.current(name)
             await self._give_up_orphan(name, model)
             if current is not None and self._is_due(name, model, current):
                 await self._load(name, model, current)
@@ -106,29 +106,32 @@ class CurrentWatch:
         workers = sorted(report.worker for report in await self._follower.workers())
         return workers[:1] == [self._follower.worker]
 
-    def _is_due(self, name: str, model: FollowedModel, current: int) -> bool:
+    def _is_due(self, name: str, model: FollowedModel, current: Chosen) -> bool:
         if model.state.generation and model.state.current == current:
             self._refusals.pop(name, None)
             model.refused = ""
             return False
         refusal = self._refusals.get(name)
-        if refusal is None or refusal.version != current:
+        if refusal is None or refusal.chosen != current:
             return True
         return time.monotonic() >= refusal.again_at_s
 
-    async def _load(self, name: str, model: FollowedModel, current: int) -> None:
+    async def _load(self, name: str, model: FollowedModel, current: Chosen) -> None:
         try:
-            await self._verbs.load(name, current, by="CURRENT")
+            await self._verbs.load(name, current.version, by="CURRENT")
         except RequestError as exc:
             if exc.retryable or exc.code == "conflict":
                 return  # at the next look
             before = self._refusals.get(name)
-            again = before is not None and before.version == current
-            pause_s = min(2 * before.pause_s, _LONGEST_PAUSE_S) if again else _FIRST_PAUSE_S
+            pause_s = _FIRST_PAUSE_S
+            if before is not None and before.chosen == current:
+                pause_s = min(2 * before.pause_s, _LONGEST_PAUSE_S)
             self._refusals[name] = _Refusal(current, pause_s, time.monotonic() + pause_s)
             model.refused = str(exc)
-            named = {"model": name, "version": current, "again_in_s": pause_s}
-            log.error("CURRENT names a version that must not serve", extra=named | {"reason": str(exc)})
+            named = {"model": name, "version": current.version, "again_in_s": pause_s}
+            log.error(
+                "CURRENT names a version that must not serve", extra=named | {"reason": str(exc)}
+            )
         else:
             self._refusals.pop(name, None)
             model.refused = ""

@@ -79,6 +79,8 @@ class Follower:
         return await self._store.workers()
 
     async def __aenter__(self) -> Self:
+        """All know of this worker when it is entered, unless nobody can be told now."""
+        await self._exchange_if_possible()
         self._task = asyncio.create_task(self._follow(), name="release state")
         return self
 
@@ -100,17 +102,20 @@ class Follower:
 
     async def _follow(self) -> None:
         while True:
-            self._due.clear()
-            try:
-                await self.exchange()
-            except StateUnavailable as exc:
-                self._tell_unavailable(str(exc))
-            else:
-                self._tell_unavailable("")
-            self._metrics.release_state_age.set(time.monotonic() - self._read_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout(EXCHANGE_EVERY_S):
                     await self._due.wait()
+            self._due.clear()
+            await self._exchange_if_possible()
+
+    async def _exchange_if_possible(self) -> None:
+        try:
+            await self.exchange()
+        except StateUnavailable as exc:
+            self._tell_unavailable(str(exc))
+        else:
+            self._tell_unavailable("")
+        self._metrics.release_state_age.set(time.monotonic() - self._read_s)
 
     def _tell_unavailable(self, reason: str) -> None:
         if reason and not self.unavailable:
@@ -188,8 +193,7 @@ class FollowedModel:
         self._generation.set(state.generation)
         self._done.set()
         self._tell()
-        wanted = [state.champion, state.previous, state.preparing and state.preparing.chosen]
-        self.residents.keep([chosen for chosen in wanted if chosen is not None])
+        self.residents.keep(_named(state))
         if state.previous is not None:
             await self._opened(state.previous)
 
@@ -222,3 +226,10 @@ class FollowedModel:
     def _log_failure(self, chosen: Chosen, exc: HikyakuError) -> None:
         named = {"model": self.residents.name, "version": chosen.version}
         log.error("a version cannot serve here", extra=named | {"reason": str(exc)})
+
+
+def _named(state: ReleaseState) -> list[Chosen]:
+    """The versions that the state asks for."""
+    preparing = None if state.preparing is None else state.preparing.chosen
+    named = (state.champion, state.previous, preparing)
+    return [chosen for chosen in named if chosen is not None]

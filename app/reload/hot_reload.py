@@ -54,9 +54,7 @@ class HotReload:
         self._stack = AsyncExitStack()
         self._follower = Follower(_worker_name(), store, metrics)
         self.verbs = ReleaseVerbs(self._follower, source, metrics)
-        self._watch = CurrentWatch(
-            self._follower, self.verbs, source, self._add, poll_s, metrics
-        )
+        self._watch = CurrentWatch(self._follower, self.verbs, source, self._add, poll_s, metrics)
 
     @property
     def followed(self) -> Mapping[str, FollowedModel]:
@@ -127,13 +125,10 @@ class HotReload:
 
     async def _begin_with_current(self, name: str, model: FollowedModel) -> None:
         """Nothing was ever decided: what CURRENT names serves, and that is a decision."""
-        source = self._source
-        current = await source.calls.call(
-            partial(source.repository.current, name), READ_WITHIN_S
-        )
+        current = await self._source.current(name)
         if current is None:
             raise InvalidModel(f"{name}: nothing is published yet; `hikyaku publish` does it")
-        resident = await model.residents.open(current)
+        resident = await model.residents.open(current.version)
         state = ReleaseState(1, champion=resident.chosen, current=current)
         if not await self._store.compare_and_set(name, 0, state):
             # Another worker has decided meanwhile.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from app.contract import parse_contract
+from app.errors import InvalidModel
 from app.release.state import Chosen
 from app.reload.blocking import BlockingCalls
 from app.reload.memory import give_back, require_room
@@ -36,9 +37,22 @@ class VersionSource:
     calls: BlockingCalls
     one_at_a_time: asyncio.Lock
     """Two that are opened at once might each find the memory that there is for one."""
-    isolated: bool = True
+    isolated: bool
     """Whether a version is first opened in a process of its own; False for models whose author is
     the caller, in tests."""
+
+    async def current(self, name: str) -> Chosen | None:
+        """What CURRENT names, with an empty digest where there is no such version. Raises
+        `RepositoryUnavailable`, and `InvalidModel` where CURRENT names none."""
+        version = await self.calls.call(partial(self.repository.current, name), READ_WITHIN_S)
+        if version is None:
+            return None
+        read = partial(self.repository.manifest, name, version)
+        try:
+            content = await self.calls.call(read, READ_WITHIN_S)
+        except InvalidModel:
+            return Chosen(version, "")
+        return Chosen(version, hashlib.sha256(content).hexdigest())
 
 
 @dataclass(eq=False, slots=True)

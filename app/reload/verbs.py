@@ -5,13 +5,12 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import msgspec
 
 from app.errors import (
-    Conflict,
     ConfigurationError,
+    Conflict,
     InvalidInput,
     InvalidModel,
     ModelNotReady,
@@ -20,7 +19,7 @@ from app.errors import (
 )
 from app.release.state import Chosen, Preparation, ReleaseState, StateUnavailable, WorkerReport
 from app.reload.follower import FollowedModel, Follower
-from app.reload.residents import READ_WITHIN_S, Resident, VersionSource
+from app.reload.residents import Resident, VersionSource
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -67,12 +66,15 @@ class ReleaseVerbs:
         then all turn to it. The one before it stays ready."""
         model = self._model(name)
         began_s = time.monotonic()
-        outcome = "refused"
+        outcome = "failed"
         try:
             with self._alone(name, "a load"), _told():
                 done = await self._load(model, version, generation, by)
             outcome = "loaded" if done.changed else "unchanged"
             return done
+        except InvalidInput:
+            outcome = "refused"
+            raise
         except Conflict:
             outcome = "conflict"
             raise
@@ -125,10 +127,11 @@ class ReleaseVerbs:
         name = model.residents.name
         state = await self._state(model, generation)
         await self._require_none_prepared(state)
-        current = await self._current(name)
-        wanted = current if version is None else version
-        if wanted is None:
+        current = await self._source.current(name)
+        if version is None and current is None:
             raise InvalidInput(f"{name}: CURRENT names no version", field="version")
+        wanted = current.version if version is None and current is not None else version
+        assert wanted is not None
         resident = await model.residents.open(wanted)
         with model.residents.pinned(resident):
             is_new = model.residents.serving is not resident
@@ -200,9 +203,7 @@ class ReleaseVerbs:
             await asyncio.sleep(_LOOK_EVERY_S)
         return False
 
-    async def _change(
-        self, model: FollowedModel, after: ReleaseState, verb: str, by: str
-    ) -> None:
+    async def _change(self, model: FollowedModel, after: ReleaseState, verb: str, by: str) -> None:
         """Raises `Conflict` where another change was first. This worker has done what the state
         says when it returns, unless that takes long."""
         name = model.residents.name
@@ -231,11 +232,9 @@ class ReleaseVerbs:
         if state.preparing is None or state.preparing.worker == self._follower.worker:
             return
         if state.preparing.worker in {each.worker for each in await self._follower.workers()}:
-            raise Conflict(f"version {state.preparing.chosen.version} is being loaded by another worker")
-
-    async def _current(self, name: str) -> int | None:
-        read = partial(self._source.repository.current, name)
-        return await self._source.calls.call(read, READ_WITHIN_S)
+            raise Conflict(
+                f"version {state.preparing.chosen.version} is being loaded by another worker"
+            )
 
     def _model(self, name: str) -> FollowedModel:
         if name not in self._follower.models:
@@ -286,7 +285,9 @@ def _follows(report: WorkerReport, model: FollowedModel, state: ReleaseState) ->
 
 
 def _overtaken(name: str, state: ReleaseState) -> Conflict:
-    return Conflict(f"the release state of {name!r} was changed first: generation {state.generation}")
+    return Conflict(
+        f"the release state of {name!r} was changed first: generation {state.generation}"
+    )
 
 
 def _described(name: str, state: ReleaseState, verb: str, by: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The folders of a model repository: models with a model.yaml, numbered versions, CURRENT."""
+"""What is where in a model repository: models with a model.yaml, numbered versions, CURRENT."""
 
 import re
 from pathlib import Path
@@ -7,9 +7,49 @@ from app.errors import InvalidModel
 
 CONTRACT_FILE = "model.yaml"
 CURRENT_FILE = "CURRENT"
+TRITON_FILE = "config.pbtxt"
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_PART_OF_A_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,127}")
+_MOST_PARTS = 8
+
+
+def is_model_name(name: str) -> bool:
+    """Whether it can be the name of a model, which becomes a part of paths and URLs."""
+    return _MODEL_NAME.fullmatch(name) is not None
+
+
+def is_version(name: str) -> bool:
+    """Whether it is how a version's number is written: no sign, no leading zero."""
+    return _VERSION.fullmatch(name) is not None
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a version may hold a file of this name: relative, its parts divided by `/`, none of
+    them hidden and none that leads out of the folder."""
+    parts = name.split("/")
+    return len(parts) <= _MOST_PARTS and all(map(_PART_OF_A_FILE_NAME.fullmatch, parts))
+
+
+def require_model_name(name: str) -> None:
+    """Raises `InvalidModel` for what cannot be the name of a model."""
+    if not is_model_name(name):
+        raise InvalidModel(f"{name[:80]!r}: a model's name has letters, digits and ._- only")
+
+
+def require_version(version: int) -> None:
+    """Raises `InvalidModel` for a number that no version can have."""
+    if not is_version(str(version)):
+        raise InvalidModel(f"{str(version)[:20]}: versions are numbered from 1 to 999999999")
+
+
+def version_in(content: bytes, what: str) -> int:
+    """The version that the content of a CURRENT names. Raises `InvalidModel` naming `what`."""
+    name = content.decode(errors="replace").strip()
+    if not is_version(name):
+        raise InvalidModel(f"{what}: {name[:20]!r} is no version number")
+    return int(name)
 
 
 def model_folders(repository: Path) -> dict[str, Path]:
@@ -18,15 +58,14 @@ def model_folders(repository: Path) -> dict[str, Path]:
     if not repository.is_dir():
         raise InvalidModel(f"{repository}: no such folder; MODEL_REPOSITORY names it")
     folders = {path.parent.name: path.parent for path in sorted(repository.glob("*/model.yaml"))}
-    for name, folder in folders.items():
-        if not _MODEL_NAME.fullmatch(name):
-            raise InvalidModel(f"{folder}: a model's name has letters, digits and ._- only")
+    for name in folders:
+        require_model_name(name)
     return folders
 
 
 def versions(model_dir: Path) -> list[int]:
     """The published versions, in ascending order."""
-    return sorted(int(path.name) for path in model_dir.iterdir() if _VERSION.fullmatch(path.name))
+    return sorted(int(path.name) for path in model_dir.iterdir() if is_version(path.name))
 
 
 def current_version(model_dir: Path) -> int | None:
@@ -34,7 +73,4 @@ def current_version(model_dir: Path) -> int | None:
     path = model_dir / CURRENT_FILE
     if not path.exists():
         return None
-    content = path.read_text(errors="replace").strip()
-    if not _VERSION.fullmatch(content):
-        raise InvalidModel(f"{path}: {content[:20]!r} is no version number")
-    return int(content)
+    return version_in(path.read_bytes(), str(path))

@@ -67,9 +67,7 @@ class VersionOpener:
         # Golden rows show what the model does with a null, whatever the contract puts in its place.
         golden = golden_tensors(manifest.training.golden, decoder, plan, encoder)
         times = await backend.warm_up(golden, contract.batching.max_batch_rows)
-        await run_golden(
-            backend, outputs, golden, manifest.training.golden, what=_named(manifest)
-        )
+        await run_golden(backend, outputs, golden, manifest.training.golden, what=_named(manifest))
         batcher = self._batcher(backend, contract.batching, times, recorder)
         await stack.enter_async_context(batcher)
         predictions = self._recorder(name, contract, plan)

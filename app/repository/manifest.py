@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,11 +15,18 @@ from app.errors import InvalidInput, InvalidModel
 from app.features.encoding import Encoder, StoredMisfit, ValueColumn
 from app.features.plan import FeaturePlan, value_type
 from app.instances import InstanceDecoder
+from app.repository.layout import is_file_name
 from app.tensors import Signature, Tensors
 
 MODEL_FILE = "model.onnx"
 PLAN_FILE = "plan.json"
 MANIFEST_FILE = "manifest.json"
+SEAL_FILE = "manifest.sig"
+
+MAX_FILES = 4_096
+MAX_VERSION_BYTES = 64 << 30
+
+_CHECKSUM = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",')
 
 
 class _Section(BaseModel):
@@ -59,8 +67,8 @@ class Training(_Section):
 class File(_Section):
     """One file of the version."""
 
-    sha256: str
-    bytes: int
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
 
 
 _SIGNATURE = TypeAdapter(Signature)
@@ -84,17 +92,56 @@ class Manifest(_Section):
     environment: Mapping[str, str]
 
     def to_json(self) -> bytes:
-        return self.model_dump_json(indent=1).encode() + b"\n"
+        """As manifest.json holds it."""
+        return with_checksum(self.model_dump_json(indent=1).encode() + b"\n")
+
+
+def with_checksum(document: bytes) -> bytes:
+    """A JSON object that begins with a checksum of all that follows it, so that a damaged one is
+    not believed."""
+    rest = document.removeprefix(b"{")
+    checksum = hashlib.sha256(rest).hexdigest()
+    return b'{\n "checksum": "' + checksum.encode() + b'",' + rest
+
+
+def parse_manifest(content: bytes, what: str) -> Manifest:
+    """The content of a manifest.json. Raises `InvalidModel` naming `what` and what is wrong."""
+    head = _CHECKSUM.match(content)
+    if head is None:
+        raise InvalidModel(f"{what}: does not begin as one that `hikyaku publish` has written")
+    rest = content[head.end() :]
+    if hashlib.sha256(rest).hexdigest().encode() != head[1]:
+        raise InvalidModel(f"{what}: is damaged: its checksum is not that of its content")
+    try:
+        manifest = Manifest.model_validate_json(b"{" + rest)
+    except ValidationError as exc:
+        raise InvalidModel(f"{what}: {_faults(exc)}") from exc
+    check_files(manifest.files, what)
+    return manifest
+
+
+def check_files(files: Mapping[str, File], what: str) -> None:
+    """Raises `InvalidModel` for a file that must not be one of a version, and where one lacks."""
+    lacking = {MODEL_FILE, PLAN_FILE} - files.keys()
+    if lacking:
+        raise InvalidModel(f"{what}: lists no {' and no '.join(sorted(lacking))}")
+    if len(files) > MAX_FILES:
+        raise InvalidModel(f"{what}: lists {len(files):,} files, more than {MAX_FILES:,}")
+    for name in files:
+        if not is_file_name(name) or name in {MANIFEST_FILE, SEAL_FILE}:
+            raise InvalidModel(f"{what}: {name[:200]!r} cannot be the name of a version's file")
+        if not files.keys().isdisjoint(map(str, PurePosixPath(name).parents)):
+            raise InvalidModel(f"{what}: {name[:200]!r} is below another file")
+    size = sum(file.bytes for file in files.values())
+    if size > MAX_VERSION_BYTES:
+        raise InvalidModel(f"{what}: {size:,} bytes of files, more than {MAX_VERSION_BYTES:,}")
 
 
 def read_manifest(version_dir: Path) -> tuple[Manifest, str]:
     """The manifest and its sha256. Raises `InvalidModel` naming the file and what is wrong."""
     path = version_dir / MANIFEST_FILE
     content = _read(path)
-    try:
-        return Manifest.model_validate_json(content), hashlib.sha256(content).hexdigest()
-    except ValidationError as exc:
-        raise InvalidModel(f"{path}: {_faults(exc)}") from exc
+    return parse_manifest(content, str(path)), hashlib.sha256(content).hexdigest()
 
 
 def read_training(path: Path) -> Training:
@@ -133,8 +180,9 @@ def golden_tensors(
 
 def describe(path: Path) -> File:
     """Digest and size of a file."""
-    content = path.read_bytes()
-    return File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return File(sha256=digest.hexdigest(), bytes=file.tell())
 
 
 def signature_of(manifest: Manifest) -> Signature:

@@ -3,11 +3,8 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-import shutil
 import subprocess
-import uuid
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
@@ -21,7 +18,7 @@ from app.contract import (
     Isolation,
     OnnxOptions,
     TritonOptions,
-    load_contract,
+    parse_contract,
 )
 from app.errors import InvalidModel
 from app.features import encoding
@@ -29,18 +26,25 @@ from app.features.encoding import Encoder
 from app.features.plan import FeaturePlan
 from app.instances import InstanceDecoder
 from app.outputs import OutputReader
+from app.repository import files
 from app.repository.checks import check_columns, check_inputs, declared_inputs, run_golden
-from app.repository.layout import CONTRACT_FILE, CURRENT_FILE, versions
+from app.repository.layout import CONTRACT_FILE, CURRENT_FILE, TRITON_FILE, is_file_name
 from app.repository.manifest import (
     MANIFEST_FILE,
     MODEL_FILE,
     PLAN_FILE,
+    SEAL_FILE,
     Manifest,
     Training,
+    check_files,
     describe,
     golden_tensors,
+    parse_manifest,
     read_training,
+    signature_of,
 )
+from app.repository.signing import SigningKey
+from app.repository.store import Shelf, is_url, open_repository
 from app.tensors import Signature, TensorSpec
 
 TRAINING_FILE = "training.json"
@@ -53,70 +57,148 @@ _TRAINED_WITH = ("feast", "numpy", "onnx", "onnxruntime", "pandas", "scikit-lear
 
 
 async def publish(
-    model_dir: Path,
+    model_dir: Path | str,
     artifact: Path,
     plan: FeaturePlan,
     fingerprint: str,
     *,
     isolated: bool = True,
     within_s: float = 60.0,
+    keep_current: bool = False,
+    signing_key: SigningKey | None = None,
 ) -> Manifest:
-    """Make `artifact` (a folder with model.onnx and training.json) the CURRENT version.
+    """Make `artifact` (a folder with model.onnx, training.json and what the model file refers to)
+    the next version of a model, a folder or URL of a repository, and the CURRENT one unless
+    `keep_current`.
 
     Nothing of it is visible before it is whole and checked. The model file is opened in a process
     of its own, which may crash, and gets `within_s` to open it and as long again for the golden
     rows; without `isolated` it is opened in this one, for files whose author is the caller. Raises
-    `InvalidModel` when the file does not fit the contract or does not say what training said on
-    the golden rows.
+    `InvalidModel` when the file does not fit the contract, does not say what training said on the
+    golden rows, or has another signature than the version before; `RepositoryUnavailable` when the
+    repository cannot be read or written now.
     """
-    contract = load_contract(model_dir / CONTRACT_FILE)
+    repository, name = _shelf_of(model_dir)
+    contract = parse_contract(repository.contract(name), repository.where(name, CONTRACT_FILE))
     training = read_training(artifact / TRAINING_FILE)
     check_columns(contract, plan, training)
-    if not (artifact / MODEL_FILE).is_file():
-        raise InvalidModel(f"{artifact / MODEL_FILE}: no such file")
-    staging = model_dir / f".staging-{uuid.uuid4().hex}"
-    staging.mkdir()
-    try:
-        shutil.copyfile(artifact / MODEL_FILE, staging / MODEL_FILE)
+    with repository.staging(name) as staging:
+        _stage(artifact, staging)
         # The copy, in its place: what the file needs beside it is not there for the server either.
         model = staging / MODEL_FILE
         options = _executed_here(contract.backend)
         if isolated:
             options = _verifying(options, model, within_s)
         signature = await _checked_signature(contract, options, plan, training, model, within_s)
-        version = max(versions(model_dir), default=0) + 1
-        (staging / PLAN_FILE).write_bytes(plan.to_json())
+        _check_unchanged(repository, name, signature)
+        files.copy_synced(iter((plan.to_json(),)), staging / PLAN_FILE)
         manifest = Manifest(
-            model=model_dir.name,
-            version=version,
+            model=name,
+            version=repository.highest(name) + 1,
             published_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            files={name: describe(staging / name) for name in (MODEL_FILE, PLAN_FILE)},
+            files={path: describe(staging / path) for path in files.regular_files(staging)},
             signature=signature.to_json(),
             inputs=contract.inputs_document(),
             feature_order=[column.source for column in contract.columns()],
             training=training,
             fingerprint=fingerprint,
-            source_commit=_source_commit(model_dir),
+            source_commit=_source_commit(model_dir if isinstance(model_dir, Path) else Path()),
             environment=_environment(),
         )
-        (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
-        for path in staging.iterdir():
-            _sync(path)
-        _sync(staging)
-        staging.rename(model_dir / str(version))
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    _write_atomically(model_dir / "config.pbtxt", _triton_config(model_dir.name, contract))
-    _write_atomically(model_dir / CURRENT_FILE, f"{version}\n")
+        check_files(manifest.files, str(artifact))
+        with repository.alone(name):
+            config = _triton_config(name, contract)
+            return _added(repository, manifest, staging, config, keep_current, signing_key)
+
+
+def _shelf_of(model: Path | str) -> tuple[Shelf, str]:
+    """The repository that a model's folder or URL is in, and the model's name there."""
+    if isinstance(model, str) and is_url(model):
+        location, _, name = model.rstrip("/").rpartition("/")
+        return open_repository(location), name
+    return open_repository(str(Path(model).parent)), Path(model).name
+
+
+def _stage(artifact: Path, staging: Path) -> None:
+    """Copy every file of the artifact but training.json, which becomes a part of the manifest."""
+    if not (artifact / MODEL_FILE).is_file():
+        raise InvalidModel(f"{artifact / MODEL_FILE}: no such file")
+    try:
+        names = set(files.regular_files(artifact)) - {TRAINING_FILE}
+    except OSError as exc:
+        raise InvalidModel(f"{exc.filename}: {exc.strerror}") from exc
+    for name in names:
+        if not is_file_name(name) or name in {PLAN_FILE, MANIFEST_FILE, SEAL_FILE}:
+            raise InvalidModel(f"{artifact / name}: a version cannot hold a file of this name")
+        files.copy_synced(files.pieces(files.open_regular(artifact, name)), staging / name)
+
+
+def _check_unchanged(repository: Shelf, name: str, signature: Signature) -> None:
+    """Callers and Triton rely on a model's tensors: they are those of the version before."""
+    for version in reversed(repository.versions(name)):
+        try:
+            what = repository.where(name, version, MANIFEST_FILE)
+            before = signature_of(parse_manifest(repository.manifest(name, version), what))
+        except InvalidModel:
+            continue  # of another release of this software, or damaged: nobody can load it
+        changes = [
+            f"{kind} {', '.join(sorted(changed))}"
+            for kind, now, then in (
+                ("inputs", signature.inputs, before.inputs),
+                ("outputs", signature.outputs, before.outputs),
+            )
+            if (changed := {spec.name for spec in set(now) ^ set(then)})
+        ]
+        if changes:
+            raise InvalidModel(
+                f"{MODEL_FILE}: {' and '.join(changes)} differ from version {version} of {name}: "
+                "a changed signature is a new model name"
+            )
+        return
+
+
+def _added(
+    repository: Shelf,
+    manifest: Manifest,
+    staging: Path,
+    config: str,
+    keep_current: bool,
+    signing_key: SigningKey | None,
+) -> Manifest:
+    """Give the staged version the next number that nobody else has taken, and name it."""
+    # Before the version, which a Triton that polls may load at once.
+    repository.put(manifest.model, TRITON_FILE, config.encode())
+    while True:
+        content = manifest.to_json()
+        for name in (MANIFEST_FILE, SEAL_FILE):
+            (staging / name).unlink(missing_ok=True)
+        files.copy_synced(iter((content,)), staging / MANIFEST_FILE)
+        if signing_key is not None:
+            files.copy_synced(iter((signing_key.sign(content),)), staging / SEAL_FILE)
+        if repository.add(manifest.model, manifest.version, staging):
+            break
+        number = max(repository.highest(manifest.model), manifest.version) + 1
+        manifest = manifest.model_copy(update={"version": number})
+    if not keep_current and manifest.version > _current(repository, manifest.model):
+        repository.put(manifest.model, CURRENT_FILE, f"{manifest.version}\n".encode())
     return manifest
 
 
-def fingerprint(model_dir: Path, feature_repo: Path) -> str:
+def _current(repository: Shelf, name: str) -> int:
+    """0 where CURRENT names nothing. Above ours when another publisher has overtaken us."""
+    try:
+        return repository.current(name) or 0
+    except InvalidModel:
+        return 0
+
+
+def fingerprint(contract: Contract, code: Path | None, feature_repo: Path) -> str:
     """Digest of what a training reads: its code, the feature repository's, the input columns."""
     digest = hashlib.sha256()
-    contract = load_contract(model_dir / CONTRACT_FILE)
     digest.update(json.dumps(contract.inputs_document(), sort_keys=True).encode())
-    sources = [*model_dir.glob("*.py"), Path(encoding.__file__)]
+    sources = [Path(encoding.__file__)]
+    if code is not None:
+        sources += code.glob("*.py")
     if contract.feature_service is not None:
         sources += [*feature_repo.glob("*.py"), feature_repo / "feature_store.yaml"]
     for path in sorted(sources):
@@ -214,19 +296,3 @@ def _environment() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return installed
-
-
-def _write_atomically(path: Path, content: str) -> None:
-    staged = path.with_name(f".staging-{uuid.uuid4().hex}")
-    staged.write_text(content)
-    _sync(staged)
-    staged.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

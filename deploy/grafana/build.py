@@ -404,6 +404,38 @@ def process() -> list[Json]:
         ),
         versions,
         graph(
+            "Versions asked for",
+            [
+                (
+                    f"sum by (outcome) (increase(hikyaku_loads_total{{{MODEL}}}[$__rate_interval]))",
+                    "{{outcome}}",
+                )
+            ],
+            "short",
+            about="By an operator, or by CURRENT of the repository.",
+        ),
+        graph(
+            "Mean time of a load",
+            [
+                (
+                    f"sum (rate(hikyaku_load_duration_seconds_sum{{{MODEL}}}[$__rate_interval])) / "
+                    f"sum (rate(hikyaku_load_duration_seconds_count{{{MODEL}}}[$__rate_interval]))",
+                    "mean",
+                )
+            ],
+            "s",
+            about="From asking for a version until every worker serves it, or it was refused.",
+        ),
+        graph(
+            "Release state",
+            [
+                (f"hikyaku_release_generation{{{MODEL}}}", "{{instance}} {{model}} generation"),
+                ("hikyaku_release_state_age_seconds", "{{instance}} read s ago"),
+            ],
+            "short",
+            about="Every worker of every replica should be at the same generation within a second.",
+        ),
+        graph(
             "Connections",
             [
                 ("hikyaku_open_connections", "{{instance}} open"),

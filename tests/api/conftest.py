@@ -64,12 +64,15 @@ def serve(tmp_path: Path) -> Serve:
         settings = load_settings(
             {
                 "MODEL_REPOSITORY": str(repository),
+                "HIKYAKU_WORK_DIR": str(tmp_path / "work"),
                 "HIKYAKU_FEATURE_REPO": str(tmp_path / "no_feature_repo"),
                 "HIKYAKU_REPLAY_CLOCK": CLOCK,
             }
             | (environment or {})
         )
-        application = create_application(settings, open_features, others=others)
+        application = create_application(
+            settings, open_features, others=others, isolated_verification=False
+        )
         # A real server answers 500 where the in-process transport would raise.
         transport = httpx.ASGITransport(application, raise_app_exceptions=False)
         async with (

@@ -39,6 +39,7 @@ async def test_ready_says_what_time_it_is_for_features(serve: Serve) -> None:
         "feature_time": "2014-01-01T00:30:00Z",
         "plan_outdated": {},
         "registry_check": "no model reads stored features",
+        "release_state": "read",
         "replay_clock": True,
     }
 

@@ -46,7 +46,8 @@ class Worker:
     async def until(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """What it says of the model once that holds."""
         async with asyncio.timeout(20):
-            while not holds(described := await self.described()):
+            # No event is set by another worker.
+            while not holds(described := await self.described()):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         return described
 

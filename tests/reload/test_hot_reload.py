@@ -1,13 +1,18 @@
 """Another version takes over while requests run, and all workers agree which one."""
 
 import asyncio
-import json
+import re
+import shutil
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
-from loadtests.oracle_model import MODEL
+from app.local.redis_server import own_redis
+from loadtests.oracle_model import MODEL, publish_next
 from tests.reload.conftest import Service, Worker
+
+STANDBY_1 = re.compile('hikyaku_model_info{model="oracle",role="standby",.*version="1"}')
 
 
 async def two_workers(service: Service, stack: AsyncExitStack) -> tuple[Worker, Worker]:
@@ -101,10 +106,52 @@ async def test_a_worker_that_starts_later_has_the_standby_ready(service: Service
             await later.until(has_it)
 
 
-async def test_a_version_that_one_worker_refuses_serves_nowhere(
+async def test_a_version_that_one_replica_refuses_serves_nowhere(
     service: Service, tmp_path: Path
 ) -> None:
-    ...
+    with own_redis(tmp_path / "redis") as redis_url:
+        async with service.worker(STATE_REDIS_URL=redis_url) as first:
+            await service.publish()
+            # Another machine, on whose disk the file is damaged.
+            elsewhere = tmp_path / "elsewhere"
+            shutil.copytree(service.repository, elsewhere / "models")
+            damaged = elsewhere / "models" / MODEL / "2" / "model.onnx"
+            damaged.chmod(0o600)
+            damaged.write_bytes(damaged.read_bytes()[:-1])
+            async with service.worker(
+                STATE_REDIS_URL=redis_url,
+                MODEL_REPOSITORY=str(elsewhere / "models"),
+                HIKYAKU_WORK_DIR=str(elsewhere / "work"),
+            ) as second:
+                response = await first.ask("load")
+                assert response.status_code == 400
+                assert "one of the workers" in response.json()["error"]["message"]
+                assert [await first.version(), await second.version()] == [1, 1]
+                assert (await first.described())["release"]["preparing"] is None
+
+
+async def test_another_repository_does_not_get_what_was_decided_on_the_first(
+    service: Service, tmp_path: Path
+) -> None:
+    await service.publish()
+    async with service.worker() as worker:
+        await worker.ask("load", version="1")
+    shutil.copytree(service.repository, tmp_path / "other")
+    async with service.worker(MODEL_REPOSITORY=str(tmp_path / "other")) as worker:
+        assert await worker.version() == 2
+
+
+async def test_a_version_published_anew_under_its_number_is_a_newer_word(
+    service: Service,
+) -> None:
+    async with service.worker(HIKYAKU_REPOSITORY_POLL_S="60") as worker:
+        before = (await worker.described())["sha256"]
+    shutil.rmtree(service.model_dir / "1")
+    (service.model_dir / "CURRENT").unlink()
+    await asyncio.sleep(1)  # the manifest says the second at which it was published
+    await publish_next(service.repository, 1)
+    async with service.worker(HIKYAKU_REPOSITORY_POLL_S="60") as worker:
+        assert (await worker.described())["sha256"] != before
 
 
 async def test_of_two_loads_at_once_one_is_a_conflict(service: Service) -> None:
@@ -144,9 +191,9 @@ async def test_an_unloaded_standby_is_freed_and_cannot_be_rolled_back_to(
     async with service.worker() as worker:
         await service.publish()
         await worker.ask("load")
-        assert 'role="standby",version="1"' in await worker.metrics()
+        assert STANDBY_1.search(await worker.metrics())
         assert (await worker.ask("unload", version="1")).status_code == 200
-        assert 'role="standby",version="1"' not in await worker.metrics()
+        assert not STANDBY_1.search(await worker.metrics())
         assert (await worker.ask("rollback")).status_code == 409
 
 
@@ -213,8 +260,7 @@ async def test_current_that_names_a_bad_version_is_told_and_changes_nothing(
         assert await worker.version() == 1
 
 
-async def test_a_model_that_is_new_is_served_without_a_restart(service: Service) -> None:
-    ...
+async def test_a_model_that_is_new_is_served_without_a_restart(service: Service) -> None: ...
 
 
 async def test_a_changed_contract_takes_effect_with_the_next_load(service: Service) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from app.errors import InvalidModel
 from app.repository.layout import CURRENT_FILE
+from app.repository.manifest import with_checksum
 from tests.tiny_models import answers, contract, loaded, write_contract, write_model
 
 
@@ -30,8 +31,9 @@ async def assert_refused(model_dir: Path, message: str) -> None:
 def edit_manifest(model_dir: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = model_dir / "1" / "manifest.json"
     document = json.loads(path.read_bytes())
+    del document["checksum"]
     change(document)
-    path.write_text(json.dumps(document))
+    path.write_bytes(with_checksum(json.dumps(document).encode()))
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "plan.json"])

@@ -23,6 +23,7 @@ def newest_ages(*requests: list[list[float]]) -> list[float | None]:
         now_s=lambda: NOW_S,
         max_ahead_s=60.0,
     )
+    recorder.lead(None)
     for ages in requests:
         table = np.array(ages, dtype=np.float64).reshape(-1, 2)
         recorder.read(np.zeros(table.shape, dtype=np.uint8), NOW_S - table, NOW_S)
