@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.errors import InvalidModel
 from app.local.redis_server import own_redis
 from loadtests.oracle_model import MODEL, publish_next
 from tests.reload.conftest import Service, Worker
@@ -271,3 +272,10 @@ async def test_a_changed_contract_takes_effect_with_the_next_load(service: Servi
         assert (await worker.ask("load", version="1")).json()["changed"] is True
         assert (await worker.described())["description"] == "changed"
         assert await worker.version() == 1
+
+
+async def test_a_model_that_was_never_published_says_how_to(service: Service) -> None:
+    (service.model_dir / "CURRENT").unlink()
+    with pytest.raises(InvalidModel, match="oracle: nothing is published yet; `hikyaku publish`"):
+        async with service.worker():
+            pass
