@@ -21,7 +21,7 @@ _CHANGE_S = 1.0
 _STEP_S = 0.4
 _WORKERS = b"hikyaku:workers"
 _ATTEMPTS = 3
-_RETRY_S = 0.1
+_RETRY_S = 0.05
 # An answer is missed for a second at most, in which so many others do not succeed.
 _MARKS_KEPT = 100
 
@@ -166,7 +166,7 @@ class _Change:
                 self._line.close("a change was given up")  # and with it what it watches
                 if not isinstance(exc, NoAnswer) or attempts == _ATTEMPTS:
                     raise
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(attempts * _RETRY_S)
             else:
                 if made is not None:
                     return made
