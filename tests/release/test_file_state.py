@@ -47,6 +47,20 @@ def writer(folder: Path, name: str) -> "subprocess.Popen[str]":
     )
 
 
+def lock_holder(lock: Path) -> "subprocess.Popen[str]":
+    """Says when it has the lock."""
+    program = (
+        "import fcntl, sys\nlock = open(sys.argv[1], 'w')\nfcntl.flock(lock, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\nsys.stdin.read()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 async def test_processes_take_turns_and_one_that_is_killed_leaves_a_state(
     store: FileState, tmp_path: Path
 ) -> None:
@@ -72,16 +86,7 @@ async def test_processes_take_turns_and_one_that_is_killed_leaves_a_state(
 async def test_a_stopped_process_that_holds_the_lock_holds_nobody_up(
     store: FileState, tmp_path: Path
 ) -> None:
-    holder = subprocess.Popen(
-        [
-            *(sys.executable, "-c"),
-            "import fcntl, sys\nlock = open(sys.argv[1], 'w')\nfcntl.flock(lock, fcntl.LOCK_EX)\n"
-            "print('held', flush=True)\nsys.stdin.read()",
-            str(tmp_path / "lock"),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    holder = lock_holder(tmp_path / "lock")
     try:
         assert holder.stdout is not None
         await asyncio.to_thread(holder.stdout.readline)
@@ -133,8 +138,7 @@ async def test_who_told_before_the_machine_started_anew_does_not_live(
 ) -> None:
     await store.exchange(WorkerReport("old", {}), [])
     path = tmp_path / "workers" / "old.json"
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    path.write_text(path.read_text().replace(boot, "another"))
+    path.write_text(path.read_text().replace('"boot":"', '"boot":"another'))
     await store.exchange(ME, [])
     assert await store.workers() == [ME]
     assert not path.exists()
