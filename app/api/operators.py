@@ -96,8 +96,8 @@ def operators_of(settings: Settings) -> Operators:
     if not _is_loopback_name(settings.host):
         raise ConfigurationError(
             f"HIKYAKU_HOST is {settings.host}, which others may reach, and nothing says who may "
-            "load, roll back and release models: set HIKYAKU_OPERATOR_TOKEN (openssl rand -hex 24) or "
-            "HIKYAKU_OPERATOR_TOKEN_FILE, or listen on 127.0.0.1"
+            "load, roll back and release models: set HIKYAKU_OPERATOR_TOKEN (openssl rand -hex 24) "
+            "or HIKYAKU_OPERATOR_TOKEN_FILE, or listen on 127.0.0.1"
         )
     return LoopbackOperator()
 
