@@ -54,6 +54,7 @@ CMD ["locust", "--locustfile", "loadtests/locustfile.py"]
 
 FROM base AS service
 COPY --from=service-environment /opt/hikyaku /opt/hikyaku
+# Others reach it there: it does not start without HIKYAKU_OPERATOR_TOKEN or …_FILE.
 ENV HIKYAKU_HOST=0.0.0.0 MODEL_REPOSITORY=/models HIKYAKU_FEATURE_REPO=/feature_repo
 VOLUME ["/models", "/feature_repo"]
 WORKDIR /tmp

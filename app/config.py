@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from app.errors import ConfigurationError
 
@@ -66,6 +66,17 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", alias="HIKYAKU_HOST", description="Address to listen on.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8000, alias="HIKYAKU_PORT", description="Port to listen on; 0 takes a free one."
+    )
+    operator_token: SecretStr | None = Field(
+        None,
+        alias="HIKYAKU_OPERATOR_TOKEN",
+        description="Who may load, roll back and release: a token a line, or `name:token`. Unset: "
+        "whoever runs programs on this machine, and only while the service listens on loopback.",
+    )
+    operator_token_file: Path | None = Field(
+        None,
+        alias="HIKYAKU_OPERATOR_TOKEN_FILE",
+        description="File with more such lines, read at start.",
     )
     workers: Annotated[int, Field(ge=1, le=128)] = Field(
         1,

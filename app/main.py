@@ -8,6 +8,7 @@ from app.api.admit import Doorkeeper
 from app.api.body import MAX_BODY_S, BodyReader
 from app.api.gateway import Gateway
 from app.api.hot_paths import HotPaths
+from app.api.operators import operators_of
 from app.api.predictions import PredictOperation
 from app.api.service import create_service
 from app.clock import FeatureClock
@@ -95,8 +96,7 @@ def create_application(
         settings, metrics, open_features, others, isolated_verification=isolated_verification
     )
     predictor = Predictor(runtime.models, runtime.clock)
-    hot_paths = HotPaths(
-        Doorkeeper(settings.max_body_bytes), PredictOperation(predictor, metrics), metrics
-    )
+    doorkeeper = Doorkeeper(settings.max_body_bytes, operators_of(settings))
+    hot_paths = HotPaths(doorkeeper, PredictOperation(predictor, metrics), metrics)
     bodies = BodyReader(settings.max_body_bytes, MAX_BODY_S, hot_paths.bodies)
     return Gateway(hot_paths, create_service(runtime), bodies)

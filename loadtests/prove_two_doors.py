@@ -49,7 +49,7 @@ _BINARY = "/v1/models/binary:predict"
 
 INTENDED: Mapping[str, tuple[bytes, int, int]] = {
     "a request without a host": (
-        request(_GOOD, target=_BINARY).replace(b"Host: test\r\n", b""),
+        request(_GOOD, target=_BINARY).replace(b"Host: localhost\r\n", b""),
         *(400, 200),
     ),
     "a request with two hosts": (request(_GOOD, "Host: other", target=_BINARY), 400, 200),

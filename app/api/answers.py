@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import orjson
 
-from app.errors import Internal, InvalidInput, Overloaded, RequestError
+from app.errors import Internal, InvalidInput, Overloaded, RequestError, Unauthorized
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ def refusal(error: RequestError, request_id: str, path: str) -> Reply:
     headers: dict[bytes, bytes] = {}
     if isinstance(error, Overloaded):
         headers[b"retry-after"] = str(max(1, round(error.retry_after_s))).encode()
+    if isinstance(error, Unauthorized):
+        headers[b"www-authenticate"] = b"Bearer"
     if path.startswith("/v2/"):  # the Open Inference Protocol's clients read a text
         return Reply(STATUS_OF[error.code], orjson.dumps({"error": str(error)}), headers)
     detail: dict[str, object] = {

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.answers import Reply
 from app.api.body import BodyReader
-from app.api.hot_paths import HotPaths, echoed_id, leaves_little
+from app.api.hot_paths import HotPaths, echoed_id, headers_of, leaves_little
 from app.api.predictions import predicted_model
 from app.errors import RequestError
 
@@ -20,7 +20,7 @@ class Gateway:
     """Every HTTP request is admitted here first, whoever answers it.
 
     Bodies are bounded in size and time (`BodyReader`) for FastAPI's operations as well: it reads
-    without a limit.
+    without a limit. They find their `Caller` in `request.state.caller`.
     """
 
     def __init__(self, hot_paths: HotPaths, rest: FastAPI, bodies: BodyReader) -> None:
@@ -37,11 +37,12 @@ class Gateway:
             await self._rest(scope, receive, send)
             return
         received_s = time.monotonic()
-        headers = dict(scope["headers"])
+        headers = headers_of(scope["headers"])
         method, path = scope["method"], scope["path"]
         peer = scope["client"][0] if scope.get("client") else ""
         name = predicted_model(path)
-        refused = self.hot_paths.not_admitted(method, path, headers, peer)
+        caller = self.hot_paths.admitted(method, path, headers, peer)
+        refused = caller if isinstance(caller, Reply) else None
         if refused is None and name is not None:
             refused = self.hot_paths.not_understood(method, path, headers)
         if refused is not None:
@@ -54,6 +55,7 @@ class Gateway:
                 refused = self.hot_paths.body_refusal(body, path)
                 await _send(refused, headers, send, closing=True)
             elif body is not None:
+                scope.setdefault("state", {})["caller"] = caller
                 await self._rest(scope, _Replayed(body, receive), send)
 
     async def _predict(

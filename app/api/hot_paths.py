@@ -1,9 +1,9 @@
 """What every door asks about a request before it reads the body."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from app.api.admit import Doorkeeper
+from app.api.admit import Caller, Doorkeeper
 from app.api.answers import Reply, refusal
 from app.api.body import BodyBudget
 from app.api.predictions import PredictOperation, new_request_id, predicted_model
@@ -14,6 +14,20 @@ _BODIES_BYTES = 64 * 1024 * 1024
 _CLIENT_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 # Reading so much for nothing costs less than the client's next connection.
 _LITTLE_BYTES = 64 * 1024
+
+
+# Of these the last one must not stand for all: whoever is before us may have read the first.
+_SINGLE = frozenset((b"authorization", b"host", b"origin"))
+
+
+def headers_of(fields: Collection[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """By lower-case name. Of a repeated one the last counts, except of those that say who asks:
+    theirs are joined, which makes them none that is known."""
+    headers = dict(fields)
+    if len(headers) < len(fields):
+        for name in _SINGLE & headers.keys():
+            headers[name] = b", ".join(value for each, value in fields if each == name)
+    return headers
 
 
 class HotPaths:
@@ -27,12 +41,12 @@ class HotPaths:
         self._doorkeeper = doorkeeper
         self._metrics = metrics
 
-    def not_admitted(
+    def admitted(
         self, method: str, path: str, headers: Mapping[bytes, bytes], peer: str
-    ) -> Reply | None:
-        """The refusal of a caller that may not pass, whatever it asks."""
+    ) -> Caller | Reply:
+        """The caller, or the refusal of one that may not pass, whatever it asks."""
         caller = self._doorkeeper.admit(method, path, headers, peer)
-        return self.refusal(caller, path) if isinstance(caller, RequestError) else None
+        return self.refusal(caller, path) if isinstance(caller, RequestError) else caller
 
     def not_understood(
         self, method: str, path: str, headers: Mapping[bytes, bytes]

@@ -5,7 +5,7 @@ from urllib.parse import unquote
 
 import httptools
 
-from app.api.hot_paths import echoed_id
+from app.api.hot_paths import echoed_id, headers_of
 from app.api.predictions import predicted_model
 from app.errors import InvalidInput
 
@@ -15,7 +15,7 @@ _URLS_AT_MOST = 1024
 
 
 class Head:
-    """Header names are lower case; of a repeated one the last counts, as in `dict`."""
+    """The head of one request; its headers as in `headers_of`."""
 
     __slots__ = (
         *("echo", "expects", "fields", "headers", "keep_alive", "length", "method", "model"),
@@ -36,7 +36,7 @@ class Head:
         self.version = version
         self.fields = fields
         self.keep_alive = keep_alive and version != "1.0"
-        headers = self.headers = dict(fields)
+        headers = self.headers = headers_of(fields)
         self.path, self.model = _known_urls.get(url) or _looked_up(url)
         """`model` is that of a prediction, None for any other request."""
         if method != "POST":

@@ -383,9 +383,11 @@ class HttpConnection(asyncio.Protocol):
         """The prediction that `_head` asks for; None when it is refused, and answered."""
         path, headers = head.path, head.headers
         hot_paths = self._hot_paths
-        refused = hot_paths.not_admitted("POST", path, headers, self._peer)
-        if refused is None:
-            refused = hot_paths.not_understood("POST", path, headers)
+        admitted = hot_paths.admitted("POST", path, headers, self._peer)
+        if isinstance(admitted, Reply):
+            self._reply(admitted)
+            return None
+        refused = hot_paths.not_understood("POST", path, headers)
         if refused is not None:
             self._reply(refused)
             return None

@@ -54,6 +54,17 @@ _REFUSAL = {
         "request_id": {"type": "string"},
     },
 }
+_OPERATOR = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A token of HIKYAKU_OPERATOR_TOKEN. Where none is set, programs on the machine "
+    "of the service need none.",
+}
+_REFUSED = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+_WITHOUT_RIGHTS = {
+    "401": {"description": "Nobody said who calls.", "content": _REFUSED},
+    "403": {"description": "Who calls is no operator.", "content": _REFUSED},
+}
 
 
 def describe_predictions(app: FastAPI, models: Mapping[str, ServedModel | None]) -> None:
@@ -73,6 +84,7 @@ def describe_predictions(app: FastAPI, models: Mapping[str, ServedModel | None])
             )
             components = schema.setdefault("components", {}).setdefault("schemas", {})
             components |= {"Answer": _ANSWER, "Refusal": _REFUSAL}
+            _add_rights(schema)
             for name, model in models.items():
                 if model is not None:
                     schema["paths"][f"/v1/models/{name}:predict"] = _operation(model, components)
@@ -82,12 +94,20 @@ def describe_predictions(app: FastAPI, models: Mapping[str, ServedModel | None])
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way of extending it
 
 
+def _add_rights(schema: dict[str, Any]) -> None:
+    """What is not only looked at is for operators, as `Doorkeeper` has it."""
+    schema["components"]["securitySchemes"] = {"operator": _OPERATOR}
+    for path in schema["paths"].values():
+        for method, operation in path.items():
+            if method not in {"get", "head", "options"}:
+                operation["security"] = [{"operator": []}]
+                operation["responses"] |= _WITHOUT_RIGHTS
+
+
 def _operation(model: ServedModel, components: dict[str, Any]) -> dict[str, Any]:
     request, parts = model.decoder.schema(f"{model.id.model}.")
     components.update(parts)
-    refusal = {
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
-    }
+    refusal = {"content": _REFUSED}
     return {
         "post": {
             "tags": ["models"],

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import redis
 
+from app.api.operators import operators_of
 from app.config import Settings
 from app.contract import load_contract
 from app.errors import ConfigurationError, HikyakuError, InvalidModel
@@ -49,6 +50,7 @@ def up(settings: Settings) -> int:
         stack.enter_context(_alone_in(WORK_FOLDER))
         with bind(settings.host, settings.port) as probe:  # better told now than after training
             port = probe.getsockname()[1]
+        operators_of(settings)
         clock = settings.replay_clock
         until = clock.isoformat() if clock else _end_of_history(settings.feature_repo)
         own_url = ""

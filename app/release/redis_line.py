@@ -23,7 +23,6 @@ from app.release.state import StateUnavailable
 
 _SETTING = "STATE_REDIS_URL"
 _FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 0.5
 
 
 class NoAnswer(StateUnavailable):
@@ -31,11 +30,18 @@ class NoAnswer(StateUnavailable):
 
 
 class RedisLine:
-    """One connection at a time. `lost` is told when one ends that was there."""
+    """One connection at a time. `lost` is told when one ends that was there; after attempts that
+    fail there are pauses."""
 
-    def __init__(self, address: RedisAddress, lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        address: RedisAddress,
+        lost: Callable[[], None] = lambda: None,
+        longest_pause_s: float = 0.0,
+    ) -> None:
         self._address = address
         self._told_lost = lost
+        self._longest_pause_s = longest_pause_s
         self._connection: RedisConnection | None = None
         self._connecting = asyncio.Lock()
         self._pause_s = 0.0
@@ -71,7 +77,8 @@ class RedisLine:
                 self._connection = await self._connect()
             except BaseException as exc:
                 self._reason = str(exc) or "no answer in time"
-                self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+                doubled_s = max(2 * self._pause_s, _FIRST_PAUSE_S)
+                self._pause_s = min(doubled_s, self._longest_pause_s)
                 pause_s = random.uniform(0.5, 1) * self._pause_s
                 self._not_before_s = time.monotonic() + pause_s
                 raise

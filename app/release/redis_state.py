@@ -19,9 +19,11 @@ log = logging.getLogger(__name__)
 _ANSWER_S = 0.8
 _CHANGE_S = 1.0
 _STEP_S = 0.4
+# `presence` counts on it.
+_LONGEST_PAUSE_S = 0.5
 _WORKERS = b"hikyaku:workers"
 _ATTEMPTS = 3
-_RETRY_S = 0.1
+_RETRY_S = 0.05
 # An answer is missed for a second at most, in which so many others do not succeed.
 _MARKS_KEPT = 100
 
@@ -36,7 +38,7 @@ class RedisState:
         """Raises `ConfigurationError` for an address that is none; asks nothing yet."""
         address = state_address(url)
         self._presence = Presence()
-        self._line = RedisLine(address, self._presence.interrupted)
+        self._line = RedisLine(address, self._presence.interrupted, _LONGEST_PAUSE_S)
         # WATCH and MULTI hold for a connection: those who change something take turns on one.
         self._changes = RedisLine(address)
         self._changing = asyncio.Lock()
@@ -166,7 +168,7 @@ class _Change:
                 self._line.close("a change was given up")  # and with it what it watches
                 if not isinstance(exc, NoAnswer) or attempts == _ATTEMPTS:
                     raise
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(attempts * _RETRY_S)
             else:
                 if made is not None:
                     return made

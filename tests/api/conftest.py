@@ -77,7 +77,7 @@ def serve(tmp_path: Path) -> Serve:
         transport = httpx.ASGITransport(application, raise_app_exceptions=False)
         async with (
             application.lifespan(),
-            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             yield client
 

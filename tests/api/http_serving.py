@@ -21,12 +21,14 @@ from app.api.gateway import Gateway
 from app.api.hot_paths import HotPaths
 from app.api.http_door import HttpDoor, HttpLimits
 from app.api.http_protocol import protocol_of
+from app.api.operators import LoopbackOperator, Operators
 from app.api.predictions import PredictOperation
 from app.errors import NotFound, RequestError
 from app.telemetry.metrics import Metrics
 
 PREDICT = "/v1/models/m:predict"
 MAX_BODY_BYTES = 1000
+THIS_MACHINE = LoopbackOperator()
 
 
 class EchoCall:
@@ -87,7 +89,10 @@ class EchoPredictions:
 
 
 def application_of(
-    predictions: EchoPredictions, metrics: Metrics, max_body_bytes: int = MAX_BODY_BYTES
+    predictions: EchoPredictions,
+    metrics: Metrics,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    operators: Operators = THIS_MACHINE,
 ) -> Gateway:
     """In front of a FastAPI that echoes at `/echo`."""
     rest = FastAPI()
@@ -101,7 +106,7 @@ def application_of(
         return {"length": 0}
 
     operation = cast(PredictOperation, predictions)
-    hot_paths = HotPaths(Doorkeeper(max_body_bytes), operation, metrics)
+    hot_paths = HotPaths(Doorkeeper(max_body_bytes, operators), operation, metrics)
     return Gateway(hot_paths, rest, BodyReader(max_body_bytes, 0.2, hot_paths.bodies, 0.05))
 
 
@@ -278,7 +283,7 @@ def request(
 ) -> bytes:
     """A request with its content-length, or with the line `framing` instead."""
     framing = f"Content-Length: {len(body)}" if framing is None else framing
-    lines = [f"{method} {target} HTTP/{version}", "Host: test", *headers, framing, "", ""]
+    lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *headers, framing, "", ""]
     return "\r\n".join(line for line in lines[:-2] if line).encode() + b"\r\n\r\n" + body
 
 

@@ -118,7 +118,7 @@ MALFORMED = {
     "a chunk of no size": request(b"zz\r\n{}\r\n0\r\n\r\n", framing=TE),
     "a chunk past 64 bits": request(b"f" * 17 + b"\r\n{}", framing=TE),
     "a chunk longer than it says": request(b"2\r\n{ }\r\n0\r\n\r\n", framing=TE),
-    "no host": request(b"{}").replace(b"Host: test\r\n", b""),
+    "no host": request(b"{}").replace(b"Host: localhost\r\n", b""),
     "two hosts": request(b"{}", "Host: other"),
     "HTTP/0.9": b"GET /v2/health/live\r\n\r\n",
     "HTTP/2": request(b"{}", version="2.0"),
@@ -310,10 +310,10 @@ class TestSizes:
         "line",
         [
             "GET /" + "x" * 70_000,
-            "GET / HTTP/1.1\r\nHost: test\r\nX: " + "x" * 70_000,
+            "GET / HTTP/1.1\r\nHost: localhost\r\nX: " + "x" * 70_000,
             "GET / HTTP/1.1\r\n" + "X: x\r\n" * 14_000,
-            f"POST {PREDICT} HTTP/1.1\r\nHost: test\r\n{TE}\r\n\r\n0\r\nX: " + "x" * 70_000,
-            f"POST {PREDICT} HTTP/1.1\r\nHost: test\r\n{TE}\r\n\r\n2;" + "x" * 70_000,
+            f"POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\n{TE}\r\n\r\n0\r\nX: " + "x" * 70_000,
+            f"POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\n{TE}\r\n\r\n2;" + "x" * 70_000,
         ],
         ids=["target", "header", "headers", "trailer", "chunk extension"],
     )

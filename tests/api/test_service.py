@@ -124,7 +124,9 @@ class TestReplayClock:
         async with serve("binary") as client:
             application = client._transport.app  # type: ignore[attr-defined]  # the one in service
             outside = httpx.ASGITransport(application, client=("192.0.2.7", 5000))
-            async with httpx.AsyncClient(transport=outside, base_url="http://test") as stranger:
+            async with httpx.AsyncClient(
+                transport=outside, base_url="http://localhost"
+            ) as stranger:
                 refused = await stranger.put(
                     "/v1/replay-clock", json={"now": "2014-01-01T02:00:00Z"}
                 )

@@ -189,6 +189,8 @@ def test_the_parent_has_loaded_none_of_what_its_worker_needs(repository: Path) -
         ({"MODEL_REPOSITORY": "/nowhere"}, "/nowhere"),
         ({"HIKYAKU_HOST": "192.0.2.7"}, "cannot listen on 192.0.2.7"),
         ({"HIKYAKU_WORKERS": "2", "HIKYAKU_HOST": "192.0.2.7"}, "cannot listen on 192.0.2.7"),
+        ({"HIKYAKU_HOST": "0.0.0.0"}, "HIKYAKU_OPERATOR_TOKEN"),
+        ({"HIKYAKU_OPERATOR_TOKEN": "short"}, "HIKYAKU_OPERATOR_TOKEN: line 1"),
     ],
 )
 def test_what_stops_the_start_is_one_sentence(
