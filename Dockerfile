@@ -54,8 +54,11 @@ CMD ["locust", "--locustfile", "loadtests/locustfile.py"]
 
 FROM base AS service
 COPY --from=service-environment /opt/hikyaku /opt/hikyaku
-ENV HIKYAKU_HOST=0.0.0.0 MODEL_REPOSITORY=/models HIKYAKU_FEATURE_REPO=/feature_repo
-VOLUME ["/models", "/feature_repo"]
+# Copies of models are large, and /tmp is often memory: they get a volume of their own.
+RUN install --directory --mode 700 --owner 10001 /var/lib/hikyaku
+ENV HIKYAKU_HOST=0.0.0.0 MODEL_REPOSITORY=/models HIKYAKU_FEATURE_REPO=/feature_repo \
+    HIKYAKU_WORK_DIR=/var/lib/hikyaku
+VOLUME ["/models", "/feature_repo", "/var/lib/hikyaku"]
 WORKDIR /tmp
 # By number, so that Kubernetes can see that it is not root.
 USER 10001
