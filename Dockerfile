@@ -54,9 +54,12 @@ CMD ["locust", "--locustfile", "loadtests/locustfile.py"]
 
 FROM base AS service
 COPY --from=service-environment /opt/hikyaku /opt/hikyaku
+# Copies of models are large, and /tmp is often memory: they get a volume of their own.
+RUN install --directory --mode 700 --owner 10001 /var/lib/hikyaku
 # Others reach it there: it does not start without HIKYAKU_OPERATOR_TOKEN or …_FILE.
-ENV HIKYAKU_HOST=0.0.0.0 MODEL_REPOSITORY=/models HIKYAKU_FEATURE_REPO=/feature_repo
-VOLUME ["/models", "/feature_repo"]
+ENV HIKYAKU_HOST=0.0.0.0 MODEL_REPOSITORY=/models HIKYAKU_FEATURE_REPO=/feature_repo \
+    HIKYAKU_WORK_DIR=/var/lib/hikyaku
+VOLUME ["/models", "/feature_repo", "/var/lib/hikyaku"]
 WORKDIR /tmp
 # By number, so that Kubernetes can see that it is not root.
 USER 10001

@@ -433,9 +433,7 @@ def _model_folder(name: str, settings: "Settings") -> Path:
 
 def _redis_url(settings: "Settings") -> str | None:
     """The Redis of the settings, else the one that `hikyaku up` has started beside us."""
-    from app.local.up import WORK_FOLDER
-
-    started = WORK_FOLDER / "feature-redis-url"
+    started = settings.work_dir / "feature-redis-url"
     if settings.feature_redis_url is None and started.exists():
         return started.read_text()
     return settings.feature_redis_url

@@ -30,7 +30,6 @@ from app.repository.manifest import MANIFEST_FILE, PLAN_FILE, parse_manifest, re
 from app.repository.publish import fingerprint
 from app.repository.store import is_url, open_repository
 
-WORK_FOLDER = Path(".hikyaku")
 # Written beside the features, so that an emptied or exchanged Redis is filled again.
 _MARKER = "hikyaku:materialized"
 _READY_TIMEOUT_S = 120
@@ -47,7 +46,7 @@ def up(settings: Settings) -> int:
     Raises `HikyakuError` with a sentence for the operator. Returns the server's exit status.
     """
     with ExitStack() as stack:
-        stack.enter_context(_alone_in(WORK_FOLDER))
+        stack.enter_context(_alone_in(settings.work_dir))
         with bind(settings.host, settings.port) as probe:  # better told now than after training
             port = probe.getsockname()[1]
         operators_of(settings)
@@ -55,7 +54,7 @@ def up(settings: Settings) -> int:
         until = clock.isoformat() if clock else _end_of_history(settings.feature_repo)
         own_url = ""
         if settings.feature_redis_url is None or settings.state_redis_url is None:
-            own_url = stack.enter_context(own_redis(WORK_FOLDER / "redis"))
+            own_url = stack.enter_context(own_redis(settings.work_dir / "redis"))
             print(f"• a Redis of our own on {own_url.rpartition('@')[2]}", flush=True)
         redis_url = settings.feature_redis_url or own_url
         environment = os.environ | {
@@ -68,7 +67,7 @@ def up(settings: Settings) -> int:
         if not is_url(settings.model_repository):  # elsewhere there is no training code
             for name, folder in model_folders(Path(settings.model_repository)).items():
                 _prepare_model(name, folder, settings.feature_repo, environment)
-        stack.enter_context(_known_to_other_commands(redis_url))
+        stack.enter_context(_known_to_other_commands(settings.work_dir, redis_url))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         return _serve(settings, f"http://{host}:{port}", environment)
 
@@ -185,7 +184,7 @@ def _request_to_paste(settings: Settings, address: str) -> str:
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Two of us in one folder would overwrite each other's Redis."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,9 +194,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _known_to_other_commands(redis_url: str) -> Iterator[None]:
+def _known_to_other_commands(folder: Path, redis_url: str) -> Iterator[None]:
     """While we run, `hikyaku features push` in another terminal finds our Redis in this file."""
-    path = WORK_FOLDER / "feature-redis-url"
+    path = folder / "feature-redis-url"
     path.touch(mode=0o600)
     path.write_text(redis_url)
     try:

@@ -55,7 +55,7 @@ def regular_files(folder: Path) -> list[str]:
     """Names of all files below a folder, relative to it, sorted. Raises `OSError` for a symbolic
     link and whatever else is neither file nor folder."""
     found: list[str] = []
-    for entry in os.scandir(folder):
+    for entry in _entries(folder):
         if entry.is_dir(follow_symlinks=False):
             found += [f"{entry.name}/{name}" for name in regular_files(Path(entry.path))]
         elif entry.is_file(follow_symlinks=False):
@@ -97,7 +97,7 @@ def sync_folders(folder: Path) -> None:
 def remove_older_than(folder: Path, prefix: str, age_s: float, now_s: float) -> None:
     """Remove what begins with `prefix` and was last changed so long before `now_s`, an instant of
     that file system's clock. What somebody else removes at the same time is left to him."""
-    for entry in os.scandir(folder):
+    for entry in _entries(folder):
         if not entry.name.startswith(prefix):
             continue
         with suppress(FileNotFoundError):
@@ -107,3 +107,8 @@ def remove_older_than(folder: Path, prefix: str, age_s: float, now_s: float) -> 
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 os.unlink(entry.path)
+
+
+def _entries(folder: Path) -> "list[os.DirEntry[str]]":
+    with os.scandir(folder) as entries:
+        return list(entries)

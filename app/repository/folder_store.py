@@ -43,7 +43,8 @@ class FolderRepository:
     def models(self) -> Sequence[str]:
         with self._reading(str(self._folder)):
             try:
-                entries = sorted(os.scandir(self._folder), key=lambda entry: entry.name)
+                with os.scandir(self._folder) as found:
+                    entries = sorted(found, key=lambda entry: entry.name)
             except FileNotFoundError as exc:
                 raise RepositoryUnavailable(
                     f"{self._folder}: no such folder; MODEL_REPOSITORY names it"

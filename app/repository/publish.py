@@ -93,7 +93,7 @@ async def publish(
         files.copy_synced(iter((plan.to_json(),)), staging / PLAN_FILE)
         manifest = Manifest(
             model=name,
-            version=repository.highest(name) + 1,
+            version=_free_number(repository, name),
             published_at=datetime.now(UTC).isoformat(timespec="seconds"),
             published_by=publisher(),
             files={path: describe(staging / path) for path in files.regular_files(staging)},
@@ -178,11 +178,16 @@ def _added(
             files.copy_synced(iter((signing_key.sign(content),)), staging / SEAL_FILE)
         if repository.add(manifest.model, manifest.version, staging):
             break
-        number = max(repository.highest(manifest.model), manifest.version) + 1
+        number = max(_free_number(repository, manifest.model), manifest.version + 1)
         manifest = manifest.model_copy(update={"version": number})
     if not keep_current and manifest.version > _current(repository, manifest.model):
         repository.put(manifest.model, CURRENT_FILE, f"{manifest.version}\n".encode())
     return manifest
+
+
+def _free_number(repository: Shelf, name: str) -> int:
+    """Above every version that is there, and above one that CURRENT still names."""
+    return max(repository.highest(name), _current(repository, name)) + 1
 
 
 def _current(repository: Shelf, name: str) -> int:

@@ -407,7 +407,8 @@ def process() -> list[Json]:
             "Versions asked for",
             [
                 (
-                    f"sum by (outcome) (increase(hikyaku_loads_total{{{MODEL}}}[$__rate_interval]))",
+                    "sum by (outcome) "
+                    f"(increase(hikyaku_loads_total{{{MODEL}}}[$__rate_interval]))",
                     "{{outcome}}",
                 )
             ],

@@ -4,17 +4,23 @@ import asyncio
 import hashlib
 import json
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import onnx
 import pytest
 
 from app.errors import HikyakuError, InvalidModel
 from app.features.plan import NO_FEATURES, FeaturePlan, PlannedFeature, Transformation
+from app.repository.artifact import local_artifact
 from app.repository.layout import current_version, versions
 from app.repository.publish import publish
+from app.repository.store import open_repository
+from app.repository.vault import Vault
 from tests.tiny_models import (
     DRIVERS,
     Kind,
@@ -23,6 +29,7 @@ from tests.tiny_models import (
     contract,
     loaded,
     multiclass,
+    onnx_model,
     regression,
     stored,
     training,
@@ -397,3 +404,103 @@ async def test_a_refused_version_leaves_the_one_before_it_current(tmp_path: Path
     with pytest.raises(HikyakuError):
         await attempt.publish()
     assert content(tmp_path / "models" / "tiny") == before
+
+
+async def test_the_files_that_a_model_refers_to_are_part_of_the_version(tmp_path: Path) -> None:
+    model_dir = tmp_path / "models" / "tiny"
+    write_contract(model_dir, contract("regression"))
+    artifact = write_artifact(tmp_path / "artifact", "regression", training("regression"))
+    model = onnx_model("regression")
+    for tensor in model.graph.initializer:
+        onnx.external_data_helper.set_external_data(tensor, "weights/all.bin")
+    (artifact / "weights").mkdir()
+    onnx.save_model(model, artifact / "model.onnx")
+    manifest = await publish(model_dir, artifact, NO_FEATURES, "tiny", isolated=False)
+    assert sorted(manifest.files) == ["model.onnx", "plan.json", "weights/all.bin"]
+    assert (model_dir / "1" / "weights" / "all.bin").stat().st_size == 8
+    repository = open_repository(str(tmp_path / "models"))
+    copy = Vault(tmp_path / "vault", repository).take("tiny", 1)
+    assert (copy.folder / "weights" / "all.bin").stat().st_size == 8
+
+
+@pytest.mark.parametrize("name", ["plan.json", "manifest.json", ".hidden", "två", "a b/c"])
+async def test_an_artifact_with_a_file_that_no_version_can_hold_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    attempt = Attempt(tmp_path / "models" / "tiny", tmp_path / "artifact", "binary")
+    write_contract(attempt.model_dir, attempt.contract)
+    write_artifact(attempt.artifact, "binary", attempt.training)
+    (attempt.artifact / name).parent.mkdir(exist_ok=True)
+    (attempt.artifact / name).touch()
+    with pytest.raises(InvalidModel, match=f"{name}: a version cannot hold"):
+        await attempt.publish()
+    assert sorted(content(attempt.model_dir)) == ["model.yaml"]
+
+
+async def test_an_artifact_with_a_link_is_refused(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path / "models" / "tiny", tmp_path / "artifact", "binary")
+    write_contract(attempt.model_dir, attempt.contract)
+    write_artifact(attempt.artifact, "binary", attempt.training)
+    (attempt.artifact / "weights").symlink_to("/etc/hostname")
+    with pytest.raises(InvalidModel, match="weights: neither a regular file nor a folder"):
+        await attempt.publish()
+
+
+async def test_a_candidate_does_not_become_current(tmp_path: Path) -> None:
+    await write_model(tmp_path / "models", "tiny", "binary")
+    artifact = tmp_path / "models-artifacts" / "tiny"
+    model_dir = tmp_path / "models" / "tiny"
+    candidate = await publish(
+        model_dir, artifact, NO_FEATURES, "tiny", isolated=False, keep_current=True
+    )
+    assert (candidate.version, current_version(model_dir)) == (2, 1)
+
+
+@pytest.mark.parametrize(("kind", "changed"), [("multiclass", "outputs"), ("stored", "inputs")])
+async def test_a_changed_signature_needs_a_new_name(
+    tmp_path: Path, kind: Kind, changed: str
+) -> None:
+    await write_model(tmp_path / "models", "tiny", "regression")
+    before = content(tmp_path / "models" / "tiny" / "1")
+    message = rf"{changed} .* version 1 of tiny: a changed signature is a new model name"
+    with pytest.raises(InvalidModel, match=message):
+        await write_model(tmp_path / "models", "tiny", kind)
+    assert content(tmp_path / "models" / "tiny" / "1") == before
+    assert versions(tmp_path / "models" / "tiny") == [1]
+
+
+async def test_the_signature_is_held_against_the_newest_version_that_can_be_read(
+    tmp_path: Path,
+) -> None:
+    for _ in range(2):
+        await write_model(tmp_path / "models", "tiny", "binary")
+    (tmp_path / "models" / "tiny" / "2" / "manifest.json").write_text("{}")
+    with pytest.raises(InvalidModel, match="version 1 of tiny"):
+        await write_model(tmp_path / "models", "tiny", "regression")
+
+
+async def test_the_number_that_current_names_is_not_used_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        await write_model(tmp_path / "models", "tiny", "binary")
+    shutil.rmtree(tmp_path / "models" / "tiny" / "2")
+    assert (await write_model(tmp_path / "models", "tiny", "binary")).version == 3
+
+
+def test_an_artifact_at_a_url_is_copied(tmp_path: Path) -> None:
+    url = f"memory://{uuid.uuid4().hex}/artifact"
+    files, root = fsspec.core.url_to_fs(url)
+    for name in ("model.onnx", "training.json", "weights/all.bin"):
+        files.pipe_file(f"{root}/{name}", name.encode())
+    with local_artifact(url) as folder:
+        assert content(folder) == {
+            "model.onnx": b"model.onnx",
+            "training.json": b"training.json",
+            "weights": None,
+            "weights/all.bin": b"weights/all.bin",
+        }
+    assert not folder.exists()
+
+
+def test_an_artifact_that_is_not_at_its_url_is_named() -> None:
+    with pytest.raises(InvalidModel, match="nothing is there"), local_artifact("memory://none/x"):
+        pass
