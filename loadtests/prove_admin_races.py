@@ -109,7 +109,7 @@ class Races:
         self._over = asyncio.Event()
 
     async def run(self) -> None:
-        plan, report = self._plan, self.report
+        plan = self._plan
         async with AsyncExitStack() as stack:
             load = await stack.enter_async_context(
                 oracle_load(self._service.port, "small", CONNECTIONS, plan.seed)

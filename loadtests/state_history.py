@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import time
+from itertools import pairwise
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -54,8 +55,7 @@ class StateHistory:
     def gaps(self) -> list[str]:
         """Where a generation does not follow the one before it."""
         numbers = [seen.generation for seen in self.seen]
-        follows = zip(numbers, numbers[1:], strict=False)
-        return [f"{late} follows {early}" for early, late in follows if late != early + 1]
+        return [f"{late} follows {early}" for early, late in pairwise(numbers) if late != early + 1]
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         wall_s = time.time() - time.monotonic()
