@@ -14,8 +14,8 @@ TRITON_SERVER := .venv-triton/installed
 endif
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-reload prove-admin-races bench bench-features \
-	bench-start bench-gpu bench-isolated bench-workers clean
+	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-reload \
+	prove-admin-races bench bench-features bench-start bench-gpu bench-isolated bench-workers clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
