@@ -73,7 +73,7 @@ class Call(NamedTuple):
 
     verb: Verb
     reply: Reply
-    worker: int | None
+    worker: int
 
 
 @dataclass
@@ -104,7 +104,6 @@ class Races:
         self._service = service
         self._heard = 0
         self._killed_at_s: list[float] = []
-        self._ports: set[int] = set()
         self._whose: dict[int, int] = {}
         self._over = asyncio.Event()
 
@@ -120,6 +119,8 @@ class Races:
             await asyncio.gather(*clients)
             killing.cancel()
             await self._agreed(load)
+            await self._each_can_load()
+            await self._agreed(load)
             self._over.set()
             await asking
             await load.ask_each()
@@ -131,8 +132,7 @@ class Races:
         while calls < self._plan.calls:
             with suppress(OSError, asyncio.IncompleteReadError):
                 async with Operator(self._service.port) as operator:
-                    self._ports.add(operator.port)
-                    self._whose |= self._service.workers_by_port({operator.port})
+                    self._whose[operator.port] = await operator.worker(self._service)
                     while calls < self._plan.calls:
                         calls += 1
                         await self._call(operator, rng)
@@ -148,7 +148,6 @@ class Races:
             document["version"] = str(rng.randint(1, _VERSIONS))
         if rng.random() < _GIVEN_GENERATION:
             document["generation"] = self._heard
-        worker = self._whose.get(operator.port)
         try:
             reply = await operator.call("POST", f"{_PATH}:{verb}", document)
         except (OSError, asyncio.IncompleteReadError):
@@ -156,7 +155,7 @@ class Races:
             if not self._was_killed_just_now():
                 self._violated(f"a connection was lost in {verb} {document}, nobody was killed")
             raise
-        self.calls.append(Call(verb, reply, worker))
+        self.calls.append(Call(verb, reply, self._whose[operator.port]))
         outcome = str(reply.status)
         if reply.status == 200:
             self._heard = max(self._heard, reply.document["generation"])
@@ -190,19 +189,20 @@ class Races:
         present = self._service.workers()
         if worker in present or len(present) < self._plan.workers:
             return False
-        return len(await self._documents(within_s=0.5)) == self._plan.workers
+        return len(await self._ask_each("GET", _PATH, within_s=0.5)) == self._plan.workers
 
     def _was_killed_just_now(self) -> bool:
         return bool(self._killed_at_s) and time.monotonic() - self._killed_at_s[-1] < 5
 
     def _learn_ports(self, load: CheckedLoad) -> None:
-        self._whose |= self._service.workers_by_port(load.ports() | self._ports)
+        self._whose |= self._service.workers_by_port(load.ports())
 
     async def _agreed(self, load: CheckedLoad) -> None:
         """Every worker says the same about the model, and what it says of the others holds."""
         until_s = time.monotonic() + _AGREED_WITHIN_S
         while True:
-            documents = await self._documents(within_s=_AGREED_WITHIN_S)
+            replies = await self._ask_each("GET", _PATH)
+            documents = {worker: reply.document for worker, reply in replies.items()}
             disagreement = _disagreement(documents, self._plan.workers)
             if not disagreement:
                 break
@@ -220,18 +220,28 @@ class Races:
         if named != {int(champion)}:
             self._violated(f"at the end version {champion} serves, and {named} answer")
 
-    async def _documents(self, within_s: float) -> dict[int, Any]:
-        """What each worker says about the model, as far as connections came to each of them."""
-        documents: dict[int, Any] = {}
+    async def _each_can_load(self) -> None:
+        """Nothing that was left behind keeps a worker from it."""
+        for version in (1, 2):
+            load = ("POST", f"{_PATH}:load", {"version": str(version)})
+            for worker, reply in (await self._ask_each(*load)).items():
+                self.calls.append(Call("load", reply, worker))
+                if reply.status != 200:
+                    self._violated(f"at rest, a load by worker {worker}: {reply.document}")
+
+    async def _ask_each(
+        self, method: str, path: str, document: Any = None, within_s: float = _AGREED_WITHIN_S
+    ) -> dict[int, Reply]:
+        """What each worker answers, as far as connections come to each of them."""
+        replies: dict[int, Reply] = {}
         until_s = time.monotonic() + within_s
-        while len(documents) < self._plan.workers and time.monotonic() < until_s:
+        while len(replies) < self._plan.workers and time.monotonic() < until_s:
             with suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
                 async with asyncio.timeout(within_s), Operator(self._service.port) as operator:
-                    reply = await operator.call("GET", _PATH)
-                    worker = self._service.workers_by_port({operator.port}).get(operator.port)
-                    if worker is not None and reply.status == 200:
-                        documents[worker] = reply.document
-        return documents
+                    worker = await operator.worker(self._service)
+                    if worker not in replies:
+                        replies[worker] = await operator.call(method, path, document)
+        return replies
 
     def _account(self, load: CheckedLoad) -> None:
         report, ledger = self.report, load.ledger

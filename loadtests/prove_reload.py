@@ -164,12 +164,13 @@ class Proof:
             report.peak_per_s = await load.closed_loop(plan.peak_s)
             report.peak_cores = (service.cpu_s() - cpu_s) / (time.monotonic() - began_s)
             report.asked_per_s = plan.share * report.peak_per_s
-            whose = service.workers_by_port(load.ports() | {self._operator.port})
+            worker = await self._operator.worker(service)
+            whose = service.workers_by_port(load.ports())
             asking = asyncio.create_task(load.open_loop(report.asked_per_s, self._over.is_set))
             try:
                 await asyncio.sleep(0.5)
                 for number in range(1, plan.reloads + 1):
-                    await self._change(number, whose[self._operator.port])
+                    await self._change(number, worker)
                     if number % _MEMORY_EVERY == 0:
                         worker_mb = [resident_mb(worker) for worker in service.workers()]
                         report.memory_mb[number] = statistics.mean(worker_mb)
