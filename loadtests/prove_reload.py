@@ -6,8 +6,8 @@ A real server answers an open loop at half of its peak, from many connections. M
 are loaded by `:load`, every tenth change is a `:rollback`. Every answer is held against the oracle
 of the version that it names, and against which versions may serve at that instant. Exit status 1 on
 a violation. `--verify-again`: each load is of a version that was never verified. `--polled N`: N
-more are only published, for the server to find. `--leak`: a server that keeps what it unloads, and
-exit status 1 unless that is seen.
+more are only published, for the server to find; `--corrupted N`: N more, spoilt, none of which may
+serve. `--leak`: a server that keeps what it unloads, and exit status 1 unless that is seen.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import asyncio
 import gc
 import json
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -32,6 +33,7 @@ import uvloop
 from app.repository.layout import CURRENT_FILE
 from app.repository.manifest import MODEL_FILE
 from loadtests.checked_load import CheckedLoad, Ledger
+from loadtests.corruption import corrupt
 from loadtests.memory import resident_mb
 from loadtests.oracle_model import (
     INPUTS,
@@ -67,6 +69,7 @@ _MEMORY_FROM, _MEMORY_TO = 50, 300
 SPEED_FROM = 100  # fewer reloads have no p99
 GREW = "a worker's memory grew"
 _POLL_S = 0.2
+_REFUSED = "CURRENT names a version that must not serve"
 _ONE_ROW = {"instances": [instance((1, 2))]}
 
 WindowKind: TypeAlias = Literal["changing", "afterwards", "quiet"]
@@ -80,6 +83,8 @@ class Plan:
     reloads: int = 500
     polled: int = 0
     """Versions that are published while the server polls, after the reloads."""
+    corrupted: int = 0
+    """Of them a file is spoilt; they come last."""
     workers: int = 1
     with_redis: bool = True
     size: Size = "small"
@@ -87,6 +92,8 @@ class Plan:
     leak: bool = False
     share: float = 0.5
     """Of the peak throughput, that is asked for."""
+    rate: float | None = None
+    """Requests a second, instead of a share of the peak."""
     connections: int = 32
     seed: int = 1
     peak_s: float = _PEAK_S
@@ -112,6 +119,10 @@ class Report:
     rollback_s: list[float] = field(default_factory=list)
     followed_s: list[float] = field(default_factory=list)
     """From the begin of a publishing until every worker answered with it."""
+    refused_s: list[float] = field(default_factory=list)
+    """From the moment that CURRENT named a corrupted version until the log told its refusal."""
+    refused_loads: int = 0
+    """By the metric."""
     late_s: list[float] = field(default_factory=list)
     """How long after each change's answer the last worker still answered with the version before
     it; 0 where none did."""
@@ -163,8 +174,8 @@ class Proof:
             cpu_s, began_s = service.cpu_s(), time.monotonic()
             report.peak_per_s = await load.closed_loop(plan.peak_s)
             report.peak_cores = (service.cpu_s() - cpu_s) / (time.monotonic() - began_s)
-            report.asked_per_s = plan.share * report.peak_per_s
-            worker = await self._operator.worker(service)
+            report.asked_per_s = plan.rate or plan.share * report.peak_per_s
+            worker, workers = await self._operator.worker(service), service.workers()
             whose = service.workers_by_port(load.ports())
             asking = asyncio.create_task(load.open_loop(report.asked_per_s, self._over.is_set))
             try:
@@ -176,10 +187,19 @@ class Proof:
                         report.memory_mb[number] = statistics.mean(worker_mb)
                 for _ in range(plan.polled):
                     await self._publish_one_more(load.ledger, whose)
+                for _ in range(plan.corrupted):
+                    await self._publish_corrupted(service)
+                if plan.corrupted:
+                    await self._publish_one_more(load.ledger, whose)
             finally:
                 self._over.set()
                 await asking
             await load.ask_each()
+            self.report.refused_loads = await self._refused_loads()
+        if self.report.refused_loads < plan.corrupted:
+            self._violated(f"{self.report.refused_loads} refusals are told as a metric")
+        if service.workers() != workers:
+            self._violated(f"of the workers {workers} there are {service.workers()} left")
         self._account(load.ledger, whose)
 
     async def _change(self, number: int, worker: int) -> None:
@@ -231,6 +251,30 @@ class Proof:
         self._previous, self._champion = self._champion, new
         await asyncio.sleep(0.1)
 
+    async def _publish_corrupted(self, service: ServiceProcess) -> None:
+        """As the server finds it: whole, under its name, CURRENT names it, and a file is spoilt."""
+        self._published += 1
+        new, elsewhere = self._published, self.repository.with_name("elsewhere")
+        if not elsewhere.exists():
+            shutil.copytree(self.repository, elsewhere)
+        publishing = partial(publish_next, elsewhere, new, self._plan.size)
+        await asyncio.to_thread(lambda: asyncio.run(publishing()))
+        version = elsewhere / MODEL / str(new)
+        how = corrupt(version, self._random)
+        shutil.copytree(version, self.repository / MODEL / str(new))
+        asked_s = time.monotonic()
+        point_current(self.repository, new)
+        while not any(line.get("version") == new for line in service.logged(_REFUSED)):
+            if time.monotonic() > asked_s + _FOLLOWED_WITHIN_S:
+                return self._violated(f"version {new} was not refused: {how}")
+            await asyncio.sleep(0.02)
+        self.report.refused_s.append(time.monotonic() - asked_s)
+
+    async def _refused_loads(self) -> int:
+        text = (await self._operator.call("GET", "/metrics")).document
+        lines = [line for line in text.splitlines() if 'outcome="refused"' in line]
+        return sum(round(float(line.rpartition(" ")[2])) for line in lines)
+
     def _account(self, ledger: Ledger, whose: Mapping[int, int]) -> None:
         report = self.report
         report.answers = len(ledger)
@@ -256,7 +300,7 @@ async def prove(plan: Plan) -> Report:
         await proof.publish()
         settings = {
             "HIKYAKU_WORKERS": str(plan.workers),
-            "HIKYAKU_REPOSITORY_POLL_S": str(_POLL_S if plan.polled else 0),
+            "HIKYAKU_REPOSITORY_POLL_S": str(_POLL_S if plan.polled or plan.corrupted else 0),
         }
         if plan.with_redis:
             settings["STATE_REDIS_URL"] = stack.enter_context(RedisProcess(folder / "redis")).url
@@ -354,14 +398,15 @@ def lines(report: Report, plan: Plan) -> Iterator[str]:
         ("a load", report.load_s),
         ("a rollback", report.rollback_s),
         ("following a publishing", report.followed_s),
+        ("refusing a corrupted one", report.refused_s),
         ("another worker's delay", report.late_s),
     ):
         if values:
             p50, p99, worst = (percentile(values, p) for p in (50, 99, 100))
             yield f"  {what:28} {len(values):7} {p50:8.3f} {p99:8.3f} {worst:8.3f}"
-    if report.latencies_s:
+    if report.load_s:
         yield f"  {'ms of an answer, window':28} {'number':>7} {'p50':>8} {'p99':>8} {'p99.9':>8}"
-    for kind, values in report.latencies_s.items():
+    for kind, values in report.latencies_s.items() if report.load_s else ():
         p50, p99, rare = (percentile(values, p) * 1000 for p in (50, 99, 99.9))
         yield f"  {kind:28} {len(values):7} {p50:8.2f} {p99:8.2f} {rare:8.2f}"
     if report.ratios:
@@ -378,12 +423,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reloads", type=int, default=500)
     parser.add_argument("--polled", type=int, default=0, help="versions that the server must find")
+    parser.add_argument("--corrupted", type=int, default=0, help="versions that must be refused")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--without-redis", action="store_true")
     parser.add_argument("--size", choices=get_args(Size), default="small")
     parser.add_argument("--verify-again", action="store_true", help="each load is of a new version")
     parser.add_argument("--leak", action="store_true", help="a server that leaks, to be caught")
     parser.add_argument("--share", type=float, default=0.5, help="of the peak that is asked for")
+    parser.add_argument("--rate", type=float, help="requests a second, instead of such a share")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     arguments = vars(parser.parse_args())

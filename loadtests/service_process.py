@@ -52,6 +52,12 @@ class ServiceProcess:
             if opened in inodes
         }
 
+    def logged(self, event: str) -> Iterator[Mapping[str, Any]]:
+        """The lines of the log about such an event."""
+        for line in self.log.read_text().splitlines():
+            if f'"event": "{event}"' in line:
+                yield json.loads(line)
+
     def cpu_s(self) -> float:
         """Seconds of processor that the workers have used."""
         return sum(map(_cpu_s, self.workers()))
