@@ -39,7 +39,6 @@ from loadtests.state_history import StateHistory
 Verb: TypeAlias = Literal["load", "unload", "rollback"]
 
 CONNECTIONS = 32
-_VERSIONS = 6
 _WEIGHTS: Mapping[Verb, int] = {"load": 4, "unload": 3, "rollback": 3}
 _GIVEN_GENERATION = 0.3
 """The share of calls that are meant for the generation that their client has last heard of."""
@@ -58,6 +57,7 @@ class Plan:
 
     clients: int = 32
     calls: int = 200
+    versions: int = 6
     workers: int = 2
     with_redis: bool = True
     rate: float = 500
@@ -145,7 +145,7 @@ class Races:
         verb = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
         document: dict[str, Any] = {}
         if verb != "rollback":
-            document["version"] = str(rng.randint(1, _VERSIONS))
+            document["version"] = str(rng.randint(1, self._plan.versions))
         if rng.random() < _GIVEN_GENERATION:
             document["generation"] = self._heard
         try:
@@ -332,7 +332,7 @@ async def prove(plan: Plan) -> Report:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         repository = folder / "models"
         write_contract(repository)
-        for version in range(1, _VERSIONS + 1):
+        for version in range(1, plan.versions + 1):
             await publish_next(repository, version)
         point_current(repository, 1)
         settings = {"HIKYAKU_WORKERS": str(plan.workers), "HIKYAKU_REPOSITORY_POLL_S": "0"}
@@ -371,6 +371,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--calls", type=int, default=200, help="of each client")
+    parser.add_argument("--versions", type=int, default=6)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--without-redis", action="store_true")
     parser.add_argument("--rate", type=float, default=500, help="predictions a second")

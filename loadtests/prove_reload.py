@@ -57,7 +57,6 @@ ROLLBACK_WITHIN_S = 0.1
 LEAST_LEAK_MB = 10.0
 _SERVER = ("app.cli", "serve")
 _LEAKING_SERVER = ("loadtests.leaking_server",)
-_KEPT_VERSIONS = 8  # more than a server keeps ready: each load opens its version
 _QUESTIONS = 4_096
 _MOST_INSTANCES = 8
 _PEAK_S = 3.0
@@ -85,6 +84,8 @@ class Plan:
     """Versions that are published while the server polls, after the reloads."""
     corrupted: int = 0
     """Of them a file is spoilt; they come last."""
+    versions: int = 8
+    """That are loaded in turn; a server keeps two ready, all others must be opened."""
     workers: int = 1
     with_redis: bool = True
     size: Size = "small"
@@ -153,14 +154,15 @@ class Proof:
         """As many versions as are loaded; CURRENT names the first."""
         plan = self._plan
         rollbacks = plan.reloads // ROLLBACK_EVERY
-        count = 1 + plan.reloads - rollbacks if plan.verify_again else _KEPT_VERSIONS
+        count = 1 + plan.reloads - rollbacks if plan.verify_again else plan.versions
         write_contract(self.repository)
         for version in range(1, count + 1):
             await publish_next(self.repository, version, plan.size)
         self._published = count
         point_current(self.repository, 1)
-        model = self.repository / MODEL / "1" / MODEL_FILE
-        self.report.session_mb = measured_mb(model, "x", columns=2)
+        if plan.reloads >= _MEMORY_TO:
+            model = self.repository / MODEL / "1" / MODEL_FILE
+            self.report.session_mb = measured_mb(model, "x", columns=2)
 
     async def run(self, service: ServiceProcess) -> None:
         """All changes, under load; fills the report."""
@@ -224,7 +226,7 @@ class Proof:
     def _next_version(self, number: int) -> int:
         if self._plan.verify_again:
             return 1 + number - number // ROLLBACK_EVERY
-        kept = range(1, _KEPT_VERSIONS + 1)
+        kept = range(1, self._plan.versions + 1)
         return self._random.choice([v for v in kept if v not in (self._champion, self._previous)])
 
     async def _rest(self, reply: Reply) -> None:
@@ -427,6 +429,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--without-redis", action="store_true")
     parser.add_argument("--size", choices=get_args(Size), default="small")
+    parser.add_argument("--versions", type=int, default=8, help="that are loaded in turn")
     parser.add_argument("--verify-again", action="store_true", help="each load is of a new version")
     parser.add_argument("--leak", action="store_true", help="a server that leaks, to be caught")
     parser.add_argument("--share", type=float, default=0.5, help="of the peak that is asked for")

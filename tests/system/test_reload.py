@@ -9,23 +9,18 @@ pytestmark = pytest.mark.system
 
 async def test_every_answer_under_reloads_is_of_a_version_that_may_serve_and_right() -> None:
     plan = prove_reload.Plan(
-        reloads=11, polled=1, corrupted=3, workers=2, rate=200, peak_s=0.2, seed=2013
+        reloads=11, corrupted=2, versions=3, workers=2, rate=200, peak_s=0.2, seed=2013
     )
     report = await prove_reload.prove(plan)
     assert report.violations == []
     assert report.answers > 500
-    assert len(report.load_s) == 10
-    assert len(report.rollback_s) == 1
-    assert len(report.followed_s) == 2
-    assert len(report.refused_s) == 3
+    assert [len(report.load_s), len(report.rollback_s)] == [10, 1]
+    assert [len(report.refused_s), len(report.followed_s)] == [2, 1]
 
 
-@pytest.mark.parametrize("with_redis", [True, False])
-async def test_operators_who_race_each_other_harm_no_prediction(with_redis: bool) -> None:
-    plan = prove_admin_races.Plan(
-        clients=8, calls=12, with_redis=with_redis, rate=200, think_s=0.2, seed=2013
-    )
+async def test_operators_who_race_each_other_harm_no_prediction() -> None:
+    plan = prove_admin_races.Plan(clients=8, calls=8, versions=3, rate=200, think_s=0.2, seed=2013)
     report = await prove_admin_races.prove(plan)
     assert report.violations == []
-    assert report.changes > 2
-    assert sum(report.outcomes.values()) == 8 * 12
+    assert report.changes > 1
+    assert sum(report.outcomes.values()) == 8 * 8
