@@ -14,8 +14,8 @@ TRITON_SERVER := .venv-triton/installed
 endif
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors bench bench-features \
-	bench-start bench-gpu bench-isolated bench-workers clean
+	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-reload \
+	prove-admin-races bench bench-features bench-start bench-gpu bench-isolated bench-workers clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -53,6 +53,12 @@ prove-triton-outage: .venv/dev.installed .venv-triton/installed  ## answers unde
 
 prove-two-doors: .venv/dev.installed  ## 50,000 requests of all kinds through the protocol and through ASGI
 	@$(BIN)/python -m loadtests.prove_two_doors $(PROVE)
+
+prove-reload: .venv/dev.installed  ## 500 reloads under load, every answer held against an oracle
+	@$(BIN)/python -m loadtests.prove_reload $(PROVE)
+
+prove-admin-races: .venv/dev.installed  ## 32 operators load, unload and roll back at the same time
+	@$(BIN)/python -m loadtests.prove_admin_races $(PROVE)
 
 bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick leaves the peers out
 	@$(BIN)/python -m loadtests.bench $(BENCH)

@@ -6,8 +6,8 @@ A real server answers an open loop at half of its peak, from many connections. M
 are loaded by `:load`, every tenth change is a `:rollback`. Every answer is held against the oracle
 of the version that it names, and against which versions may serve at that instant. Exit status 1 on
 a violation. `--verify-again`: each load is of a version that was never verified. `--polled N`: N
-more are only published, for the server to find. `--leak`: a server that keeps what it unloads, and
-exit status 1 unless that is seen.
+more are only published, for the server to find; `--corrupted N`: N more, spoilt, none of which may
+serve. `--leak`: a server that keeps what it unloads, and exit status 1 unless that is seen.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import asyncio
 import gc
 import json
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -32,6 +33,7 @@ import uvloop
 from app.repository.layout import CURRENT_FILE
 from app.repository.manifest import MODEL_FILE
 from loadtests.checked_load import CheckedLoad, Ledger
+from loadtests.corruption import corrupt
 from loadtests.memory import resident_mb
 from loadtests.oracle_model import (
     INPUTS,
@@ -55,7 +57,6 @@ ROLLBACK_WITHIN_S = 0.1
 LEAST_LEAK_MB = 10.0
 _SERVER = ("app.cli", "serve")
 _LEAKING_SERVER = ("loadtests.leaking_server",)
-_KEPT_VERSIONS = 8  # more than a server keeps ready: each load opens its version
 _QUESTIONS = 4_096
 _MOST_INSTANCES = 8
 _PEAK_S = 3.0
@@ -67,6 +68,7 @@ _MEMORY_FROM, _MEMORY_TO = 50, 300
 SPEED_FROM = 100  # fewer reloads have no p99
 GREW = "a worker's memory grew"
 _POLL_S = 0.2
+_REFUSED = "CURRENT names a version that must not serve"
 _ONE_ROW = {"instances": [instance((1, 2))]}
 
 WindowKind: TypeAlias = Literal["changing", "afterwards", "quiet"]
@@ -80,6 +82,10 @@ class Plan:
     reloads: int = 500
     polled: int = 0
     """Versions that are published while the server polls, after the reloads."""
+    corrupted: int = 0
+    """Of them a file is spoilt; they come last."""
+    versions: int = 8
+    """That are loaded in turn; a server keeps two ready, all others must be opened."""
     workers: int = 1
     with_redis: bool = True
     size: Size = "small"
@@ -87,6 +93,8 @@ class Plan:
     leak: bool = False
     share: float = 0.5
     """Of the peak throughput, that is asked for."""
+    rate: float | None = None
+    """Requests a second, instead of a share of the peak."""
     connections: int = 32
     seed: int = 1
     peak_s: float = _PEAK_S
@@ -112,6 +120,10 @@ class Report:
     rollback_s: list[float] = field(default_factory=list)
     followed_s: list[float] = field(default_factory=list)
     """From the begin of a publishing until every worker answered with it."""
+    refused_s: list[float] = field(default_factory=list)
+    """From the moment that CURRENT named a corrupted version until the log told its refusal."""
+    refused_loads: int = 0
+    """By the metric."""
     late_s: list[float] = field(default_factory=list)
     """How long after each change's answer the last worker still answered with the version before
     it; 0 where none did."""
@@ -142,14 +154,15 @@ class Proof:
         """As many versions as are loaded; CURRENT names the first."""
         plan = self._plan
         rollbacks = plan.reloads // ROLLBACK_EVERY
-        count = 1 + plan.reloads - rollbacks if plan.verify_again else _KEPT_VERSIONS
+        count = 1 + plan.reloads - rollbacks if plan.verify_again else plan.versions
         write_contract(self.repository)
         for version in range(1, count + 1):
             await publish_next(self.repository, version, plan.size)
         self._published = count
         point_current(self.repository, 1)
-        model = self.repository / MODEL / "1" / MODEL_FILE
-        self.report.session_mb = measured_mb(model, "x", columns=2)
+        if plan.reloads >= _MEMORY_TO:
+            model = self.repository / MODEL / "1" / MODEL_FILE
+            self.report.session_mb = measured_mb(model, "x", columns=2)
 
     async def run(self, service: ServiceProcess) -> None:
         """All changes, under load; fills the report."""
@@ -163,22 +176,32 @@ class Proof:
             cpu_s, began_s = service.cpu_s(), time.monotonic()
             report.peak_per_s = await load.closed_loop(plan.peak_s)
             report.peak_cores = (service.cpu_s() - cpu_s) / (time.monotonic() - began_s)
-            report.asked_per_s = plan.share * report.peak_per_s
-            whose = service.workers_by_port(load.ports() | {self._operator.port})
+            report.asked_per_s = plan.rate or plan.share * report.peak_per_s
+            worker, workers = await self._operator.worker(service), service.workers()
+            whose = service.workers_by_port(load.ports())
             asking = asyncio.create_task(load.open_loop(report.asked_per_s, self._over.is_set))
             try:
                 await asyncio.sleep(0.5)
                 for number in range(1, plan.reloads + 1):
-                    await self._change(number, whose[self._operator.port])
+                    await self._change(number, worker)
                     if number % _MEMORY_EVERY == 0:
                         worker_mb = [resident_mb(worker) for worker in service.workers()]
                         report.memory_mb[number] = statistics.mean(worker_mb)
                 for _ in range(plan.polled):
                     await self._publish_one_more(load.ledger, whose)
+                for _ in range(plan.corrupted):
+                    await self._publish_corrupted(service)
+                if plan.corrupted:
+                    await self._publish_one_more(load.ledger, whose)
             finally:
                 self._over.set()
                 await asking
             await load.ask_each()
+            self.report.refused_loads = await self._refused_loads()
+        if self.report.refused_loads < plan.corrupted:
+            self._violated(f"{self.report.refused_loads} refusals are told as a metric")
+        if service.workers() != workers:
+            self._violated(f"of the workers {workers} there are {service.workers()} left")
         self._account(load.ledger, whose)
 
     async def _change(self, number: int, worker: int) -> None:
@@ -203,7 +226,7 @@ class Proof:
     def _next_version(self, number: int) -> int:
         if self._plan.verify_again:
             return 1 + number - number // ROLLBACK_EVERY
-        kept = range(1, _KEPT_VERSIONS + 1)
+        kept = range(1, self._plan.versions + 1)
         return self._random.choice([v for v in kept if v not in (self._champion, self._previous)])
 
     async def _rest(self, reply: Reply) -> None:
@@ -230,6 +253,30 @@ class Proof:
         self._previous, self._champion = self._champion, new
         await asyncio.sleep(0.1)
 
+    async def _publish_corrupted(self, service: ServiceProcess) -> None:
+        """As the server finds it: whole, under its name, CURRENT names it, and a file is spoilt."""
+        self._published += 1
+        new, elsewhere = self._published, self.repository.with_name("elsewhere")
+        if not elsewhere.exists():
+            shutil.copytree(self.repository, elsewhere)
+        publishing = partial(publish_next, elsewhere, new, self._plan.size)
+        await asyncio.to_thread(lambda: asyncio.run(publishing()))
+        version = elsewhere / MODEL / str(new)
+        how = corrupt(version, self._random)
+        shutil.copytree(version, self.repository / MODEL / str(new))
+        asked_s = time.monotonic()
+        point_current(self.repository, new)
+        while not any(line.get("version") == new for line in service.logged(_REFUSED)):
+            if time.monotonic() > asked_s + _FOLLOWED_WITHIN_S:
+                return self._violated(f"version {new} was not refused: {how}")
+            await asyncio.sleep(0.02)
+        self.report.refused_s.append(time.monotonic() - asked_s)
+
+    async def _refused_loads(self) -> int:
+        text = (await self._operator.call("GET", "/metrics")).document
+        lines = [line for line in text.splitlines() if 'outcome="refused"' in line]
+        return sum(round(float(line.rpartition(" ")[2])) for line in lines)
+
     def _account(self, ledger: Ledger, whose: Mapping[int, int]) -> None:
         report = self.report
         report.answers = len(ledger)
@@ -255,7 +302,7 @@ async def prove(plan: Plan) -> Report:
         await proof.publish()
         settings = {
             "HIKYAKU_WORKERS": str(plan.workers),
-            "HIKYAKU_REPOSITORY_POLL_S": str(_POLL_S if plan.polled else 0),
+            "HIKYAKU_REPOSITORY_POLL_S": str(_POLL_S if plan.polled or plan.corrupted else 0),
         }
         if plan.with_redis:
             settings["STATE_REDIS_URL"] = stack.enter_context(RedisProcess(folder / "redis")).url
@@ -353,14 +400,15 @@ def lines(report: Report, plan: Plan) -> Iterator[str]:
         ("a load", report.load_s),
         ("a rollback", report.rollback_s),
         ("following a publishing", report.followed_s),
+        ("refusing a corrupted one", report.refused_s),
         ("another worker's delay", report.late_s),
     ):
         if values:
             p50, p99, worst = (percentile(values, p) for p in (50, 99, 100))
             yield f"  {what:28} {len(values):7} {p50:8.3f} {p99:8.3f} {worst:8.3f}"
-    if report.latencies_s:
+    if report.load_s:
         yield f"  {'ms of an answer, window':28} {'number':>7} {'p50':>8} {'p99':>8} {'p99.9':>8}"
-    for kind, values in report.latencies_s.items():
+    for kind, values in report.latencies_s.items() if report.load_s else ():
         p50, p99, rare = (percentile(values, p) * 1000 for p in (50, 99, 99.9))
         yield f"  {kind:28} {len(values):7} {p50:8.2f} {p99:8.2f} {rare:8.2f}"
     if report.ratios:
@@ -377,12 +425,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reloads", type=int, default=500)
     parser.add_argument("--polled", type=int, default=0, help="versions that the server must find")
+    parser.add_argument("--corrupted", type=int, default=0, help="versions that must be refused")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--without-redis", action="store_true")
     parser.add_argument("--size", choices=get_args(Size), default="small")
+    parser.add_argument("--versions", type=int, default=8, help="that are loaded in turn")
     parser.add_argument("--verify-again", action="store_true", help="each load is of a new version")
     parser.add_argument("--leak", action="store_true", help="a server that leaks, to be caught")
     parser.add_argument("--share", type=float, default=0.5, help="of the peak that is asked for")
+    parser.add_argument("--rate", type=float, help="requests a second, instead of such a share")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     arguments = vars(parser.parse_args())

@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +37,8 @@ class ServiceProcess:
         return workers_of(self.pid)
 
     def workers_by_port(self, ports: Collection[int]) -> dict[int, int]:
-        """Which worker has the connection that comes from each of the ports of this machine."""
+        """Which worker has the connection that comes from each of the ports of this machine; of
+        those that a living worker has accepted."""
         inodes = {}
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             fields = line.split()
@@ -51,17 +52,22 @@ class ServiceProcess:
             if opened in inodes
         }
 
+    def logged(self, event: str) -> Iterator[Mapping[str, Any]]:
+        """The lines of the log about such an event."""
+        for line in self.log.read_text().splitlines():
+            if f'"event": "{event}"' in line:
+                yield json.loads(line)
+
     def cpu_s(self) -> float:
         """Seconds of processor that the workers have used."""
         return sum(map(_cpu_s, self.workers()))
 
 
 def _opened(process: int) -> Iterator[str]:
-    for entry in Path(f"/proc/{process}/fd").iterdir():
-        try:
-            yield os.readlink(entry)
-        except FileNotFoundError:
-            continue  # closed meanwhile
+    with suppress(OSError):  # it has ended
+        for entry in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                yield os.readlink(entry)
 
 
 def _cpu_s(process: int) -> float:
@@ -142,6 +148,14 @@ class Operator:
         trace: TracebackType | None,
     ) -> None:
         self._writer.close()
+
+    async def worker(self, service: ServiceProcess) -> int:
+        """Which of the service's workers has the connection."""
+        await self.call("GET", "/v2/health/live")  # it is nobody's until it is accepted
+        found = service.workers_by_port({self.port}).get(self.port)
+        if found is None:
+            raise ConnectionResetError("the worker has just ended")
+        return found
 
     async def call(self, method: str, path: str, document: Any = None) -> Reply:
         """Raises `OSError` or `IncompleteReadError` where no answer comes."""
