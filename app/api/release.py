@@ -6,6 +6,7 @@ import msgspec
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.admit import Caller
 from app.release.state import StateUnavailable
 from app.reload.verbs import Outcome
 from app.runtime import Runtime
@@ -83,5 +84,6 @@ def _document(outcome: Outcome) -> dict[str, Any]:
 
 
 def _operator(request: Request) -> str:
-    """Who has asked."""
-    return "" if request.client is None else request.client.host
+    """Who has asked, as the door has found out."""
+    caller: Caller = request.state.caller
+    return caller.operator or caller.peer
