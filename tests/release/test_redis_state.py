@@ -19,6 +19,7 @@ from app.release.redis_state import RedisState
 from app.release.state import Chosen, ReleaseState, StateUnavailable, WorkerReport
 from app.release.store import open_state
 from loadtests.fault_proxy import Cut, FaultProxy, Pass, Refuse, Replace, Stall
+from loadtests.prove_release_state import misbehave
 from tests.topologies import PASSWORD, Server, server
 
 OPERATORS = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
@@ -183,6 +184,15 @@ async def test_what_changes_between_look_and_change_is_not_overwritten(
     await asyncio.gather(race(store), race(other))
     assert sorted(won) == list(range(1, 101))
     await other.close()
+
+
+async def test_whatever_goes_wrong_changes_are_told_as_they_were_made(
+    client: "redis.Redis[Any]", running: Server, tmp_path: Path
+) -> None:
+    """`make prove-release-state` goes on for a minute."""
+    result = await misbehave(running.port, running.process.pid, tmp_path, seconds=3, seed=3)
+    assert result.faults == []
+    assert min(result.told["made"], result.told["not made"], result.told["unavailable"]) > 0
 
 
 @pytest.mark.parametrize(
