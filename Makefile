@@ -14,8 +14,9 @@ TRITON_SERVER := .venv-triton/installed
 endif
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-reload \
-	prove-admin-races bench bench-features bench-start bench-gpu bench-isolated bench-workers clean
+	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-release-state \
+	prove-repository prove-hostile-models prove-reload prove-admin-races bench bench-features \
+	bench-start bench-gpu bench-isolated bench-workers clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -62,6 +63,9 @@ prove-admin-races: .venv/dev.installed  ## 32 operators load, unload and roll ba
 
 bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick leaves the peers out
 	@$(BIN)/python -m loadtests.bench $(BENCH)
+
+prove-release-state: .venv/dev.installed  ## changes of the release state while Redis and the way to it misbehave
+	@$(BIN)/python -m loadtests.prove_release_state $(PROVE)
 
 prove-batcher: .venv/dev.installed  ## every order of three requests, a million random operations, poison
 	@$(BIN)/python -m loadtests.prove_batcher --orders

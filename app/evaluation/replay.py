@@ -192,7 +192,11 @@ def _server(redis_url: str, clock: pd.Timestamp) -> Iterator[str]:
     }
     environment = inherited | {
         "FEATURE_REDIS_URL": redis_url,
+        "STATE_REDIS_URL": "",  # it is none of the replicas
+        "HIKYAKU_HOST": "127.0.0.1",
         "HIKYAKU_PORT": str(port),
+        "HIKYAKU_OPERATOR_TOKEN": "",  # we move its clock
+        "HIKYAKU_OPERATOR_TOKEN_FILE": "",
         "HIKYAKU_REPLAY_CLOCK": clock.isoformat(),
         "HIKYAKU_LOG_LEVEL": "WARNING",
         "HIKYAKU_REGISTRY_CHECK_S": "0",

@@ -9,7 +9,7 @@ import msgspec
 
 from app.release.beside import Beside
 from app.release.documents import decode_report, encode_report
-from app.release.folder import ReleaseFolder, read_file, write_file
+from app.release.folder import FOLDER, ReleaseFolder, read_file, write_file
 from app.release.presence import Presence
 from app.release.state import (
     PRESENCE_S,
@@ -28,8 +28,8 @@ class FileState:
     by which presence expires are its own."""
 
     def __init__(self, folder: Path) -> None:
-        self._states = ReleaseFolder(folder)
-        self._workers = folder / "workers"
+        self._states = ReleaseFolder(folder / FOLDER)
+        self._workers = self._states.folder / "workers"
         self._boot = _boot_id()
         self._presence = Presence()
         self._beside = Beside()

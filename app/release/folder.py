@@ -14,6 +14,9 @@ from app.release.state import ReleaseState, StateUnavailable
 
 log = logging.getLogger(__name__)
 
+FOLDER = "release"
+"""Of the folder in which this machine works."""
+
 _LOCK_S = 0.8
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from app.features.redis_connection import Reply, command
 from app.release.beside import Beside
 from app.release.documents import decode_report, decode_state, encode_report, encode_state
-from app.release.folder import ReleaseFolder
+from app.release.folder import FOLDER, ReleaseFolder
 from app.release.presence import Presence
 from app.release.redis_line import NoAnswer, RedisLine, refused, state_address
 from app.release.state import PRESENCE_S, ReleaseState, StateUnavailable, WorkerReport
@@ -29,7 +29,8 @@ _MARKS_KEPT = 100
 
 
 class RedisState:
-    """A `StateStore` in one Redis. What it says is also kept in `folder`, for a start without it.
+    """A `StateStore` in one Redis. What it says is also kept below `folder`, for a start without
+    it; and what a worker has read while it runs, it puts back into a Redis that has lost it.
 
     Presence expires by the clock of the Redis, so that those of the machines need not agree.
     """
@@ -42,7 +43,8 @@ class RedisState:
         # WATCH and MULTI hold for a connection: those who change something take turns on one.
         self._changes = RedisLine(address)
         self._changing = asyncio.Lock()
-        self._kept = _Kept(ReleaseFolder(folder))
+        self._seen: dict[str, ReleaseState] = {}
+        self._kept = _Kept(ReleaseFolder(folder / FOLDER))
 
     async def exchange(
         self, report: WorkerReport, models: Sequence[str]
@@ -65,18 +67,19 @@ class RedisState:
             for model, reply in zip(models, replies[len(told) :], strict=True)
         }
         self._presence.told()
+        for model, state in states.items():
+            seen = self._seen.get(model, state)
+            if state.generation < seen.generation:
+                await self._put_back(model, state, seen)
+                states[model] = seen
+        self._seen |= states
         self._kept.keep(states)
         return states
 
     async def compare_and_set(self, model: str, generation: int, state: ReleaseState) -> bool:
         if state.generation != generation + 1:
             raise ValueError(f"generation {state.generation} does not follow {generation}")
-        change = _Change(self._changes, model, generation, state)
-        try:
-            async with asyncio.timeout(_CHANGE_S), self._changing:
-                return await change.make()
-        except TimeoutError:
-            raise StateUnavailable(f"STATE_REDIS_URL: no answer within {_CHANGE_S:g} s") from None
+        return await self._change(_Change(self._changes, model, generation, state))
 
     async def workers(self) -> Sequence[WorkerReport]:
         self._presence.require_settled()
@@ -113,6 +116,25 @@ class RedisState:
         self._changes.close("the worker ends")
         await self._kept.close()
 
+    async def _change(self, change: "_Change") -> bool:
+        try:
+            async with asyncio.timeout(_CHANGE_S), self._changing:
+                return await change.make()
+        except TimeoutError:
+            raise StateUnavailable(f"STATE_REDIS_URL: no answer within {_CHANGE_S:g} s") from None
+
+    async def _put_back(self, model: str, lost: ReleaseState, seen: ReleaseState) -> None:
+        """The Redis has come back with less than it had accepted: a version that was rolled back
+        would serve again."""
+        if not await self._change(_Change(self._changes, model, lost.generation, seen)):
+            raise StateUnavailable(
+                f"STATE_REDIS_URL: {_state_key(model).decode()} is being restored"
+            )
+        log.warning(
+            "the state Redis has lost changes, which are put back",
+            extra={"model": model, "generation": lost.generation, "restored": seen.generation},
+        )
+
     async def _forget(self, worker: bytes) -> None:
         """Take a worker that is gone off the list, unless it is back meanwhile."""
         key = _worker_key(worker)
@@ -139,7 +161,7 @@ class RedisState:
 
 
 class _Change:
-    """One attempt of a worker to put the next state.
+    """One attempt of a worker to put a state in place of that of a generation.
 
     With the state, Redis keeps the mark of who put it. When an answer is lost, the mark tells
     whether the change was made; where it was not, making it once more is safe: what of the first

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from app.release.file_state import FileState
+from app.release.folder import FOLDER
 from app.release.redis_line import RedisAbsent, check_state_store
 from app.release.redis_state import RedisState
 from app.release.state import StateStore
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_state(redis_url: str | None, folder: Path) -> AsyncIterator[StateStore]:
-    """`folder` keeps the state, or what the Redis said last.
+    """`folder`, where this machine works, keeps the state, or what the Redis said last.
 
     Raises `ConfigurationError` when the Redis must not be used (`check_state_store`), or does not
     answer and nothing is known here of what was decided: a replica that starts meanwhile goes on
@@ -44,4 +45,4 @@ async def _check(url: str, folder: Path) -> None:
 
 
 def _knows_any(folder: Path) -> bool:
-    return any(folder.glob("*.json"))
+    return any((folder / FOLDER).glob("*.json"))

@@ -86,7 +86,8 @@ async def test_processes_take_turns_and_one_that_is_killed_leaves_a_state(
 async def test_a_stopped_process_that_holds_the_lock_holds_nobody_up(
     store: FileState, tmp_path: Path
 ) -> None:
-    holder = lock_holder(tmp_path / "lock")
+    await store.exchange(ME, ["m"])  # which makes the folder
+    holder = lock_holder(tmp_path / "release" / "lock")
     try:
         assert holder.stdout is not None
         await asyncio.to_thread(holder.stdout.readline)
@@ -106,7 +107,7 @@ async def test_what_a_killed_writer_left_half_done_is_no_state(
 ) -> None:
     state = ReleaseState(1, Chosen(1, "aa"))
     assert await store.compare_and_set("m", 0, state)
-    (tmp_path / "m.json.new").write_bytes(b'{"form":1,"sta')
+    (tmp_path / "release" / "m.json.new").write_bytes(b'{"form":1,"sta')
     assert (await store.exchange(ME, ["m"]))["m"] == state
     assert await store.compare_and_set("m", 1, ReleaseState(2))
 
@@ -115,18 +116,19 @@ async def test_what_a_killed_writer_left_half_done_is_no_state(
 async def test_what_cannot_be_read_is_named_and_never_overwritten(
     store: FileState, tmp_path: Path, content: bytes
 ) -> None:
-    (tmp_path / "m.json").write_bytes(content)
+    await store.exchange(ME, ["m"])
+    (tmp_path / "release" / "m.json").write_bytes(content)
     with pytest.raises(StateUnavailable, match=r"m\.json"):
         await store.exchange(ME, ["m"])
     with pytest.raises(StateUnavailable, match=r"m\.json"):
         await store.compare_and_set("m", 0, ReleaseState(1))
     assert await store.last_known(["m"]) == {}
-    assert (tmp_path / "m.json").read_bytes() == content
+    assert (tmp_path / "release" / "m.json").read_bytes() == content
 
 
 async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    store = FileState(tmp_path / "file" / "release")
+    store = FileState(tmp_path / "file")
     for call in (store.exchange(ME, ["m"]), store.compare_and_set("m", 0, ReleaseState(1))):
         with pytest.raises(StateUnavailable, match="release"):
             await call
@@ -137,7 +139,7 @@ async def test_who_told_before_the_machine_started_anew_does_not_live(
     store: FileState, tmp_path: Path
 ) -> None:
     await store.exchange(WorkerReport("old", {}), [])
-    path = tmp_path / "workers" / "old.json"
+    path = tmp_path / "release" / "workers" / "old.json"
     path.write_text(path.read_text().replace('"boot":"', '"boot":"another'))
     await store.exchange(ME, [])
     assert await store.workers() == [ME]

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,12 +14,15 @@ import pytest
 import redis
 
 from app.errors import ConfigurationError
+from app.release.documents import encode_state
 from app.release.redis_state import RedisState
 from app.release.state import Chosen, ReleaseState, StateUnavailable, WorkerReport
 from app.release.store import open_state
 from loadtests.fault_proxy import Cut, FaultProxy, Pass, Refuse, Replace, Stall
+from loadtests.prove_release_state import misbehave
 from tests.topologies import PASSWORD, Server, server
 
+OPERATORS = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
 KEY = "hikyaku:release:m"
 ME = WorkerReport("w", {})
 
@@ -182,6 +186,15 @@ async def test_what_changes_between_look_and_change_is_not_overwritten(
     await other.close()
 
 
+async def test_whatever_goes_wrong_changes_are_told_as_they_were_made(
+    client: "redis.Redis[Any]", running: Server, tmp_path: Path
+) -> None:
+    """`make prove-release-state` goes on for a minute."""
+    result = await misbehave(running.port, running.process.pid, tmp_path, seconds=3, seed=3)
+    assert result.faults == []
+    assert min(result.told["made"], result.told["not made"], result.told["unavailable"]) > 0
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [
@@ -232,6 +245,48 @@ async def test_a_redis_that_may_forget_is_not_written_to(
     finally:
         client.config_set("maxmemory-policy", "noeviction")
     assert await right_again(store) == 0
+
+
+@pytest.mark.parametrize("left", [None, ReleaseState(1), ReleaseState(2, Chosen(9, "x"))])
+async def test_what_redis_has_lost_is_put_back_by_who_has_read_it(
+    store: RedisState,
+    client: "redis.Redis[Any]",
+    running: Server,
+    tmp_path: Path,
+    left: ReleaseState | None,
+) -> None:
+    other = RedisState(f"redis://:{PASSWORD}@127.0.0.1:{running.port}", tmp_path / "other")
+    for at in range(3):
+        assert await store.compare_and_set("m", at, ReleaseState(at + 1, Chosen(at, "x")))
+        assert await generation(store) == at + 1
+        if at == 1:
+            assert await generation(other) == 2
+    client.flushall()
+    if left is not None:
+        client.set(KEY, encode_state(left))
+    states = await asyncio.gather(right_again(store), right_again(other))
+    assert max(states) == 3
+    assert await generation(other) == 3
+    assert await other.compare_and_set("m", 3, ReleaseState(4))
+    assert await generation(store) == 4
+    await other.close()
+
+
+async def test_it_needs_no_more_rights_than_the_documentation_says(
+    client: "redis.Redis[Any]", running: Server, tmp_path: Path
+) -> None:
+    rights = re.findall(r"`(~hikyaku:\* [^`]+)`", OPERATORS)[0].split()
+    client.execute_command("ACL", "SETUSER", "release", "on", f">{PASSWORD}", *rights)
+    url = f"redis://release:{PASSWORD}@127.0.0.1:{running.port}/1"
+    async with open_state(url, tmp_path) as store:
+        await store.exchange(WorkerReport("other", {}), [])
+        await store.leave("other")
+        client.execute_command("SELECT", 1)
+        client.sadd("hikyaku:workers", "gone")
+        await store.exchange(ME, ["m"])
+        assert await store.compare_and_set("m", 0, ReleaseState(1))
+        assert await store.workers() == [ME]
+        assert client.smembers("hikyaku:workers") == {b"w"}
 
 
 async def test_names_of_workers_that_are_gone_do_not_pile_up(
