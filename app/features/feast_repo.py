@@ -179,6 +179,17 @@ def pushed_histories(
             yield view.name, view.join_keys, history.timestamp_field, path
 
 
+def offline_files(store: FeatureStore, service: str) -> list[Path]:
+    """The files that a point-in-time join of a service reads; of other offline stores none."""
+    read = dict.fromkeys(
+        source.name
+        for projection in store.get_feature_service(service).feature_view_projections
+        for source in _stored(store, projection)
+    )
+    sources = [store.get_feature_view(name).batch_source for name in read]
+    return [store.repo_path / each.path for each in sources if isinstance(each, FileSource)]
+
+
 def _stored(
     store: FeatureStore, projection: FeatureViewProjection
 ) -> Iterable[FeatureViewProjection]:

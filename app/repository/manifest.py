@@ -51,6 +51,62 @@ class DataWindow(_Section):
     rows: int
 
 
+class File(_Section):
+    """The content of one file."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Lock(_Section):
+    """The file that pins the versions of packages."""
+
+    file: str
+    sha256: str
+
+
+class Environment(_Section):
+    """Where a process ran, and on which versions."""
+
+    python: str
+    implementation: str
+    platform: str
+    machine: str
+    """The architecture: `x86_64`."""
+    processor: str
+    cpus: Annotated[int, Field(ge=1)]
+    """How many the process may run on."""
+    variables: Mapping[str, str]
+    """Those that decide how many threads compute, where they are set."""
+    packages: Mapping[str, str]
+    """The version of each distribution."""
+    lock: Lock | None = None
+    """None where the packages are not those of a lock file."""
+
+
+class Source(_Section):
+    """The checkout that something was made in."""
+
+    commit: str
+    """`-dirty` with uncommitted changes; empty outside a checkout."""
+    diff_sha256: str = ""
+    """Of those changes, as a patch; files that git does not track are not in it."""
+
+
+class Run(_Section):
+    """The process that trained: what it ran, what it read, and where."""
+
+    command: Sequence[str]
+    finished_at: str
+    source: Source
+    code: Mapping[str, File]
+    """The files of the fingerprint."""
+    data: Mapping[str, File]
+    """What was trained on, by path from the model's folder."""
+    seeds: Mapping[str, int]
+    environment: Environment
+
+
 class Training(_Section):
     """What a training writes beside its model file, as training.json: everything about the model
     that cannot be read off the file."""
@@ -62,13 +118,27 @@ class Training(_Section):
     metrics: Mapping[str, float]
     data_window: DataWindow
     hyperparameters: Mapping[str, Any]
+    run: Run | None = None
+    """None where the training does not say."""
 
 
-class File(_Section):
-    """One file of the version."""
+class View(_Section):
+    """A feature view as the version reads it."""
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    bytes: Annotated[int, Field(ge=0)]
+    join_keys: Sequence[str]
+    ttl_s: float | None
+    """None: its values never grow too old."""
+    features: Mapping[str, str]
+    """Feast's name of each one's type."""
+
+
+class FeatureOrigin(_Section):
+    """The stored features behind a version: the gist of its plan.json."""
+
+    service: str
+    """Empty: the model reads no stored feature."""
+    project: str
+    views: Mapping[str, View]
 
 
 class Manifest(_Section):
@@ -77,16 +147,19 @@ class Manifest(_Section):
     model: str
     version: int
     published_at: str
+    published_by: str
     files: Mapping[str, File]
     signature: Mapping[str, Any]
     inputs: Mapping[str, Any]
     """The part of model.yaml that the version was trained for."""
     feature_order: Sequence[str]
+    features: FeatureOrigin
     training: Training
     fingerprint: str
     """Digest of what the training read: its code, the feature repository, the input columns."""
-    source_commit: str
-    environment: Mapping[str, str]
+    source: Source
+    """Of the publication, as is `environment`; those of the training are in `training.run`."""
+    environment: Environment
 
     def to_json(self) -> bytes:
         """As manifest.json holds it."""
@@ -139,6 +212,22 @@ def read_manifest(version_dir: Path) -> tuple[Manifest, str]:
     path = version_dir / MANIFEST_FILE
     content = _read(path)
     return parse_manifest(content, str(path)), hashlib.sha256(content).hexdigest()
+
+
+def feature_origin(plan: FeaturePlan) -> FeatureOrigin:
+    """What a manifest says of a plan."""
+    return FeatureOrigin(
+        service=plan.feature_service,
+        project=plan.project,
+        views={
+            view.name: View(
+                join_keys=view.join_keys,
+                ttl_s=view.ttl_s,
+                features={feature.name: feature.dtype for feature in view.features},
+            )
+            for view in plan.views
+        },
+    )
 
 
 def read_training(path: Path) -> Training:

@@ -1,10 +1,7 @@
 """Publishes a trained model as the next version: staged, checked, synced, renamed into place."""
 
 import hashlib
-import importlib.metadata
 import json
-import platform
-import subprocess
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
@@ -21,7 +18,6 @@ from app.contract import (
     parse_contract,
 )
 from app.errors import InvalidModel
-from app.features import encoding
 from app.features.encoding import Encoder
 from app.features.plan import FeaturePlan
 from app.instances import InstanceDecoder
@@ -38,11 +34,13 @@ from app.repository.manifest import (
     Training,
     check_files,
     describe,
+    feature_origin,
     golden_tensors,
     parse_manifest,
     read_training,
     signature_of,
 )
+from app.repository.origin import environment, publisher, source_of, training_code
 from app.repository.signing import SigningKey
 from app.repository.store import Shelf, is_url, open_repository
 from app.tensors import Signature, TensorSpec
@@ -53,7 +51,8 @@ _VERIFYING_MB = 1_024
 _MEMORY_OF_A_FILE = 4  # weights are read, converted and packed: up to this many times the file
 _TRITON_VERSIONS = 3
 
-_TRAINED_WITH = ("feast", "numpy", "onnx", "onnxruntime", "pandas", "scikit-learn", "skl2onnx")
+# In a process of its own, so that this one need not have imported it.
+_OPENED_WITH = ("onnxruntime", "onnxruntime-gpu")
 
 
 async def publish(
@@ -96,14 +95,16 @@ async def publish(
             model=name,
             version=_free_number(repository, name),
             published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            published_by=publisher(),
             files={path: describe(staging / path) for path in files.regular_files(staging)},
             signature=signature.to_json(),
             inputs=contract.inputs_document(),
             feature_order=[column.source for column in contract.columns()],
+            features=feature_origin(plan),
             training=training,
             fingerprint=fingerprint,
-            source_commit=_source_commit(model_dir if isinstance(model_dir, Path) else Path()),
-            environment=_environment(),
+            source=source_of(model_dir if isinstance(model_dir, Path) else Path()),
+            environment=environment(also=_OPENED_WITH),
         )
         check_files(manifest.files, str(artifact))
         with repository.alone(name):
@@ -201,13 +202,8 @@ def fingerprint(contract: Contract, code: Path | None, feature_repo: Path) -> st
     """Digest of what a training reads: its code, the feature repository's, the input columns."""
     digest = hashlib.sha256()
     digest.update(json.dumps(contract.inputs_document(), sort_keys=True).encode())
-    sources = [Path(encoding.__file__)]
-    if code is not None:
-        sources += code.glob("*.py")
-    if contract.feature_service is not None:
-        sources += [*feature_repo.glob("*.py"), feature_repo / "feature_store.yaml"]
-    for path in sorted(sources):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for name, path in training_code(contract, code, feature_repo).items():
+        digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -268,36 +264,3 @@ def _triton_config(name: str, contract: Contract) -> str:
         f"version_policy {{ latest {{ num_versions: {_TRITON_VERSIONS} }} }}\n"
         "dynamic_batching { default_queue_policy { allow_timeout_override: true } }\n"
     )
-
-
-def _source_commit(folder: Path) -> str:
-    """The checkout's commit, `-dirty` with uncommitted changes; empty outside a checkout."""
-    try:
-        described = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(folder),
-                "describe",
-                "--always",
-                "--dirty",
-                "--abbrev=40",
-                "--exclude=*",
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return described.stdout.strip()
-
-
-def _environment() -> dict[str, str]:
-    installed = {"python": platform.python_version()}
-    for name in _TRAINED_WITH:
-        try:
-            installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return installed

@@ -1,9 +1,10 @@
 """Trains flight_delay: point-in-time features from Feast, gradient boosting, one ONNX file.
 
-    python models/flight_delay/train.py --output FOLDER [--until 2013-09-01]
+    python models/flight_delay/train.py --output FOLDER [--until 2013-09-01 | --like MANIFEST.json]
 
 Writes model.onnx and training.json, which `hikyaku publish` takes. The same inputs give the same
-file: nothing is drawn at random.
+file: nothing is drawn at random, and the number of threads changes nothing. `--like` takes the data
+window and the hyperparameters of a published version: `hikyaku reproduce` asks for it.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,15 @@ from app.contract import Contract, load_contract
 from app.errors import HikyakuError
 from app.features.encoding import Encoder
 from app.features.feast_plan import compile_plan
-from app.features.feast_repo import open_store, point_in_time
+from app.features.feast_repo import offline_files, open_store, point_in_time
+from app.repository.manifest import Run, parse_manifest
+from app.repository.origin import describe_run
 
 HERE = Path(__file__).parent
-FEATURE_REPO = HERE.parent.parent / "feature_repo"
+ROOT = HERE.parent.parent
+FEATURE_REPO = ROOT / "feature_repo"
 
-HYPERPARAMETERS = {
+BOOSTING = {
     "max_iter": 200,
     "learning_rate": 0.06,
     "max_leaf_nodes": 31,
@@ -41,9 +46,11 @@ HYPERPARAMETERS = {
     "early_stopping": False,
     "random_state": 2013,
 }
-# How many average flights a category's own share of late flights is weighed against.
-CATEGORY_PRIOR_FLIGHTS = 50
-HELD_OUT_EVERY = 5
+HYPERPARAMETERS = BOOSTING | {
+    # How many average flights a category's own share of late flights is weighed against.
+    "category_prior_flights": 50,
+    "held_out_every": 5,
+}
 GOLDEN_ROWS = 32
 
 
@@ -58,19 +65,23 @@ def main() -> None:
     if unknown:  # better told now than after the join
         sys.exit(f"model.yaml: inputs: the feature service has no {', '.join(unknown)}")
     flights = _labelled_flights(contract)
-    until = pd.Timestamp(arguments.until, tz="America/New_York")
-    train = flights[flights["request_time"] < until]
-    held_out = flights[flights["request_time"] >= until].iloc[::HELD_OUT_EVERY]
+    hyperparameters, in_window = _asked_for(arguments, flights["request_time"])
+    train = flights[in_window]
+    later = flights[flights["request_time"] > train["request_time"].max()]
+    held_out = later.iloc[:: hyperparameters["held_out_every"]]
+    if train.empty or held_out.empty:
+        sys.exit("no flights to train on, or none after them to be measured by")
 
-    categories = _late_shares(train, contract)
+    categories = _late_shares(train, contract, hyperparameters["category_prior_flights"])
     encoder = Encoder(contract.inputs, categories)
     train_rows, train_features = _encoded(train, encoder, contract)
     held_out_rows, held_out_features = _encoded(held_out, encoder, contract)
 
-    model = _fitted(train_rows, train["late"])
+    boosting = {name: hyperparameters[name] for name in BOOSTING}
+    model = _fitted(boosting, train_rows, train["late"])
     metrics = _metrics(model, held_out_rows, held_out["late"])
     request_time = [i for i, c in enumerate(contract.columns()) if ":" not in c.source]
-    without = _fitted(train_rows[:, request_time], train["late"])
+    without = _fitted(boosting, train_rows[:, request_time], train["late"])
     metrics["auc_without_online_features"] = float(
         roc_auc_score(held_out["late"], _late(without, held_out_rows[:, request_time]))
     )
@@ -88,7 +99,8 @@ def main() -> None:
             "end": train["request_time"].max().isoformat(),
             "rows": len(train),
         },
-        "hyperparameters": HYPERPARAMETERS,
+        "hyperparameters": hyperparameters,
+        "run": _run(contract, hyperparameters).model_dump(mode="json"),
     }
     (arguments.output / "training.json").write_text(json.dumps(document, indent=1))
 
@@ -96,8 +108,40 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the two files")
-    parser.add_argument("--until", default="2013-09-01", help="train on requests before this day")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--until", default="2013-09-01", help="train on requests before this day")
+    chosen.add_argument("--like", type=Path, metavar="MANIFEST.json", help="train this one again")
     return parser.parse_args()
+
+
+def _asked_for(
+    arguments: argparse.Namespace, asked_at: "pd.Series[pd.Timestamp]"
+) -> tuple[Mapping[str, Any], "pd.Series[bool]"]:
+    """The hyperparameters, and which flights to train on by their instants of asking."""
+    if arguments.like is None:
+        until = pd.Timestamp(arguments.until, tz="America/New_York")
+        return HYPERPARAMETERS, asked_at < until
+    like = parse_manifest(arguments.like.read_bytes(), str(arguments.like)).training
+    other = HYPERPARAMETERS.keys() ^ like.hyperparameters.keys()
+    if other:
+        sys.exit(f"{arguments.like}: not the hyperparameters used here: {', '.join(sorted(other))}")
+    window = [pd.Timestamp(instant) for instant in (like.data_window.start, like.data_window.end)]
+    return like.hyperparameters, asked_at.between(*window)
+
+
+def _run(contract: Contract, hyperparameters: Mapping[str, Any]) -> Run:
+    """What this training was made from, for the version's lineage."""
+    return describe_run(
+        HERE,
+        FEATURE_REPO,
+        data=[
+            HERE / contract.replay.requests,
+            FEATURE_REPO / "data" / "history.json",
+            *offline_files(open_store(FEATURE_REPO, None), contract.feature_service),
+        ],
+        seeds={"random_state": hyperparameters["random_state"]},
+        lock=ROOT / "requirements" / "train.txt",
+    )
 
 
 def _labelled_flights(contract: Contract) -> pd.DataFrame:
@@ -106,13 +150,14 @@ def _labelled_flights(contract: Contract) -> pd.DataFrame:
     return flights.assign(late=flights["late"].astype(bool))
 
 
-def _late_shares(train: pd.DataFrame, contract: Contract) -> dict[str, dict[str, float]]:
+def _late_shares(
+    train: pd.DataFrame, contract: Contract, prior: float
+) -> dict[str, dict[str, float]]:
     """For each category its share of late flights, drawn towards the average of all."""
     average = train["late"].mean()
     shares = {}
     for source in [c.source for c in contract.columns() if c.transform == "category"]:
         late = train.groupby(source)["late"].agg(["sum", "size"])
-        prior = CATEGORY_PRIOR_FLIGHTS
         share = (late["sum"] + average * prior) / (late["size"] + prior)
         shares[source] = {str(name): float(value) for name, value in share.items()}
     return shares
@@ -147,9 +192,11 @@ def _means(features: dict[str, NDArray[Any]]) -> dict[str, float]:
     }
 
 
-def _fitted(rows: NDArray[np.float32], late: "pd.Series[bool]") -> HistGradientBoostingClassifier:
+def _fitted(
+    boosting: dict[str, Any], rows: NDArray[np.float32], late: "pd.Series[bool]"
+) -> HistGradientBoostingClassifier:
     started = time.monotonic()
-    model = HistGradientBoostingClassifier(**HYPERPARAMETERS).fit(rows, late)
+    model = HistGradientBoostingClassifier(**boosting).fit(rows, late)
     _say(f"trained on {len(rows):,} x {rows.shape[1]}: {time.monotonic() - started:.0f} s")
     return model
 

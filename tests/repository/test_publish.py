@@ -134,7 +134,7 @@ async def test_the_manifest_says_what_the_version_is_made_of(tmp_path: Path) -> 
         "outputs": [{"name": "y", "dtype": "float32", "shape": [1]}],
     }
     assert manifest.training.metrics == {"auc": 1.0}
-    assert {"python", "numpy", "onnxruntime"} <= set(manifest.environment)
+    assert {"numpy", "onnxruntime", "pydantic"} <= set(manifest.environment.packages)
     assert json.loads((version_dir / "manifest.json").read_bytes())["version"] == 1
 
 
