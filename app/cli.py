@@ -72,6 +72,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_with_settings(_publish))
 
+    command = commands.add_parser("lineage", help="say where a version came from")
+    command.add_argument("model", help="name of a published model")
+    command.add_argument("version", type=_positive, nargs="?", help="default: CURRENT")
+    command.add_argument("--json", action="store_true", help="print it as JSON")
+    command.set_defaults(run=_with_settings(_lineage))
+
+    command = commands.add_parser("reproduce", help="train a version again and compare")
+    command.add_argument("model", help="name of a published model")
+    command.add_argument("version", type=_positive, nargs="?", help="default: CURRENT")
+    command.add_argument(
+        "--code", type=Path, metavar="FOLDER", help="where model.yaml and train.py are"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write the outcome there")
+    command.set_defaults(run=_with_settings(_reproduce))
+
     command = commands.add_parser("evaluate", help="replay recorded requests through HTTP")
     command.add_argument("model", help="name of a published model whose model.yaml has `replay`")
     command.add_argument("--start", type=_instant, help="first instant of asking")
@@ -232,6 +247,45 @@ def _publish(arguments: argparse.Namespace, settings: "Settings") -> int:
     return 0
 
 
+def _lineage(arguments: argparse.Namespace, settings: "Settings") -> int:
+    import hashlib
+    import json
+
+    from app.repository.lineage import as_text, lineage
+    from app.repository.manifest import MANIFEST_FILE, parse_manifest
+    from app.repository.store import open_repository
+
+    repository = open_repository(settings.model_repository)
+    name, version = arguments.model, _known_version(arguments, settings)
+    content = repository.manifest(name, version)
+    manifest = parse_manifest(content, repository.where(name, version, MANIFEST_FILE))
+    sha256 = hashlib.sha256(content).hexdigest()
+    if arguments.json:
+        print(json.dumps(lineage(manifest, sha256), indent=1))
+    else:
+        print(as_text(manifest, sha256))
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace, settings: "Settings") -> int:
+    import tempfile
+
+    from app.evaluation.reproduce import reproduce
+    from app.repository.store import is_url, open_repository
+    from app.repository.vault import Vault
+
+    repository = open_repository(settings.model_repository)
+    version = _known_version(arguments, settings)
+    folder = repository.where(arguments.model)
+    if arguments.code is None and is_url(folder):
+        raise ConfigurationError(f"{folder}: holds no training code: name its folder with --code")
+    with tempfile.TemporaryDirectory(prefix="hikyaku-") as vault:
+        published = Vault(Path(vault), repository).take(arguments.model, version)
+        return reproduce(
+            published, arguments.code or Path(folder), settings.feature_repo, arguments.json
+        )
+
+
 def _evaluate(arguments: argparse.Namespace, settings: "Settings") -> int:
     from app.evaluation.replay import evaluate
 
@@ -349,6 +403,24 @@ def _known_model(name: str, settings: "Settings") -> str:
             f"no model {name!r} in {settings.model_repository}: {list(models)}"
         )
     return name
+
+
+def _known_version(arguments: argparse.Namespace, settings: "Settings") -> int:
+    """The version that is asked for, else the one that CURRENT names."""
+    from app.repository.store import open_repository
+
+    name = _known_model(arguments.model, settings)
+    repository = open_repository(settings.model_repository)
+    if arguments.version is None:
+        current = repository.current(name)
+        if current is None:
+            raise ConfigurationError(f"{repository.where(name)}: nothing is published yet")
+        return current
+    numbers = repository.versions(name)
+    if arguments.version not in numbers:
+        raise ConfigurationError(f"{name} has no version {arguments.version}: {list(numbers)}")
+    version: int = arguments.version
+    return version
 
 
 def _model_folder(name: str, settings: "Settings") -> Path:

@@ -127,6 +127,10 @@ class Runtime:
     ) -> None:
         await self._stack.aclose()
 
+    def serving(self) -> Mapping[str, int | None]:
+        """Of each model the version that answers, None while there is none."""
+        return {name: m if m is None else m.id.version for name, m in self.models.items()}
+
     async def unready(self) -> list[str]:
         """Why this process should get no traffic now; empty when it should."""
         reasons = [f"{name}: not loaded" for name, model in self.models.items() if model is None]

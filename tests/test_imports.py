@@ -48,7 +48,7 @@ OWNERS = {
     "tritonclient": {"backends/triton_grpc.py", "backends/triton_http.py"},
     "aiohttp": {"backends/triton_http.py"},
     "fastapi_offline": {"api/service.py"},
-    "fastapi": {"api/service.py", "api/openapi.py", "api/gateway.py"},
+    "fastapi": {"api/service.py", "api/openapi.py", "api/gateway.py", "api/lineage.py"},
     "uvicorn": {"server.py", "api/http_cold.py", "api/http_protocol.py"},
     "httptools": {"api/http_head.py", "api/http_messages.py"},
     "hiredis": {

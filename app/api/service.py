@@ -13,10 +13,12 @@ from starlette.exceptions import HTTPException
 
 from app import __version__
 from app.api.answers import Reply, as_request_error, refusal
+from app.api.lineage import add_lineage
 from app.api.openapi import describe_predictions
 from app.api.predictions import new_request_id
 from app.clock import ReplayClock, as_rfc3339
 from app.errors import InvalidInput, NotFound, RequestError
+from app.repository.store import open_repository
 from app.runtime import Runtime
 
 
@@ -47,6 +49,7 @@ def create_service(runtime: Runtime) -> FastAPI:
     _add_refusals(app)
     _add_health(app, runtime)
     _add_models(app, runtime)
+    add_lineage(app, open_repository(runtime.settings.model_repository), runtime.serving)
     if isinstance(runtime.clock, ReplayClock):
         _add_replay_clock(app, runtime.clock)
     describe_predictions(app, runtime.models)

@@ -19,8 +19,8 @@ from app.features import encoding
 from app.repository.layout import CONTRACT_FILE
 from app.repository.manifest import Environment, Lock, Run, Source, describe
 
-# They change how much is computed at once, and with it the last bits of sums.
-_VARIABLES = (
+# They decide how many threads compute, and with it perhaps the last bits of sums.
+THREAD_VARIABLES = (
     "MKL_NUM_THREADS",
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -29,33 +29,41 @@ _VARIABLES = (
 _PINNED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)(?:\[[^]]*\])?==(?P<version>[^\s;\\]+)")
 
 
-def describe_run(
-    model_dir: Path,
-    feature_repo: Path,
-    *,
-    data: Iterable[Path],
-    seeds: Mapping[str, int],
-    lock: Path | None = None,
-) -> Run:
-    """This process as the training of the model in `model_dir`, for its training.json.
+class RunRecord:
+    """Describes this process as the training of the model in `model_dir`, for its training.json.
 
-    Call it once everything is imported: the packages are those that this process has imported.
-    `data` are the files that were read; each is read once more, in pieces. `lock` is the file that
-    the packages were installed from; it is named only where they are those that it pins.
+    Make it before the training reads anything: it notes the code, and the files `data`, each of
+    which it reads in pieces. `lock` is the file that the packages were installed from; it is named
+    only where they are those that it pins.
     """
-    contract = load_contract(model_dir / CONTRACT_FILE)
-    code = training_code(contract, model_dir, feature_repo)
-    return Run(
-        command=["python", *sys.orig_argv[1:]],
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        source=source_of(model_dir),
-        code={
-            name: describe(path) for name, path in training_code(model_dir, feature_repo).items()
-        },
-        data={relative_name(path, model_dir): describe(path) for path in data},
-        seeds=seeds,
-        environment=environment(lock=lock),
-    )
+
+    def __init__(
+        self,
+        model_dir: Path,
+        feature_repo: Path,
+        *,
+        data: Iterable[Path],
+        seeds: Mapping[str, int],
+        lock: Path | None = None,
+    ) -> None:
+        code = training_code(load_contract(model_dir / CONTRACT_FILE), model_dir, feature_repo)
+        self._source = source_of(model_dir)
+        self._code = {name: describe(path) for name, path in code.items()}
+        self._data = {relative_name(path, model_dir): describe(path) for path in data}
+        self._seeds = dict(seeds)
+        self._lock = lock
+
+    def finished(self) -> Run:
+        """To be asked once the training is over: the packages are those imported by then."""
+        return Run(
+            command=["python", *sys.orig_argv[1:]],
+            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            source=self._source,
+            code=self._code,
+            data=self._data,
+            seeds=self._seeds,
+            environment=environment(lock=self._lock),
+        )
 
 
 def training_code(contract: Contract, code: Path | None, feature_repo: Path) -> dict[str, Path]:
@@ -63,10 +71,10 @@ def training_code(contract: Contract, code: Path | None, feature_repo: Path) -> 
     of the model's own, what encodes rows, and the feature repository where the model reads one."""
     files = {"app/features/encoding.py": Path(encoding.__file__)}
     if code is not None:
-        files |= {f"{code.name}/{path.name}": path for path in code.glob("*.py")}
+        files |= {f"{code.absolute().name}/{path.name}": path for path in code.glob("*.py")}
     if contract.feature_service is not None:
         read = [*feature_repo.glob("*.py"), feature_repo / "feature_store.yaml"]
-        files |= {f"{feature_repo.name}/{path.name}": path for path in read}
+        files |= {f"{feature_repo.absolute().name}/{path.name}": path for path in read}
     return dict(sorted(files.items()))
 
 
@@ -103,7 +111,7 @@ def environment(*, also: Iterable[str] = (), lock: Path | None = None) -> Enviro
         machine=platform.machine(),
         processor=_processor(),
         cpus=_cpus(),
-        variables={name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        variables={name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         packages=packages,
         lock=None if lock is None else _lock(lock, packages),
     )

@@ -30,8 +30,8 @@ from app.errors import HikyakuError
 from app.features.encoding import Encoder
 from app.features.feast_plan import compile_plan
 from app.features.feast_repo import offline_files, open_store, point_in_time
-from app.repository.manifest import Run, parse_manifest
-from app.repository.origin import describe_run
+from app.repository.manifest import parse_manifest
+from app.repository.origin import RunRecord
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -66,6 +66,7 @@ def main() -> None:
         sys.exit(f"model.yaml: inputs: the feature service has no {', '.join(unknown)}")
     flights = _labelled_flights(contract)
     hyperparameters, in_window = _asked_for(arguments, flights["request_time"])
+    record = _record(contract, hyperparameters)
     train = flights[in_window]
     later = flights[flights["request_time"] > train["request_time"].max()]
     held_out = later.iloc[:: hyperparameters["held_out_every"]]
@@ -100,7 +101,7 @@ def main() -> None:
             "rows": len(train),
         },
         "hyperparameters": hyperparameters,
-        "run": _run(contract, hyperparameters).model_dump(mode="json"),
+        "run": record.finished().model_dump(mode="json"),
     }
     (arguments.output / "training.json").write_text(json.dumps(document, indent=1))
 
@@ -129,9 +130,9 @@ def _asked_for(
     return like.hyperparameters, asked_at.between(*window)
 
 
-def _run(contract: Contract, hyperparameters: Mapping[str, Any]) -> Run:
-    """What this training was made from, for the version's lineage."""
-    return describe_run(
+def _record(contract: Contract, hyperparameters: Mapping[str, Any]) -> RunRecord:
+    """What this training is made from, for the version's lineage."""
+    return RunRecord(
         HERE,
         FEATURE_REPO,
         data=[
