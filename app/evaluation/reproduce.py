@@ -17,11 +17,10 @@ from app.backends import open_backend
 from app.contract import Contract, Isolation, OnnxOptions, TritonOptions, load_contract
 from app.deadline import Deadline
 from app.errors import (
-    BackendError,
     ConfigurationError,
-    DeadlineExceeded,
     HikyakuError,
     InvalidModel,
+    RequestError,
 )
 from app.features.encoding import Encoder
 from app.features.plan import FeaturePlan, plan_from_json
@@ -182,13 +181,13 @@ def _train(published: VaultedVersion, code: Path, artifact: Path) -> None:
     manifest.write_bytes(published.manifest.to_json())
     command = [sys.executable, str(code / TRAINING_CODE), "--output", str(artifact)]
     command += ["--like", str(manifest)]
-    variables = {name: v for name, v in os.environ.items() if name not in THREAD_VARIABLES}
+    inherited = {name: v for name, v in os.environ.items() if name not in THREAD_VARIABLES}
     run = published.manifest.training.run
-    if run is not None:
-        variables |= run.environment.variables
-    print(f"\ntraining again: {code / TRAINING_CODE}", flush=True)
+    as_then = {} if run is None else run.environment.variables
+    settings = "".join(f", {name}={value}" for name, value in as_then.items())
+    print(f"\ntraining again: {code / TRAINING_CODE}{settings}", flush=True)
     started_s = time.monotonic()
-    with child(command, variables) as process:
+    with child(command, {**inherited, **as_then}) as process:
         if process.wait() != 0:
             raise HikyakuError(f"{code / TRAINING_CODE} failed; what it said is above")
     print(f"  took {time.monotonic() - started_s:.0f} s", flush=True)
@@ -206,8 +205,11 @@ def _golden(
     golden = manifest.training.golden
     try:
         said = asyncio.run(_predicted(model, training, golden, manifest, contract, plan))
-    except (InvalidModel, BackendError, DeadlineExceeded) as exc:
+    except (InvalidModel, RequestError) as exc:
         return Comparison(what, "differs", f"cannot be made: {exc}", decides=True)
+    if len(said) != len(golden.predictions):
+        detail = f"the manifest has {len(golden.predictions)} for {len(said)} rows"
+        return Comparison(what, "differs", detail, decides=True)
     gaps = [_gap(one, two) for one, two in zip(said, golden.predictions, strict=True)]
     over = [row for row, gap in enumerate(gaps) if not gap <= golden.tolerance]
     largest = f"largest difference {max(gaps, default=0.0):.3g}, tolerance {golden.tolerance:g}"
@@ -370,7 +372,7 @@ def _size(files: Mapping[str, File]) -> str:
 def _brief(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {one}" for name, one in value.items())
-    return "none" if value in {"", None} else str(value)
+    return "none" if value is None or value == "" else str(value)
 
 
 def _some(words: Iterable[str]) -> str:
