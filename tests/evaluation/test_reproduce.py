@@ -184,7 +184,7 @@ ALTERED: list[tuple[Callable[[Trained], VaultedVersion], set[str], str]] = [
     (altered_digest, {"data", "data that was read"}, "not reproduced: data, data that was read"),
     (
         lambda trained: trained.with_training(hyperparameters={"ridge": 5.0}),
-        {"metric mse", "model.onnx", "golden predictions"},
+        {"metric mse", "files of the model", "golden predictions"},
         "the manifest is not that of this model",
     ),
 ]
