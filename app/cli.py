@@ -271,16 +271,18 @@ def _reproduce(arguments: argparse.Namespace, settings: "Settings") -> int:
     import tempfile
 
     from app.evaluation.reproduce import reproduce
+    from app.repository.signing import TrustedKeys
     from app.repository.store import is_url, open_repository
     from app.repository.vault import Vault
 
     repository = open_repository(settings.model_repository)
+    trusted = None if settings.trusted_keys is None else TrustedKeys(settings.trusted_keys)
     version = _known_version(arguments, settings)
     folder = repository.where(arguments.model)
     if arguments.code is None and is_url(folder):
         raise ConfigurationError(f"{folder}: holds no training code: name its folder with --code")
     with tempfile.TemporaryDirectory(prefix="hikyaku-") as vault:
-        published = Vault(Path(vault), repository).take(arguments.model, version)
+        published = Vault(Path(vault), repository, trusted).take(arguments.model, version)
         return reproduce(
             published, arguments.code or Path(folder), settings.feature_repo, arguments.json
         )

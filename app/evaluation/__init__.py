@@ -1,1 +1,1 @@
-"""Replays recorded requests through HTTP and holds the answers against the offline truth."""
+"""Holds what was published against the truth: replayed requests, a training done again."""

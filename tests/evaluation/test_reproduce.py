@@ -120,14 +120,39 @@ def outcome(
     return status, differing, report
 
 
-def test_the_same_code_and_data_give_the_version_again(
-    trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    status, differing, report = outcome(trained.published, trained, tmp_path)
-    assert (status, differing, report["reproduced"]) == (0, {}, True)
-    said = capfd.readouterr().out
+def hikyaku(repository: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", *arguments],
+        env=os.environ | {"MODEL_REPOSITORY": str(repository)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_same_code_and_data_give_the_version_again(trained: Trained, tmp_path: Path) -> None:
+    report_file = tmp_path / "report.json"
+    finished = hikyaku(tmp_path, "reproduce", "tiny", "1", "--json", str(report_file))
+    said = finished.stdout
+    assert finished.returncode == 0, said + finished.stderr
     assert said.endswith("reproduced, byte for byte\n")
     assert said.index("what goes in") < said.index("\ntrained") < said.index("what came out")
+    report = json.loads(report_file.read_text())
+    assert report["reproduced"] is True
+    assert {"same"} == {one["outcome"] for one in [*report["before"], *report["after"]]}
+
+
+def test_a_command_shows_the_lineage_of_the_current_version(
+    trained: Trained, tmp_path: Path
+) -> None:
+    finished = hikyaku(tmp_path, "lineage", "tiny", "--json")
+    document = json.loads(finished.stdout)
+    assert (document["version"], document["hyperparameters"]) == ("1", {"ridge": 0.5})
+    assert list(document["data"]["files"]) == ["rows.csv"]
+
+
+def test_a_version_that_was_not_published_is_named(trained: Trained, tmp_path: Path) -> None:
+    finished = hikyaku(tmp_path, "reproduce", "tiny", "7")
+    assert (finished.returncode, finished.stderr) == (1, "hikyaku: tiny has no version 7: [1]\n")
 
 
 def altered_metric(trained: Trained) -> VaultedVersion:
@@ -159,7 +184,7 @@ ALTERED: list[tuple[Callable[[Trained], VaultedVersion], set[str], str]] = [
     (altered_digest, {"data", "data that was read"}, "not reproduced: data, data that was read"),
     (
         lambda trained: trained.with_training(hyperparameters={"ridge": 5.0}),
-        {"metric mse", "model.onnx", "golden predictions"},
+        {"metric mse", "files of the model", "golden predictions"},
         "the manifest is not that of this model",
     ),
 ]
@@ -204,18 +229,15 @@ def test_a_training_that_heeds_no_manifest_is_told_so(trained: Trained, tmp_path
     assert differing["hyperparameters"] == "ridge was 0.25, is 0.5"
 
 
-def test_a_version_that_says_nothing_of_its_training_can_be_reproduced(
-    trained: Trained, tmp_path: Path
+def test_a_training_that_fails_is_no_outcome(
+    trained: Trained, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    status, _, report = outcome(trained.with_training(run=None), trained, tmp_path)
-    assert status == 0
-    assert {"unknown"} == {one["outcome"] for one in report["before"] if one["what"] == "training"}
-
-
-def test_a_training_that_fails_is_no_outcome(trained: Trained, tmp_path: Path) -> None:
     (trained.code / "train.py").write_text("raise SystemExit('no memory')")
     with pytest.raises(HikyakuError, match=r"train\.py failed"):
-        reproduce(trained.published, trained.code, trained.code, None)
+        reproduce(trained.with_training(run=None), trained.code, trained.code, None)
+    said = capfd.readouterr()
+    assert "the version does not say how it was trained" in said.out
+    assert "no memory" in said.err
 
 
 def test_a_folder_without_training_code_is_named(trained: Trained, tmp_path: Path) -> None:
