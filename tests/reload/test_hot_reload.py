@@ -3,7 +3,7 @@
 import asyncio
 import re
 import shutil
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import pytest
@@ -279,3 +279,31 @@ async def test_a_model_that_was_never_published_says_how_to(service: Service) ->
     with pytest.raises(InvalidModel, match="oracle: nothing is published yet; `hikyaku publish`"):
         async with service.worker():
             pass
+
+
+async def test_a_worker_that_cannot_read_the_state_keeps_what_it_serves(
+    service: Service, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        redis_url = stack.enter_context(own_redis(tmp_path / "redis"))
+        async with service.worker(STATE_REDIS_URL=redis_url) as worker:
+            await service.publish()
+            stack.close()
+            response = await worker.ask("load")
+            assert (response.status_code, response.json()["error"]["retryable"]) == (503, True)
+            assert "release state" in response.json()["error"]["message"]
+            assert await worker.version() == 1
+            ready = await worker.client.get("/v2/health/ready")
+            assert ready.status_code == 200
+            assert ready.json()["release_state"] != "read"
+
+
+async def test_a_worker_starts_by_what_it_last_knew_of_a_state_that_is_not_to_be_had(
+    service: Service, tmp_path: Path
+) -> None:
+    await service.publish()
+    with own_redis(tmp_path / "redis") as redis_url:
+        async with service.worker(STATE_REDIS_URL=redis_url) as worker:
+            await worker.ask("load", version="1")
+    async with service.worker(STATE_REDIS_URL=redis_url) as worker:
+        assert await worker.version() == 1
