@@ -14,7 +14,7 @@ TRITON_SERVER := .venv-triton/installed
 endif
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors bench bench-features \
+	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-repository bench bench-features \
 	bench-start bench-gpu bench-isolated bench-workers clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
@@ -53,6 +53,9 @@ prove-triton-outage: .venv/dev.installed .venv-triton/installed  ## answers unde
 
 prove-two-doors: .venv/dev.installed  ## 50,000 requests of all kinds through the protocol and through ASGI
 	@$(BIN)/python -m loadtests.prove_two_doors $(PROVE)
+
+prove-repository: .venv/dev.installed  ## publishers killed before every write, 20,000 damaged versions; needs strace
+	@$(BIN)/python -m loadtests.prove_repository $(PROVE)
 
 bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick leaves the peers out
 	@$(BIN)/python -m loadtests.bench $(BENCH)
