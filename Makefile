@@ -61,6 +61,9 @@ prove-reload: .venv/dev.installed  ## 500 reloads under load, every answer held 
 prove-admin-races: .venv/dev.installed  ## 32 operators load, unload and roll back at the same time
 	@$(BIN)/python -m loadtests.prove_admin_races $(PROVE)
 
+prove-repository: .venv/dev.installed  ## publishers killed before every write, 20,000 damaged versions; needs strace
+	@$(BIN)/python -m loadtests.prove_repository $(PROVE)
+
 bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick leaves the peers out
 	@$(BIN)/python -m loadtests.bench $(BENCH)
 

@@ -13,7 +13,7 @@ from app.features.plan import NO_FEATURES
 from app.repository.publish import publish
 from app.repository.store import Shelf, open_repository
 from app.repository.vault import Vault
-from tests.repository.s3_gate import Gate, s3_behind_a_gate
+from loadtests.s3_gate import Gate, s3_behind_a_gate
 from tests.tiny_models import contract, training, write_artifact, write_contract
 
 

@@ -1,6 +1,7 @@
 """An S3 of moto's behind a gate that can fail as a real one does."""
 
 import http.client
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ from moto.server import ThreadedMotoServer
 
 class Gate(ThreadingHTTPServer):
     """Passes requests on to the store, except that `fault` may answer a path with a status.
-    `cut`: every listing says that there is more of it."""
+    `cut`: every listing says that there is more of it. `before` and `after` are asked about each
+    request that changes the store, once it has come and once it has taken effect; where one says
+    False the request has no effect, or no answer."""
 
     daemon_threads = True
 
@@ -24,6 +27,13 @@ class Gate(ThreadingHTTPServer):
     def repair(self) -> None:
         self.fault: Callable[[str], int | None] = lambda path: None
         self.cut = False
+        self.before: Callable[[], bool] = _go_on
+        self.after: Callable[[], bool] = _go_on
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed is none."""
+        if not isinstance(sys.exception(), ConnectionError):
+            raise
 
     @property
     def url(self) -> str:
@@ -57,10 +67,17 @@ class _Passing(BaseHTTPRequestHandler):
         if status is not None:
             self._answer(status, [], b"")
             return
+        changes = self.command in {"PUT", "POST", "DELETE"}
+        if changes and not gate.before():
+            self.close_connection = True
+            return
         connection = http.client.HTTPConnection(*gate.store)
         connection.request(self.command, self.path, body, dict(self.headers))
         answer = connection.getresponse()
         content = answer.read()
+        if changes and not gate.after():
+            self.close_connection = True
+            return
         if gate.cut:
             content = content.replace(
                 b"<IsTruncated>false</IsTruncated>",
@@ -85,3 +102,7 @@ class _Passing(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Not onto the terminal."""
+
+
+def _go_on() -> bool:
+    return True
