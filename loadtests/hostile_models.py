@@ -178,17 +178,19 @@ def external(name: str, dims: Sequence[int], **entries: Any) -> TensorProto:
 def corpus() -> list[Hostile]:
     """Every one of them."""
     return [
-        *_external_data(),
-        *_no_models(),
-        *_claims(),
+        *seen_without_executing(),
         *_bombs(),
         *_endless(),
-        *_unknown(),
         *_ill_formed(),
         *_signatures(),
         *_wrong_answers(),
         *_crashes(),
     ]
+
+
+def seen_without_executing() -> list[Hostile]:
+    """Those of them that no runtime ever sees."""
+    return [*_external_data(), *_no_models(), *_claims(), *_unknown()]
 
 
 def _with_weights(**entries: Any) -> Callable[[Path], None]:
@@ -400,7 +402,6 @@ def _no_models() -> Iterator[Hostile]:
             lambda folder: (folder / MODEL_FILE).symlink_to("../other"),
         ),
     )
-    yield Hostile("no file", "does not list model.onnx|lists no model.onnx", lambda folder: None)
 
 
 def _claims() -> Iterator[Hostile]:
@@ -753,6 +754,9 @@ def _deep_by_hand(depth: int) -> Callable[[Path], None]:
 
 
 def _signatures() -> Iterator[Hostile]:
+    no_file = "does not list model.onnx|lists no model.onnx"
+    yield Hostile("no file", no_file, lambda folder: None)
+
     def served(
         x: ValueInfoProto, y: ValueInfoProto, *nodes: NodeProto, weights: Any = np.float32
     ) -> Callable[[Path], None]:

@@ -106,7 +106,7 @@ def open_file(folder: Path, name: str) -> BinaryIO:
             file = open(os.open(last, flags, dir_fd=at), "rb")  # noqa: SIM115  (the caller's)
     except OSError as exc:
         linked = exc.errno in (errno.ELOOP, errno.ENOTDIR)
-        reason = "is or lies behind a link" if linked else exc.strerror
+        reason = "is a link, or lies behind one" if linked else exc.strerror
         raise InvalidModel(f"{folder / name}: {reason}") from exc
     found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode):
