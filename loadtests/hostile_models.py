@@ -126,6 +126,11 @@ def tensor(name: str, value: Any, dtype: Any = np.float32) -> TensorProto:
     return numpy_helper.from_array(np.array(value, dtype), name)
 
 
+def _number(value: Any) -> NDArray[Any]:
+    array = np.array(value)
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+
+
 WEIGHTS = tensor("weights", [[1.0], [2.0]])
 
 
@@ -173,16 +178,19 @@ def external(name: str, dims: Sequence[int], **entries: Any) -> TensorProto:
 def corpus() -> list[Hostile]:
     """Every one of them."""
     return [
-        *_external_data(),
-        *_no_models(),
-        *_claims(),
+        *seen_without_executing(),
         *_bombs(),
         *_endless(),
-        *_unknown(),
         *_ill_formed(),
         *_signatures(),
         *_wrong_answers(),
+        *_crashes(),
     ]
+
+
+def seen_without_executing() -> list[Hostile]:
+    """Those of them that no runtime ever sees."""
+    return [*_external_data(), *_no_models(), *_claims(), *_unknown()]
 
 
 def _with_weights(**entries: Any) -> Callable[[Path], None]:
@@ -228,8 +236,10 @@ def _external_data() -> Iterator[Hostile]:
     yield Hostile("backslashes", "is no name of a file", backslash)
     yield Hostile("no location", "is no name of a file", _with_weights(location=""))
     nul = _with_weights(location="w.bin\0../secret")
-    yield Hostile("a NUL in the location", "is no name of a file", nul)
-    yield Hostile("escape codes", r"'w\\x1b\[2J", _with_weights(location="w\x1b[2J"))
+    yield Hostile("a NUL in the location", r"w\.bin\\x00.* cannot be printed", nul)
+    yield Hostile(
+        "escape codes", r"w\\x1b\[2J.* cannot be printed", _with_weights(location="w\x1b[2J")
+    )
     dotted = _both(file("w.bin"), _with_weights(location="./w.bin"))
     yield Hostile("a detour", "is not the plain path", dotted)
     address = "*/_ORT_MEM_ADDR_/*"
@@ -326,23 +336,27 @@ _LOOP_CONSTANTS = (
 
 
 def _loop(
-    turns: int | None, *inner: NodeProto, initializers: Sequence[TensorProto] = ()
+    turns: int | None,
+    *inner: NodeProto,
+    initializers: Sequence[TensorProto] = (),
+    at: str = "",
 ) -> NodeProto:
-    """`looped` = `x` after so many turns, for ever without a number."""
+    """`looped` = `x` after so many turns, for ever without a number; `at` makes its names others
+    than those of a loop in it."""
     body = helper.make_graph(
         [
-            helper.make_node("Identity", ["go"], ["go_on"]),
-            *(inner or [helper.make_node("Neg", ["value"], ["turned"])]),
+            helper.make_node("Identity", [f"go{at}"], [f"go_on{at}"]),
+            *(inner or [helper.make_node("Neg", [f"value{at}"], [f"turned{at}"])]),
         ],
         "turn",
         [
-            helper.make_tensor_value_info("turn", _INT, []),
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("value", _FLOAT, None),
+            helper.make_tensor_value_info(f"turn{at}", _INT, []),
+            helper.make_tensor_value_info(f"go{at}", TensorProto.BOOL, []),
+            helper.make_tensor_value_info(f"value{at}", _FLOAT, None),
         ],
         [
-            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("turned", _FLOAT, None),
+            helper.make_tensor_value_info(f"go_on{at}", TensorProto.BOOL, []),
+            helper.make_tensor_value_info(f"turned{at}", _FLOAT, None),
         ],
         initializers,
     )
@@ -388,7 +402,6 @@ def _no_models() -> Iterator[Hostile]:
             lambda folder: (folder / MODEL_FILE).symlink_to("../other"),
         ),
     )
-    yield Hostile("no file", "does not list model.onnx|lists no model.onnx", lambda folder: None)
 
 
 def _claims() -> Iterator[Hostile]:
@@ -432,10 +445,7 @@ def _bombs() -> Iterator[Hostile]:
 
     def beside(*nodes: NodeProto, **constants: Any) -> Callable[[Path], None]:
         """The last node makes `bomb`."""
-        given = [
-            tensor(name, value, np.float32 if isinstance(value, float) else np.int64)
-            for name, value in constants.items()
-        ]
+        given = [numpy_helper.from_array(_number(value), name) for name, value in constants.items()]
         # The sum is no number of any use, but it has to be made.
         used = [
             matmul(y="good"),
@@ -514,7 +524,7 @@ def _endless() -> Iterator[Hostile]:
         return lambda folder: write(folder, model([node, matmul("looped")], constants))
 
     yield Hostile("an endless Loop", late, looping(_loop(None)))
-    inner = _loop(None)
+    inner = _loop(None, at="_inside")
     inner.input[2] = "value"
     inner.output[0] = "turned"
     yield Hostile("a Loop in a Loop", late, looping(_loop(None, inner)))
@@ -569,8 +579,8 @@ def _unknown() -> Iterator[Hostile]:
     inside = using("Conv", "com.microsoft.nchwc")
     yield Hostile("a domain of the optimiser", "domain 'com.microsoft.nchwc'", inside)
     yield Hostile("no such contrib", "knows no operator 'Relu'", using("Relu", "com.microsoft"))
-    homoglyph = using("Relu", "ai.оnnx")
-    yield Hostile("a domain that looks like ONNX's", "is of the domain 'ai.оnnx'", homoglyph)
+    homoglyph = using("Relu", "ai.\u043ennx")
+    yield Hostile("a domain that looks like ONNX's", "is of the domain 'ai.\u043ennx'", homoglyph)
     newer = using("Identity", opsets={"": 9_999})
     yield Hostile("a newer opset", "opset 9999 of the domain 'ai.onnx'", newer)
     yield Hostile("opset 0", "opset 0 of the domain", using("Identity", opsets={"": 0}))
@@ -633,7 +643,7 @@ def _ill_formed() -> Iterator[Hostile]:
         return written
 
     deep = "in each other more than|is no ONNX model"
-    yield Hostile("40 graphs in each other", deep, nested(40))
+    yield Hostile("20 graphs in each other", deep, nested(20))
     yield Hostile("2,000 graphs in each other", deep, _deep_by_hand(2_000))
 
     def many(folder: Path) -> None:
@@ -681,11 +691,10 @@ def _ill_formed() -> Iterator[Hostile]:
     yield Hostile("a domain of its own in a function", "domain 'com.example'", unknown)
 
     def no_text(folder: Path) -> None:
-        """The name of the first node's input is no UTF-8."""
-        whole = model([step("Neg", "x", "QQQQ"), matmul("QQQQ")]).SerializeToString()
+        whole = model([matmul("QQQQ")], inputs=[floats("QQQQ", "rows", 2)]).SerializeToString()
         (folder / MODEL_FILE).write_bytes(whole.replace(b"QQQQ", b"\xff\xfe\xc0\x80"))
 
-    yield Hostile("names that are no UTF-8", "no UTF-8|cannot load it|no ONNX model", no_text)
+    yield Hostile("names that are no UTF-8", "cannot be printed|no ONNX model", no_text)
     clears = 'x\x1b[2J\r\n{"level": "info"}'
     control = nodes(matmul(clears), inputs=[floats(clears, "rows", 2)])
     yield Hostile("an input that clears the screen", "cannot be printed", control)
@@ -745,6 +754,9 @@ def _deep_by_hand(depth: int) -> Callable[[Path], None]:
 
 
 def _signatures() -> Iterator[Hostile]:
+    no_file = "does not list model.onnx|lists no model.onnx"
+    yield Hostile("no file", no_file, lambda folder: None)
+
     def served(
         x: ValueInfoProto, y: ValueInfoProto, *nodes: NodeProto, weights: Any = np.float32
     ) -> Callable[[Path], None]:
@@ -804,14 +816,8 @@ def _first_of_three() -> list[NodeProto]:
 def _wrong_answers() -> Iterator[Hostile]:
     def after(*nodes: NodeProto, **constants: Any) -> Callable[[Path], None]:
         """`good` is right; these make `y` of it."""
-        given: list[NDArray[Any]] = [np.array(value) for value in constants.values()]
-        initializers = [
-            numpy_helper.from_array(
-                value.astype(np.float32 if value.dtype.kind == "f" else np.int64), name
-            )
-            for name, value in zip(constants, given, strict=True)
-        ]
-        made = model([matmul(y="good"), *nodes], [WEIGHTS, *initializers])
+        given = [numpy_helper.from_array(_number(value), name) for name, value in constants.items()]
+        made = model([matmul(y="good"), *nodes], [WEIGHTS, *given])
         return lambda folder: write(folder, made)
 
     def node(operator: str, inputs: str, output: str = "y", **attributes: Any) -> NodeProto:
@@ -835,7 +841,7 @@ def _wrong_answers() -> Iterator[Hostile]:
         node("Sub", "sums before", "same"),
         node("Add", "same leak"),
     ]
-    leaking = after(*places, axis=0, tiny=1e-6)
+    leaking = after(*places, axis=0, tiny=0.01)
     yield Hostile("the sum of those before, hidden", "training said|depend on the rows", leaking)
     first = [
         node("Slice", "good zero one", "first"),
@@ -869,3 +875,25 @@ def _wrong_answers() -> Iterator[Hostile]:
         node("Add", "good die"),
     ]
     yield Hostile("a die", "training said", after(*dice))
+
+
+def _crashes() -> Iterator[Hostile]:
+    """What takes ONNX Runtime 1.31 down, and the process that executes it."""
+
+    def beside(crash: NodeProto, **constants: NDArray[Any]) -> Callable[[Path], None]:
+        given = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+        made = model([crash, matmul()], [WEIGHTS, *given], outputs=[*_OUTPUTS_WITH_A_CRASH])
+        return lambda folder: write(folder, made)
+
+    killed = "killed by SIG(FPE|ABRT|SEGV)"
+    least = np.array([-1 << 63], np.int64)
+    divided = helper.make_node("Div", ["least", "minus_one"], ["crash"])
+    by_minus_one = beside(divided, least=least, minus_one=np.array([-1], np.int64))
+    yield Hostile("the least number divided by -1", killed, by_minus_one)
+    between = helper.make_node("RandomUniform", [], ["crash"], shape=[3], low=1e30)
+    yield Hostile("a random number above 1e30 and below 1", killed, beside(between))
+    scaled = helper.make_node("RandomNormal", [], ["crash"], shape=[3], scale=-1.0)
+    yield Hostile("a negative deviation", killed, beside(scaled))
+
+
+_OUTPUTS_WITH_A_CRASH = (floats("y", "rows", 1), helper.make_empty_tensor_value_info("crash"))

@@ -31,6 +31,8 @@ class ExternalFiles:
         `size` bytes of such a file."""
         given = list(entries)
         keys = [key for key, _ in given]
+        if not all(is_printable(part) for entry in given for part in entry):
+            raise InvalidModel(f"{where}: its external data {str(given)[:200]} cannot be printed")
         if not set(keys) <= _KEYS or len(set(keys)) < len(keys) or "location" not in keys:
             raise InvalidModel(f"{where}: its external data has the entries {sorted(keys)[:8]}")
         values = dict(given)
@@ -73,7 +75,7 @@ class ExternalFiles:
     def _check_location(self, location: str, where: str) -> None:
         path = PurePosixPath(location)
         reason = None
-        if not location or not location.isprintable() or "\\" in location or len(location) > 255:
+        if not location or "\\" in location or len(location) > 255:
             reason = "is no name of a file"
         elif path.is_absolute():
             reason = "is an absolute path: it must lie in the model's folder"
@@ -104,7 +106,7 @@ def open_file(folder: Path, name: str) -> BinaryIO:
             file = open(os.open(last, flags, dir_fd=at), "rb")  # noqa: SIM115  (the caller's)
     except OSError as exc:
         linked = exc.errno in (errno.ELOOP, errno.ENOTDIR)
-        reason = "is or lies behind a link" if linked else exc.strerror
+        reason = "is a link, or lies behind one" if linked else exc.strerror
         raise InvalidModel(f"{folder / name}: {reason}") from exc
     found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode):
@@ -114,6 +116,11 @@ def open_file(folder: Path, name: str) -> BinaryIO:
         file.close()
         raise InvalidModel(f"{folder / name}: is a hard link: it has {found.st_nlink} names")
     return file
+
+
+def is_printable(text: object) -> bool:
+    """False for what protobuf leaves as bytes: it is no UTF-8."""
+    return isinstance(text, str) and text.isprintable()
 
 
 def _number(text: str, what: str, where: str) -> int:

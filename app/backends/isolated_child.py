@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from app.backends import open_backend
 from app.backends.backend import Backend
 from app.backends.isolated_confinement import confine
+from app.backends.isolated_files import only_read
 from app.backends.isolated_link import Link
 from app.backends.isolated_memory import settled_memory
 from app.backends.isolated_wire import (
@@ -59,6 +60,10 @@ async def _serve(connection: socket.socket) -> None:
     wanted = await opening
     limits = wanted.limits
     gaps = confine(wanted.parent, memory_bytes=limits.memory_mb << 20, nice=limits.nice)
+    if wanted.inspect is not None:
+        unrestricted = only_read(Path(wanted.model).parent)
+        if unrestricted is not None:
+            gaps.append(f"may read what the server's user may: {unrestricted}")
     try:
         resident_bytes = _inspected(wanted)
         backend = await _opened(wanted)

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from app.backends.isolated_wire import Ready, Run, encoded
 from app.deadline import Deadline
 from app.errors import DeadlineExceeded, InvalidModel
 from app.tensors import Signature, Tensors
+
+log = logging.getLogger(__name__)
 
 
 class IsolatedTrial:
@@ -68,6 +71,11 @@ async def open_trial(opening: Opening, within_s: float) -> AsyncIterator[Isolate
         except TimeoutError as exc:
             reason = f"{opening.model}: was not open within {within_s:g} s"
             raise InvalidModel(reason) from exc
+        if ready.gaps:
+            log.warning(
+                "an isolated process is less confined than it should be",
+                extra={"model": str(opening.model), "pid": model.pid, "gaps": ready.gaps},
+            )
         yield IsolatedTrial(model, ready, end)
     finally:
         model.kill("the trial is over")

@@ -21,13 +21,13 @@ from onnx import (
     numpy_helper,
 )
 
-from app.backends.external_data import ExternalFiles, open_file
+from app.backends.external_data import ExternalFiles, is_printable, open_file
 from app.backends.onnx_operators import known_operators, newest_versions
 from app.errors import InvalidModel
 
 _MOST_FILE_BYTES = (1 << 31) - 1  # of a protobuf
 _MOST_NODES = 200_000
-_MOST_DEPTH = 32
+_MOST_DEPTH = 16
 _MOST_ELEMENTS = 1 << 40  # of a tensor that the file claims to hold, or a signature to take
 _MOST_MADE = 1 << 28  # elements that one node makes of a constant: a GB of float32
 _MOST_READ = 1_024  # elements of a constant that is looked into
@@ -76,12 +76,9 @@ def inspect_file(model: Path, files: Sequence[str] | None) -> None:
     """Raises `InvalidModel` with one sentence unless the file is an ONNX model of known operators
     that holds what it claims, and names as external data only such regular files of its folder as
     are in `files` (None: any of them)."""
-    try:
-        proto = _parsed(model)
-        external = ExternalFiles(model.parent, files, but_not=model.name)
-        _Inspection(str(model), external).model(proto)
-    except UnicodeDecodeError as exc:
-        raise InvalidModel(f"{model}: holds a name that is no UTF-8") from exc
+    proto = _parsed(model)
+    external = ExternalFiles(model.parent, files, but_not=model.name)
+    _Inspection(str(model), external).model(proto)
 
 
 def _parsed(model: Path) -> ModelProto:
@@ -129,7 +126,7 @@ class _Inspection:
             self._declare(function)
         opsets = self._opsets(model.opset_import)
         for value in (*model.graph.input, *model.graph.output):
-            if not value.name.isprintable():
+            if not is_printable(value.name):
                 self._refuse(f"the name {value.name!r} of an input or output cannot be printed")
         self._count(self._graph(model.graph, opsets, Constants(), 0))
         for identity in self.functions:
