@@ -85,6 +85,9 @@ class CurrentWatch:
         except HikyakuError as exc:
             self._metrics.repository_failures.inc()
             self._tell_trouble(str(exc))
+        except Exception:  # a defect: this worker must not stop looking for it
+            self._metrics.repository_failures.inc()
+            log.exception("the repository could not be looked at")
         else:
             self._tell_trouble("")
 

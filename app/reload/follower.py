@@ -113,6 +113,9 @@ class Follower:
             await self.exchange()
         except StateUnavailable as exc:
             self._tell_unavailable(str(exc))
+        except Exception:  # a defect: this worker must not stop following for it
+            log.exception("the release state could not be followed")
+            self.unavailable = "a defect, which the log has"
         else:
             self._tell_unavailable("")
         self._metrics.release_state_age.set(time.monotonic() - self._read_s)
@@ -204,9 +207,8 @@ class FollowedModel:
         chosen = state.preparing.chosen
         try:
             await self.residents.open(chosen.version, chosen.sha256)
-        except HikyakuError as exc:
-            self._log_failure(chosen, exc)
-            return {chosen.sha256: str(exc)}
+        except Exception as exc:  # of what is not ours, too: others wait for a word of us
+            return {chosen.sha256: self._failure(chosen, exc)}
         return {}
 
     async def _opened(self, chosen: Chosen) -> Resident:
@@ -218,14 +220,21 @@ class FollowedModel:
                 return found
             try:
                 return await self.residents.open(chosen.version, chosen.sha256)
-            except HikyakuError as exc:
-                self._log_failure(chosen, exc)
+            except Exception as exc:  # whatever it is, it may be over the next time
+                self._failure(chosen, exc)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _log_failure(self, chosen: Chosen, exc: HikyakuError) -> None:
-        named = {"model": self.residents.name, "version": chosen.version}
-        log.error("a version cannot serve here", extra=named | {"reason": str(exc)})
+    def _failure(self, chosen: Chosen, exc: Exception) -> str:
+        """What others are told of it; the log has the rest."""
+        known = isinstance(exc, HikyakuError)
+        reason = str(exc) if known else f"{type(exc).__name__}: {exc}"
+        log.error(
+            "a version cannot serve here",
+            extra={"model": self.residents.name, "version": chosen.version, "reason": reason},
+            exc_info=None if known else exc,
+        )
+        return reason
 
 
 def _named(state: ReleaseState) -> list[Chosen]:

@@ -81,6 +81,7 @@ class HotReload:
             for name in names:
                 await self._begin(name, states[name])
             await stack.enter_async_context(self._follower)
+            stack.push_async_callback(self.verbs.close)
             await stack.enter_async_context(self._watch)
             pruning = asyncio.create_task(self._prune(), name="prune the vault")
             stack.push_async_callback(_cancelled, pruning)

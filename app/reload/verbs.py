@@ -28,6 +28,7 @@ _PREPARED_WITHIN_S = 300.0
 _CARRIED_OUT_WITHIN_S = 10.0
 _CONVERGED_WITHIN_S = 2.0
 _LOOK_EVERY_S = 0.05
+_GIVE_UP_AGAIN_S = 1.0
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -58,6 +59,14 @@ class ReleaseVerbs:
         self._source = source
         self._metrics = metrics
         self._under_way: dict[str, str] = {}
+        # A reference: the loop holds tasks only weakly (asyncio docs, create_task).
+        self._giving_up: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        for task in self._giving_up:
+            task.cancel()
+        if self._giving_up:
+            await asyncio.wait(self._giving_up)
 
     async def load(
         self, name: str, version: int | None = None, generation: int | None = None, *, by: str
@@ -164,18 +173,29 @@ class ReleaseVerbs:
         try:
             async with asyncio.timeout(_PREPARED_WITHIN_S):
                 await self._ready_everywhere(model, prepared, chosen)
-        except (TimeoutError, InvalidModel) as exc:
-            given_up = msgspec.structs.replace(
-                prepared, generation=prepared.generation + 1, preparing=None
-            )
-            await self._follower.change(model.residents.name, given_up)
-            if isinstance(exc, InvalidModel):
+        except BaseException as exc:
+            giving_up = asyncio.create_task(self._give_up(model, prepared), name="give up a load")
+            self._giving_up.add(giving_up)
+            giving_up.add_done_callback(self._giving_up.discard)
+            if not isinstance(exc, TimeoutError):
                 raise
             raise ModelNotReady(
                 f"not every worker had version {chosen.version} ready within "
                 f"{_PREPARED_WITHIN_S:g} s"
             ) from exc
         return prepared
+
+    async def _give_up(self, model: FollowedModel, prepared: ReleaseState) -> None:
+        """Nobody need prepare it any more. Until that could be said nothing else can be loaded."""
+        state = msgspec.structs.replace(
+            prepared, generation=prepared.generation + 1, preparing=None
+        )
+        while model.state == prepared:
+            try:
+                await self._follower.change(model.residents.name, state)
+                await self._follower.exchange()
+            except StateUnavailable:
+                await asyncio.sleep(_GIVE_UP_AGAIN_S)
 
     async def _ready_everywhere(
         self, model: FollowedModel, state: ReleaseState, chosen: Chosen
@@ -198,7 +218,11 @@ class ReleaseVerbs:
         """Whether every worker that lives has done what the state says, or soon has."""
         until_s = time.monotonic() + _CONVERGED_WITHIN_S
         while time.monotonic() < until_s:
-            if all(_follows(report, model, state) for report in await self._follower.workers()):
+            try:
+                reports = await self._follower.workers()
+            except StateUnavailable:
+                return False  # what was asked for is done, whatever is not known now
+            if all(_follows(report, model, state) for report in reports):
                 return True
             await asyncio.sleep(_LOOK_EVERY_S)
         return False
