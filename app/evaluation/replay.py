@@ -190,20 +190,22 @@ def _server(redis_url: str, clock: pd.Timestamp) -> Iterator[str]:
     inherited = {
         name: v for name, v in os.environ.items() if not name.startswith("PROMETHEUS_MULTI")
     }
-    environment = inherited | {
-        "FEATURE_REDIS_URL": redis_url,
-        "STATE_REDIS_URL": "",  # it is none of the replicas
-        "HIKYAKU_HOST": "127.0.0.1",
-        "HIKYAKU_PORT": str(port),
-        "HIKYAKU_OPERATOR_TOKEN": "",  # we move its clock
-        "HIKYAKU_OPERATOR_TOKEN_FILE": "",
-        "HIKYAKU_REPLAY_CLOCK": clock.isoformat(),
-        "HIKYAKU_LOG_LEVEL": "WARNING",
-        "HIKYAKU_REGISTRY_CHECK_S": "0",
-    }
-    with child([sys.executable, "-m", "app.cli", "serve"], environment) as process:
-        _wait_until_ready(process, f"http://127.0.0.1:{port}")
-        yield f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as work:
+        environment = inherited | {
+            "FEATURE_REDIS_URL": redis_url,
+            "STATE_REDIS_URL": "",  # it is none of the replicas, nor of this machine's workers
+            "HIKYAKU_WORK_DIR": work,
+            "HIKYAKU_HOST": "127.0.0.1",
+            "HIKYAKU_PORT": str(port),
+            "HIKYAKU_OPERATOR_TOKEN": "",  # we move its clock
+            "HIKYAKU_OPERATOR_TOKEN_FILE": "",
+            "HIKYAKU_REPLAY_CLOCK": clock.isoformat(),
+            "HIKYAKU_LOG_LEVEL": "WARNING",
+            "HIKYAKU_REGISTRY_CHECK_S": "0",
+        }
+        with child([sys.executable, "-m", "app.cli", "serve"], environment) as process:
+            _wait_until_ready(process, f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{port}"
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", address: str) -> None:

@@ -15,7 +15,9 @@ from app.release.state import ReleaseState, StateUnavailable
 log = logging.getLogger(__name__)
 
 FOLDER = "release"
-"""Of the folder in which this machine works."""
+"""Of the folder in which this machine works: what its files say is so."""
+KNOWN_FOLDER = "known"
+"""What a Redis said last. Apart, since whoever uses the files would believe and change it."""
 
 _LOCK_S = 0.8
 

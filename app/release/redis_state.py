@@ -9,7 +9,7 @@ from pathlib import Path
 from app.features.redis_connection import Reply, command
 from app.release.beside import Beside
 from app.release.documents import decode_report, decode_state, encode_report, encode_state
-from app.release.folder import FOLDER, ReleaseFolder
+from app.release.folder import KNOWN_FOLDER, ReleaseFolder
 from app.release.presence import Presence
 from app.release.redis_line import NoAnswer, RedisLine, refused, state_address
 from app.release.state import PRESENCE_S, ReleaseState, StateUnavailable, WorkerReport
@@ -44,7 +44,7 @@ class RedisState:
         self._changes = RedisLine(address)
         self._changing = asyncio.Lock()
         self._seen: dict[str, ReleaseState] = {}
-        self._kept = _Kept(ReleaseFolder(folder / FOLDER))
+        self._kept = _Kept(ReleaseFolder(folder / KNOWN_FOLDER))
 
     async def exchange(
         self, report: WorkerReport, models: Sequence[str]

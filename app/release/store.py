@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from app.release.file_state import FileState
-from app.release.folder import FOLDER
+from app.release.folder import KNOWN_FOLDER
 from app.release.redis_line import RedisAbsent, check_state_store
 from app.release.redis_state import RedisState
 from app.release.state import StateStore
@@ -45,4 +45,4 @@ async def _check(url: str, folder: Path) -> None:
 
 
 def _knows_any(folder: Path) -> bool:
-    return any((folder / FOLDER).glob("*.json"))
+    return any((folder / KNOWN_FOLDER).glob("*.json"))

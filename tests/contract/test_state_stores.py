@@ -26,8 +26,8 @@ FULL = ReleaseState(
     1,
     Chosen(3, "aa" * 32),
     Chosen(2, "bb" * 32),
-    Preparation(4, "cc" * 32, "w-1"),
-    current=3,
+    Preparation(Chosen(4, "cc" * 32), "w-1"),
+    current=Chosen(3, "aa" * 32),
 )
 Opening = Callable[[], Awaitable[StateStore]]
 
@@ -112,7 +112,7 @@ async def test_of_changes_at_the_same_time_one_succeeds_and_none_is_lost(
 
 async def test_workers_know_of_each_other(opening: Opening) -> None:
     one, other = await opening(), await opening()
-    report = ModelReport(2, Chosen(1, "aa"), [Chosen(1, "aa")], {"bb": "its rows differ"})
+    report = ModelReport(2, Chosen(1, "aa"), [Chosen(1, "aa")], {"bb": "its rows differ"}, "")
     second = WorkerReport("host/2", {"m": report})
     await other.exchange(second, [])
     await one.exchange(WorkerReport("a", {}), [])
