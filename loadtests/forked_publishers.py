@@ -17,6 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+# A publisher imports these only when it needs them, which would be in each one that is forked.
+import onnxruntime  # noqa: F401 - as said
+import s3fs  # noqa: F401 - as said
+
+import app.repository.url_store  # noqa: F401 - as said
+from app.errors import HikyakuError
+from app.features.plan import NO_FEATURES
+from app.repository.publish import publish
+from app.repository.signing import SigningKey
+
 _KILLED_AT = 150
 _NOBODY = 9_999  # no open file has this number
 
@@ -102,15 +112,6 @@ def _strace() -> list[str]:
 
 def _serve(connection: socket.socket) -> None:
     """Read commands and answer them, until there are no more."""
-    import fsspec.implementations.memory  # noqa: F401 - what a publisher would import is imported here
-    import onnxruntime  # noqa: F401 - as above
-
-    import app.repository.folder_store
-    import app.repository.url_store  # noqa: F401 - as above
-
-    with suppress(ImportError):
-        import s3fs  # noqa: F401 - as above
-
     running: Sequence[int] = ()
     for line in connection.makefile("r"):
         command = json.loads(line)
@@ -139,11 +140,6 @@ def _forked(publication: Publication) -> int:
 
 
 def _publish(publication: Publication) -> None:
-    from app.errors import HikyakuError
-    from app.features.plan import NO_FEATURES
-    from app.repository.publish import publish
-    from app.repository.signing import SigningKey
-
     model = publication.model if "://" in publication.model else Path(publication.model)
     key = None if publication.key is None else SigningKey(Path(publication.key))
     try:

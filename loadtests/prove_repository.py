@@ -384,6 +384,7 @@ def prove_damage(variants: int, seed: int, bench: Bench, tally: Tally) -> None:
     for damage in islice(damages(intact, seed + 1), tenth):
         _require_mending(vault, intact, damage, chosen, tally)
         tally.done("damaged in the vault")
+    vault.take(MODEL, 1, chosen)
     shutil.rmtree(folder)
     _require_no_copy_without_repository(vault, intact, chosen, seed, tally)
 

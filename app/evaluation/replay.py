@@ -37,8 +37,9 @@ from app.listener import bind
 from app.local.processes import child
 from app.local.redis_server import own_redis
 from app.outputs import OutputReader
-from app.repository.layout import CONTRACT_FILE, current_version
+from app.repository.layout import CONTRACT_FILE
 from app.repository.manifest import MODEL_FILE, PLAN_FILE, Manifest, read_manifest, signature_of
+from app.repository.store import open_repository
 from app.tensors import Tensors
 
 MAX_SKEW = 1e-6
@@ -92,7 +93,7 @@ def evaluate(
     replay = contract.replay
     if replay is None:
         raise ConfigurationError(f"{model_dir / CONTRACT_FILE}: has no `replay` section")
-    version = current_version(model_dir)
+    version = open_repository(settings.model_repository).current(model_dir.name)
     if version is None:
         raise ConfigurationError(f"{model_dir}: nothing is published yet")
     manifest, _ = read_manifest(model_dir / str(version))

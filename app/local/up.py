@@ -25,10 +25,10 @@ from app.features.registry_watch import registry_file
 from app.listener import bind
 from app.local.processes import child
 from app.local.redis_server import own_redis
-from app.repository.layout import CONTRACT_FILE, current_version, model_folders
+from app.repository.layout import CONTRACT_FILE
 from app.repository.manifest import MANIFEST_FILE, PLAN_FILE, parse_manifest, read_manifest
 from app.repository.publish import fingerprint
-from app.repository.store import is_url, open_repository
+from app.repository.store import Repository, is_url, open_repository
 
 # Written beside the features, so that an emptied or exchanged Redis is filled again.
 _MARKER = "hikyaku:materialized"
@@ -65,8 +65,9 @@ def up(settings: Settings) -> int:
         }
         _prepare_features(settings.feature_repo, redis_url, until, environment)
         if not is_url(settings.model_repository):  # elsewhere there is no training code
-            for name, folder in model_folders(Path(settings.model_repository)).items():
-                _prepare_model(name, folder, settings.feature_repo, environment)
+            repository = open_repository(settings.model_repository)
+            for name in repository.models():
+                _prepare_model(name, repository, settings.feature_repo, environment)
         stack.enter_context(_known_to_other_commands(settings.work_dir, redis_url))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         return _serve(settings, f"http://{host}:{port}", environment)
@@ -108,12 +109,13 @@ def _prepare_features(
 
 
 def _prepare_model(
-    name: str, folder: Path, feature_repo: Path, environment: Mapping[str, str]
+    name: str, repository: Repository, feature_repo: Path, environment: Mapping[str, str]
 ) -> None:
     """Train and publish, unless CURRENT was trained from just what is there now."""
+    folder = Path(repository.where(name))
     if not (folder / "train.py").is_file():
         return
-    version = current_version(folder)
+    version = repository.current(name)
     if version is not None and _is_trained_from(folder, version, feature_repo):
         print(f"• {name}: version {version} is up to date", flush=True)
         return

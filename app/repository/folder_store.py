@@ -155,9 +155,9 @@ class FolderRepository:
             os.close(handle)
 
     def _is_model(self, entry: "os.DirEntry[str]") -> bool:
-        if not entry.is_dir():
-            return False
         with self._reading(entry.path), suppress(FileNotFoundError):
+            if not entry.is_dir():
+                return False
             os.stat(os.path.join(entry.path, CONTRACT_FILE), follow_symlinks=False)
             if entry.is_symlink():
                 raise InvalidModel(f"{entry.path}: a symbolic link, which is not followed")

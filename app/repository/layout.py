@@ -1,7 +1,6 @@
 """What is where in a model repository: models with a model.yaml, numbered versions, CURRENT."""
 
 import re
-from pathlib import Path
 
 from app.errors import InvalidModel
 
@@ -50,27 +49,3 @@ def version_in(content: bytes, what: str) -> int:
     if not is_version(name):
         raise InvalidModel(f"{what}: {name[:20]!r} is no version number")
     return int(name)
-
-
-def model_folders(repository: Path) -> dict[str, Path]:
-    """Every folder with a model.yaml, by name. Raises `InvalidModel` for a name that cannot be a
-    part of a URL, or when the repository is no folder."""
-    if not repository.is_dir():
-        raise InvalidModel(f"{repository}: no such folder; MODEL_REPOSITORY names it")
-    folders = {path.parent.name: path.parent for path in sorted(repository.glob("*/model.yaml"))}
-    for name in folders:
-        require_model_name(name)
-    return folders
-
-
-def versions(model_dir: Path) -> list[int]:
-    """The published versions, in ascending order."""
-    return sorted(int(path.name) for path in model_dir.iterdir() if is_version(path.name))
-
-
-def current_version(model_dir: Path) -> int | None:
-    """The version that CURRENT names, None before the first one is published."""
-    path = model_dir / CURRENT_FILE
-    if not path.exists():
-        return None
-    return version_in(path.read_bytes(), str(path))

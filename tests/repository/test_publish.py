@@ -17,7 +17,6 @@ import pytest
 from app.errors import HikyakuError, InvalidModel
 from app.features.plan import NO_FEATURES, FeaturePlan, PlannedFeature, Transformation
 from app.repository.artifact import local_artifact
-from app.repository.layout import current_version, versions
 from app.repository.publish import publish
 from app.repository.store import open_repository
 from app.repository.vault import Vault
@@ -55,6 +54,14 @@ def content(folder: Path) -> Mapping[str, bytes | None]:
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+def current_version(model_dir: Path) -> int | None:
+    return open_repository(str(model_dir.parent)).current(model_dir.name)
+
+
+def versions(model_dir: Path) -> list[int]:
+    return list(open_repository(str(model_dir.parent)).versions(model_dir.name))
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
