@@ -61,7 +61,13 @@ class Follower:
         """Tell and read now. Raises `StateUnavailable`."""
         reports = {name: model.report() for name, model in self._models.items()}
         told = WorkerReport(self.worker, reports)
-        for name, state in (await self._store.exchange(told, tuple(reports))).items():
+        try:
+            states = await self._store.exchange(told, tuple(reports))
+        except StateUnavailable as exc:
+            self._tell_unavailable(str(exc))
+            raise
+        self._tell_unavailable("")
+        for name, state in states.items():
             self._models[name].learn(state)
         self._read_s = time.monotonic()
 
@@ -111,13 +117,11 @@ class Follower:
     async def _exchange_if_possible(self) -> None:
         try:
             await self.exchange()
-        except StateUnavailable as exc:
-            self._tell_unavailable(str(exc))
+        except StateUnavailable:
+            pass  # it was told
         except Exception:  # a defect: this worker must not stop following for it
             log.exception("the release state could not be followed")
             self.unavailable = "a defect, which the log has"
-        else:
-            self._tell_unavailable("")
         self._metrics.release_state_age.set(time.monotonic() - self._read_s)
 
     def _tell_unavailable(self, reason: str) -> None:

@@ -177,6 +177,7 @@ class ReleaseVerbs:
             giving_up = asyncio.create_task(self._give_up(model, prepared), name="give up a load")
             self._giving_up.add(giving_up)
             giving_up.add_done_callback(self._giving_up.discard)
+            await asyncio.wait({giving_up}, timeout=_CONVERGED_WITHIN_S)
             if not isinstance(exc, TimeoutError):
                 raise
             raise ModelNotReady(
