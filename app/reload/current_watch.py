@@ -106,7 +106,7 @@ class CurrentWatch:
                 await self._load(name, model, current)
 
     async def _is_first(self) -> bool:
-        workers = sorted(report.worker for report in await self._follower.workers())
+        workers = sorted(report.worker for report in await self._follower.settled_workers())
         return workers[:1] == [self._follower.worker]
 
     def _is_due(self, name: str, model: FollowedModel, current: Chosen) -> bool:
@@ -144,7 +144,9 @@ class CurrentWatch:
         preparing = model.state.preparing
         if preparing is None:
             return
-        if preparing.worker not in {report.worker for report in await self._follower.workers()}:
+        if preparing.worker not in {
+            report.worker for report in await self._follower.settled_workers()
+        }:
             state = model.state
             await self._follower.change(
                 name,

@@ -23,6 +23,7 @@ from app.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 EXCHANGE_EVERY_S = 0.2
+_SETTLED_WITHIN_S = 5.0
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 
@@ -83,6 +84,18 @@ class Follower:
     async def workers(self) -> Sequence[WorkerReport]:
         """All that live. Raises `StateUnavailable`."""
         return await self._store.workers()
+
+    async def settled_workers(self) -> Sequence[WorkerReport]:
+        """All that live, once that is known: after an interruption it takes a moment. Raises
+        `StateUnavailable` when it takes longer."""
+        until_s = time.monotonic() + _SETTLED_WITHIN_S
+        while True:
+            try:
+                return await self._store.workers()
+            except StateUnavailable:
+                if time.monotonic() > until_s:
+                    raise
+            await asyncio.sleep(EXCHANGE_EVERY_S)
 
     async def __aenter__(self) -> Self:
         """All know of this worker when it is entered, unless nobody can be told now."""

@@ -78,9 +78,10 @@ class HotReload:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._close)
             states = await self._states(names)
+            # From the first moment on, so that whoever loads something waits for this worker.
+            await stack.enter_async_context(self._follower)
             for name in names:
                 await self._begin(name, states[name])
-            await stack.enter_async_context(self._follower)
             stack.push_async_callback(self.verbs.close)
             await stack.enter_async_context(self._watch)
             pruning = asyncio.create_task(self._prune(), name="prune the vault")
@@ -101,9 +102,12 @@ class HotReload:
             await residents.close()
 
     def _add(self, name: str) -> FollowedModel:
+        return self._follower.add(self._made(name))
+
+    def _made(self, name: str) -> Residents:
         residents = Residents(name, self._models, self._source, self._metrics)
         self._residents.append(residents)
-        return self._follower.add(residents)
+        return residents
 
     async def _states(self, names: Sequence[str]) -> Mapping[str, ReleaseState]:
         """As they are, or as this machine knew them last."""
@@ -118,31 +122,27 @@ class HotReload:
             return known
 
     async def _begin(self, name: str, state: ReleaseState) -> None:
-        model = self._add(name)
-        if not state.generation:
-            await self._begin_with_current(name, model)
-            return
-        model.begin(state, await self._champion(model, state))
+        residents = self._made(name)
+        if state.generation:
+            resident = await _champion(residents, state)
+        else:
+            state, resident = await self._begun_with_current(residents)
+        self._follower.add(residents).begin(state, resident)
 
-    async def _begin_with_current(self, name: str, model: FollowedModel) -> None:
+    async def _begun_with_current(self, residents: Residents) -> tuple[ReleaseState, Resident]:
         """Nothing was ever decided: what CURRENT names serves, and that is a decision."""
+        name = residents.name
         current = await self._source.current(name)
         if current is None:
             raise InvalidModel(f"{name}: nothing is published yet; `hikyaku publish` does it")
-        resident = await model.residents.open(current.version)
+        resident = await residents.open(current.version)
         state = ReleaseState(1, champion=resident.chosen, current=current)
-        if not await self._store.compare_and_set(name, 0, state):
-            # Another worker has decided meanwhile.
-            report = WorkerReport(self._follower.worker, {})
-            state = (await self._store.exchange(report, [name]))[name]
-            resident = await self._champion(model, state)
-        model.begin(state, resident)
-
-    async def _champion(self, model: FollowedModel, state: ReleaseState) -> Resident:
-        champion = state.champion
-        if champion is None:
-            raise InvalidModel(f"{model.residents.name}: the release state names no champion")
-        return await model.residents.open(champion.version, champion.sha256)
+        if await self._store.compare_and_set(name, 0, state):
+            return state, resident
+        # Another worker has decided meanwhile.
+        report = WorkerReport(self._follower.worker, {})
+        state = (await self._store.exchange(report, [name]))[name]
+        return state, await _champion(residents, state)
 
     async def _prune(self) -> None:
         """Copies of versions that no state names any more are removed, a while after their use."""
@@ -157,6 +157,12 @@ class HotReload:
             except HikyakuError as exc:
                 log.error("copies of versions cannot be removed", extra={"reason": str(exc)})
             await asyncio.sleep(_PRUNE_EVERY_S)
+
+
+async def _champion(residents: Residents, state: ReleaseState) -> Resident:
+    if state.champion is None:
+        raise InvalidModel(f"{residents.name}: the release state names no champion")
+    return await residents.open(state.champion.version, state.champion.sha256)
 
 
 def _worker_name() -> str:

@@ -162,7 +162,7 @@ class ReleaseVerbs:
         self, model: FollowedModel, state: ReleaseState, resident: Resident, by: str
     ) -> ReleaseState:
         """The state after which every worker that lives has the version ready."""
-        if len(await self._follower.workers()) < 2:
+        if len(await self._follower.settled_workers()) < 2:
             return state
         chosen, worker = resident.chosen, self._follower.worker
         preparing = Preparation(chosen, worker)
@@ -207,7 +207,8 @@ class ReleaseVerbs:
         while True:
             if model.state != state:
                 raise _overtaken(name, model.state)
-            reports = [report.models.get(name) for report in await self._follower.workers()]
+            workers = await self._follower.settled_workers()
+            reports = [report.models.get(name) for report in workers]
             for report in reports:
                 if report is not None and chosen.sha256 in report.failed:
                     raise InvalidModel(f"one of the workers: {report.failed[chosen.sha256]}")
@@ -256,7 +257,9 @@ class ReleaseVerbs:
     async def _require_none_prepared(self, state: ReleaseState) -> None:
         if state.preparing is None or state.preparing.worker == self._follower.worker:
             return
-        if state.preparing.worker in {each.worker for each in await self._follower.workers()}:
+        if state.preparing.worker in {
+            each.worker for each in await self._follower.settled_workers()
+        }:
             raise Conflict(
                 f"version {state.preparing.chosen.version} is being loaded by another worker"
             )
