@@ -133,13 +133,14 @@ def _forked(publication: Publication) -> int:
             for _ in range(_KILLED_AT - publication.nth):
                 with suppress(OSError):
                     IN_VAIN[publication.call]()
-        _publish(publication)
+        publish_one(publication)
         ended = 0
     finally:
         os._exit(ended)  # not back into the loop of the process that we are a copy of
 
 
-def _publish(publication: Publication) -> None:
+def publish_one(publication: Publication) -> None:
+    """In this process. Raises `HikyakuError`, which is also printed."""
     model = publication.model if "://" in publication.model else Path(publication.model)
     key = None if publication.key is None else SigningKey(Path(publication.key))
     try:
