@@ -54,6 +54,7 @@ MODEL = "tiny"
 _WEIGHTS_BYTES = 1_500_000
 _SAY_EVERY_S = 20.0
 _LOOKS_EVERY_S = 0.002
+_ALL_KINDS_WITHIN = 100  # publishers in a folder
 _S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "proof",
     "AWS_SECRET_ACCESS_KEY": "proof",
@@ -473,6 +474,9 @@ def prove(runs: int, store_runs: int, damaged: int, seed: int) -> Tally:
         prove_damage(damaged, seed, things, tally)
         prove_order(things, tally)
         prove_folder(runs, things, tally)
+        for call in ("write", "fsync", "rename", "mkdir"):
+            if runs >= _ALL_KINDS_WITHIN and not tally.killed[call]:
+                tally.failed(f"nobody was killed at {call}")
         prove_object_store(store_runs, things, tally)
     return tally
 
