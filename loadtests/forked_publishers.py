@@ -101,8 +101,8 @@ class Publishers:
 
 
 def _strace() -> list[str]:
-    # Without --seccomp-bpf, with which strace 6.1 kills nobody. A call that this machine's Linux does
-    # not know (rename on arm64) kills nobody either, which the proof tells.
+    # Without --seccomp-bpf, with which strace 6.1 kills nobody. A call that this machine's Linux
+    # does not know (rename on arm64) kills nobody either, which the proof tells.
     kinds = ",".join(f"?{kind}" for kind in IN_VAIN)
     injected = f"inject={kinds}:signal=SIGKILL:when={_KILLED_AT}"
     return ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={kinds}", "-e", injected]
