@@ -17,11 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-# A publisher imports these only when it needs them, which would be in each one that is forked.
+# A publisher imports it only when it needs it, which would be in each one that is forked.
 import onnxruntime  # noqa: F401 - as said
-import s3fs  # noqa: F401 - as said
 
-import app.repository.url_store  # noqa: F401 - as said
 from app.errors import HikyakuError
 from app.features.plan import NO_FEATURES
 from app.repository.publish import publish
@@ -58,12 +56,11 @@ class Publication:
 class Publishers:
     """Forks publishers and waits for them, as a context manager.
 
-    With `killing` under strace; without it no publication may have a `call`. Raises
+    With `killing` under strace; without it they may publish to a URL, and have no `call`. Raises
     `FileNotFoundError` where there is no strace.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None, *, killing: bool) -> None:
-        self._environment = os.environ | dict(environment or {})
+    def __init__(self, *, killing: bool) -> None:
         self._killing = killing
         self._stack = ExitStack()
 
@@ -74,8 +71,9 @@ class Publishers:
         self._answers = self._stack.enter_context(ours.makefile("r"))
         with theirs:
             program = [sys.executable, "-m", __name__, str(theirs.fileno())]
+            program.append("killing" if self._killing else "at a URL")
             command = [*(_strace() if self._killing else ()), *program]
-            process = subprocess.Popen(command, env=self._environment, pass_fds=[theirs.fileno()])
+            process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         self._stack.callback(process.wait)
         self._stack.callback(ours.shutdown, socket.SHUT_RDWR)
         return self
@@ -103,15 +101,20 @@ class Publishers:
 
 
 def _strace() -> list[str]:
-    # A call that this machine's Linux does not know (mkdir on arm64) is none that we make. Without
-    # --seccomp-bpf, with which strace 6.1 kills nobody.
+    # Without --seccomp-bpf, with which strace 6.1 kills nobody. A call that this machine's Linux
+    # does not know (rename on arm64) kills nobody either, which the proof tells.
     kinds = ",".join(f"?{kind}" for kind in IN_VAIN)
     injected = f"inject={kinds}:signal=SIGKILL:when={_KILLED_AT}"
     return ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={kinds}", "-e", injected]
 
 
-def _serve(connection: socket.socket) -> None:
+def _serve(connection: socket.socket, *, killing: bool) -> None:
     """Read commands and answer them, until there are no more."""
+    if not killing:  # for those that publish to a URL: as above
+        import s3fs  # noqa: F401
+
+        import app.repository.url_store  # noqa: F401
+
     running: Sequence[int] = ()
     for line in connection.makefile("r"):
         command = json.loads(line)
@@ -133,13 +136,14 @@ def _forked(publication: Publication) -> int:
             for _ in range(_KILLED_AT - publication.nth):
                 with suppress(OSError):
                     IN_VAIN[publication.call]()
-        _publish(publication)
+        publish_one(publication)
         ended = 0
     finally:
         os._exit(ended)  # not back into the loop of the process that we are a copy of
 
 
-def _publish(publication: Publication) -> None:
+def publish_one(publication: Publication) -> None:
+    """In this process. Raises `HikyakuError`, which is also printed."""
     model = publication.model if "://" in publication.model else Path(publication.model)
     key = None if publication.key is None else SigningKey(Path(publication.key))
     try:
@@ -160,4 +164,4 @@ def _publish(publication: Publication) -> None:
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _serve(socket.socket(fileno=int(sys.argv[1])), killing=sys.argv[2] == "killing")

@@ -1,6 +1,7 @@
 """An S3 of moto's behind a gate that can fail as a real one does."""
 
 import http.client
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ class Gate(ThreadingHTTPServer):
 @contextmanager
 def s3_behind_a_gate() -> Iterator[Gate]:
     """An empty store; what it holds is gone afterwards."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print every request
     store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     store.start()
     gate = Gate(store.get_host_and_port())
