@@ -49,7 +49,8 @@ from tests.backends.isolated_models import processes
 from tests.tiny_models import write_model
 
 MAX_S = 10.0
-_WITHIN_S = 4.5  # twice that, for opening and for executing, is less than 10 s
+_WITHIN_S = 9.0
+_ENDLESS_WITHIN_S = 4.5  # twice that, for opening and for executing, is less than 10 s
 _ASK_EVERY_S = 0.01
 _BEAT_S = 0.01
 _ALONE_S = 3.0
@@ -99,7 +100,9 @@ async def _verify(hostile: Hostile, folder: Path, result: Result) -> None:
     version = await asyncio.to_thread(publish_as_it_is, hostile, folder)
     started_s = time.monotonic()
     try:
-        await verify_version(version, CONTRACT, within_s=_WITHIN_S)
+        endless = "deadline" in hostile.reason
+        within_s = _ENDLESS_WITHIN_S if endless else _WITHIN_S
+        await verify_version(version, CONTRACT, within_s=within_s)
     except InvalidModel as exc:
         said = str(exc)
     else:
