@@ -61,7 +61,7 @@ prove-reload: .venv/dev.installed  ## 500 reloads under load, every answer held 
 prove-admin-races: .venv/dev.installed  ## 32 operators load, unload and roll back at the same time
 	@$(BIN)/python -m loadtests.prove_admin_races $(PROVE)
 
-prove-hostile-models: .venv/dev.installed  ## 130 hostile models are refused, the server answering throughout
+prove-hostile-models: .venv/dev.installed  ## 139 hostile models are refused, the server answering throughout
 	@$(BIN)/python -m loadtests.prove_hostile_models $(PROVE)
 
 bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick leaves the peers out

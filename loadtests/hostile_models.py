@@ -197,6 +197,11 @@ def corpus() -> list[Hostile]:
     ]
 
 
+def reaching_out() -> list[Hostile]:
+    """Those of them that name files."""
+    return list(_external_data())
+
+
 def seen_without_executing() -> list[Hostile]:
     """Those of them that no runtime ever sees."""
     return [*_external_data(), *_no_models(), *_claims(), *_unknown()]

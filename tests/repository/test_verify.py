@@ -136,7 +136,7 @@ async def test_what_is_remembered_but_cannot_be_read_is_verified_anew(
 def hikyaku_verify(repository: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "app.cli", "verify", *arguments],
-        env=os.environ | {"MODEL_REPOSITORY": str(repository), "HIKYAKU_LOG_LEVEL": "error"},
+        env=os.environ | {"MODEL_REPOSITORY": str(repository), "HIKYAKU_LOG_LEVEL": "ERROR"},
         capture_output=True,
         text=True,
         check=False,
