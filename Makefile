@@ -64,7 +64,7 @@ prove-admin-races: .venv/dev.installed  ## 32 operators load, unload and roll ba
 prove-repository: .venv/dev.installed  ## publishers killed before every write, 20,000 damaged versions; needs strace
 	@$(BIN)/python -m loadtests.prove_repository $(PROVE)
 
-prove-hostile-models: .venv/dev.installed  ## 130 hostile models are refused, the server answering throughout
+prove-hostile-models: .venv/dev.installed  ## 139 hostile models are refused, the server answering throughout
 	@$(BIN)/python -m loadtests.prove_hostile_models $(PROVE)
 
 bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick leaves the peers out

@@ -72,6 +72,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_with_settings(_publish))
 
+    command = commands.add_parser("verify", help="verify a published version as the server would")
+    command.add_argument("model", help="name of a published model")
+    command.add_argument("version", type=_positive, nargs="?", help="default: CURRENT")
+    command.add_argument(
+        "--within-s",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="time to open it, and again to execute it (default 60)",
+    )
+    command.set_defaults(run=_with_settings(_verify))
+
     command = commands.add_parser("lineage", help="say where a version came from")
     command.add_argument("model", help="name of a published model")
     command.add_argument("version", type=_positive, nargs="?", help="default: CURRENT")
@@ -244,6 +256,34 @@ def _publish(arguments: argparse.Namespace, settings: "Settings") -> int:
         )
         manifest = asyncio.run(publication)
     print(f"  published {manifest.model} version {manifest.version}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace, settings: "Settings") -> int:
+    import asyncio
+    import tempfile
+
+    from app.contract import parse_contract
+    from app.repository.layout import CONTRACT_FILE
+    from app.repository.signing import TrustedKeys
+    from app.repository.store import open_repository
+    from app.repository.vault import Vault
+    from app.repository.verify import verify_version
+    from app.telemetry.logs import configure_logging
+
+    configure_logging(settings.log_level)
+    repository = open_repository(settings.model_repository)
+    name, number = arguments.model, _known_version(arguments, settings)
+    contract = parse_contract(repository.contract(name), repository.where(name, CONTRACT_FILE))
+    trusted = None if settings.trusted_keys is None else TrustedKeys(settings.trusted_keys)
+    # A vault of its own, where nothing is remembered: it is verified now.
+    with tempfile.TemporaryDirectory(prefix="hikyaku-") as vault:
+        version = Vault(Path(vault), repository, trusted).take(name, number)
+        found = asyncio.run(verify_version(version, contract, within_s=arguments.within_s))
+    print(f"  {name} version {number} may be loaded")
+    print(f"  memory: {found.memory_bytes / 1e6:,.1f} MB to open it and execute every batch")
+    for rows, seconds in sorted(found.execution_s.items()):
+        print(f"  {rows:>6,} rows: {seconds * 1e3:,.2f} ms")
     return 0
 
 

@@ -8,6 +8,7 @@ import random
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,15 @@ from app.repository.manifest import (
     Manifest,
     Training,
     describe,
+    feature_origin,
     read_manifest,
 )
+from app.repository.origin import environment, publisher, source_of
 from app.repository.vault import VaultedVersion
+
+# They ask git and every installed package.
+_publisher, _environment = cache(publisher), cache(environment)
+_source = cache(lambda: source_of(Path()))
 
 SECRET = "secret"
 """A file beside the version's folder, which no model may read."""
@@ -99,14 +106,16 @@ def publish_as_it_is(hostile: Hostile, folder: Path) -> VaultedVersion:
         model="hostile",
         version=1,
         published_at="2013-09-01T00:00:00+00:00",
+        published_by=_publisher(),
         files={name: describe(folder / name) for name in names},
         signature=hostile.signature,
         inputs=CONTRACT.inputs_document(),
         feature_order=["a", "b"],
+        features=feature_origin(NO_FEATURES),
         training=Training.model_validate(training),
         fingerprint="hostile",
-        source_commit="",
-        environment={},
+        source=_source(),
+        environment=_environment(),
     )
     (folder / MANIFEST_FILE).write_bytes(manifest.to_json())
     return VaultedVersion(folder, *read_manifest(folder))
@@ -188,6 +197,11 @@ def corpus() -> list[Hostile]:
     ]
 
 
+def reaching_out() -> list[Hostile]:
+    """Those of them that name files."""
+    return list(_external_data())
+
+
 def seen_without_executing() -> list[Hostile]:
     """Those of them that no runtime ever sees."""
     return [*_external_data(), *_no_models(), *_claims(), *_unknown()]
@@ -244,7 +258,7 @@ def _external_data() -> Iterator[Hostile]:
     yield Hostile("a detour", "is not the plain path", dotted)
     address = "*/_ORT_MEM_ADDR_/*"
     at_an_address = _both(file(address), _with_weights(location=address, offset=4096, length=8))
-    yield Hostile("an address in memory", "is not the plain path", at_an_address)
+    yield Hostile("an address in memory", "is not the plain path", at_an_address, listed=False)
     to_secret = _both(linked("w.bin", f"../{SECRET}"), _with_weights(location="w.bin"))
     yield Hostile("a symlink that is listed", "is a link", to_secret)
     yield Hostile("a symlink that is not listed", "not listed", to_secret, listed=False)
@@ -664,15 +678,20 @@ def _ill_formed() -> Iterator[Hostile]:
     laughs = [
         _function(
             f"L{at}",
-            [step(f"L{at + 1}", "i", "m", "local"), step(f"L{at + 1}", "m", "o", "local")],
+            [
+                step(f"L{at + 1}", "i", "m1", "local"),
+                step(f"L{at + 1}", "m1", "m2", "local"),
+                step(f"L{at + 1}", "m2", "m3", "local"),
+                step(f"L{at + 1}", "m3", "o", "local"),
+            ],
         )
-        for at in range(25)
+        for at in range(13)
     ]
-    laughs.append(_function("L25", [step("Neg", "i", "o")]))
+    laughs.append(_function("L13", [step("Neg", "i", "o")]))
     billion = nodes(
         step("L0", "x", "same", "local"), matmul("same"), opsets=local, functions=laughs
     )
-    yield Hostile("33 million nodes of functions", "more than 200000 nodes", billion)
+    yield Hostile("67 million nodes of functions", "more than 200000 nodes", billion)
     twice = [_function("F", [step("Neg", "i", "o")]) for _ in range(2)]
     same = nodes(step("F", "x", "s", "local"), matmul("s"), opsets=local, functions=twice)
     yield Hostile("a function twice", "the function 'F' twice", same)
@@ -700,7 +719,7 @@ def _ill_formed() -> Iterator[Hostile]:
     yield Hostile("an input that clears the screen", "cannot be printed", control)
     long = "x" * 100_000
     lengthy = nodes(matmul(long), inputs=[floats(long, "rows", 2)])
-    yield Hostile("a name of 100 kB", "nothing is declared|signature", lengthy)
+    yield Hostile("a name of 100 kB", "longer than 256 characters", lengthy)
 
     def attribute(folder: Path) -> None:
         """Of a kind that its type denies."""
@@ -754,9 +773,6 @@ def _deep_by_hand(depth: int) -> Callable[[Path], None]:
 
 
 def _signatures() -> Iterator[Hostile]:
-    no_file = "does not list model.onnx|lists no model.onnx"
-    yield Hostile("no file", no_file, lambda folder: None)
-
     def served(
         x: ValueInfoProto, y: ValueInfoProto, *nodes: NodeProto, weights: Any = np.float32
     ) -> Callable[[Path], None]:

@@ -4,10 +4,10 @@
 
 Each of `loadtests.hostile_models` is verified as a published version, one after another, by the
 process that also serves a tiny model. Meanwhile another process asks that model 100 times a second
-and checks every answer. Where strace is installed, the files that the verifying children open are
-listed too. Exit status 1 unless each model is refused with its reason within 10 s, every answer
-is right, no file but those of the model, Python and its libraries is opened, no child is left, and
-a good model is accepted.
+and checks every answer. Where strace is installed, the files are looked at that are opened for
+those models that name files. Exit status 1 unless each model is refused with its reason within
+10 s, every answer is right, no file but those of the model, Python and its libraries is opened, no
+child is left, and a good model is accepted.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from loadtests.hostile_models import (
     corpus,
     honest,
     publish_as_it_is,
+    reaching_out,
 )
 from tests.api.conftest import CLOCK, IN_MEMORY
 from tests.api.http_serving import port_of, served
@@ -49,7 +50,8 @@ from tests.backends.isolated_models import processes
 from tests.tiny_models import write_model
 
 MAX_S = 10.0
-_WITHIN_S = 4.5  # twice that, for opening and for executing, is less than 10 s
+_WITHIN_S = 9.0
+_ENDLESS_WITHIN_S = 4.5  # twice that, for opening and for executing, is less than 10 s
 _ASK_EVERY_S = 0.01
 _BEAT_S = 0.01
 _ALONE_S = 3.0
@@ -90,8 +92,10 @@ async def prove(folder: Path, hostiles: Sequence[Hostile], *, audit: bool) -> Re
     if processes():
         result.faults.append(f"{len(processes())} processes are left")
     if audit:
+        reaching = {each.name for each in reaching_out()}
         for at, hostile in enumerate(hostiles):
-            result.faults += await _audited(hostile, at, folder)
+            if hostile.name in reaching:
+                result.faults += await _audited(hostile, at, folder)
     return result
 
 
@@ -99,7 +103,9 @@ async def _verify(hostile: Hostile, folder: Path, result: Result) -> None:
     version = await asyncio.to_thread(publish_as_it_is, hostile, folder)
     started_s = time.monotonic()
     try:
-        await verify_version(version, CONTRACT, within_s=_WITHIN_S)
+        endless = "deadline" in hostile.reason
+        within_s = _ENDLESS_WITHIN_S if endless else _WITHIN_S
+        await verify_version(version, CONTRACT, within_s=within_s)
     except InvalidModel as exc:
         said = str(exc)
     else:

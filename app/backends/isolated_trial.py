@@ -71,6 +71,10 @@ async def open_trial(opening: Opening, within_s: float) -> AsyncIterator[Isolate
         except TimeoutError as exc:
             reason = f"{opening.model}: was not open within {within_s:g} s"
             raise InvalidModel(reason) from exc
+        log.info(
+            "a model is tried in an isolated process",
+            extra={"model": str(opening.model), "pid": model.pid},
+        )
         if ready.gaps:
             log.warning(
                 "an isolated process is less confined than it should be",

@@ -28,6 +28,7 @@ from app.errors import InvalidModel
 _MOST_FILE_BYTES = (1 << 31) - 1  # of a protobuf
 _MOST_NODES = 200_000
 _MOST_DEPTH = 16
+_MOST_NAME = 256
 _MOST_ELEMENTS = 1 << 40  # of a tensor that the file claims to hold, or a signature to take
 _MOST_MADE = 1 << 28  # elements that one node makes of a constant: a GB of float32
 _MOST_READ = 1_024  # elements of a constant that is looked into
@@ -126,8 +127,11 @@ class _Inspection:
             self._declare(function)
         opsets = self._opsets(model.opset_import)
         for value in (*model.graph.input, *model.graph.output):
-            if not is_printable(value.name):
-                self._refuse(f"the name {value.name!r} of an input or output cannot be printed")
+            if not is_printable(value.name) or len(value.name) > _MOST_NAME:
+                self._refuse(
+                    f"the name {_named(value.name)} of an input or output cannot be printed, or is "
+                    f"longer than {_MOST_NAME} characters"
+                )
         self._count(self._graph(model.graph, opsets, Constants(), 0))
         for identity in self.functions:
             self._function(identity, 0)

@@ -9,8 +9,6 @@ from app.errors import BackendError, DeadlineExceeded, InvalidModel
 from app.features.plan import FeaturePlan, JoinKeyType
 from app.outputs import OutputReader, Prediction
 from app.repository.manifest import (
-    MODEL_FILE,
-    PLAN_FILE,
     Golden,
     Manifest,
     Training,
@@ -53,8 +51,6 @@ _PAIRS = 6
 
 def check_manifest(contract: Contract, manifest: Manifest) -> None:
     """Raises `InvalidModel` where model.yaml is not the contract of this version."""
-    if not {MODEL_FILE, PLAN_FILE} <= manifest.files.keys():
-        raise InvalidModel(f"the manifest does not list {MODEL_FILE} and {PLAN_FILE}")
     changes = list(_changes(manifest.inputs, contract.inputs_document()))
     if changes:
         raise InvalidModel(
@@ -70,6 +66,7 @@ def check_manifest(contract: Contract, manifest: Manifest) -> None:
 
 def check_plan(contract: Contract, plan: FeaturePlan, training: Training) -> None:
     """Raises `InvalidModel` where the stored features of the plan are not those of model.yaml."""
+    check_columns(contract, plan, training)
     if contract.feature_service != (plan.feature_service or None):
         raise InvalidModel(
             f"feature_service: model.yaml says {contract.feature_service!r}, the plan is that of "
@@ -79,7 +76,6 @@ def check_plan(contract: Contract, plan: FeaturePlan, training: Training) -> Non
         raise InvalidModel(
             f"golden rows: {len(training.golden.instances)}, not 1 to {_MOST_GOLDEN_ROWS}"
         )
-    check_columns(contract, plan, training)
 
 
 def check_signature(found: Signature, expected: Signature) -> None:

@@ -3,27 +3,12 @@
 import hashlib
 import json
 from datetime import UTC, datetime
-from itertools import cycle
 from pathlib import Path
 
-from app.backends import open_backend
-from app.backends.backend import Backend
-from app.contract import (
-    BackendOptions,
-    Contract,
-    EchoOptions,
-    Isolation,
-    OnnxOptions,
-    TritonOptions,
-    parse_contract,
-)
+from app.contract import Contract, parse_contract
 from app.errors import InvalidModel
-from app.features.encoding import Encoder
 from app.features.plan import FeaturePlan
-from app.instances import InstanceDecoder
-from app.outputs import OutputReader
 from app.repository import files
-from app.repository.checks import check_columns, check_inputs, declared_inputs, run_golden
 from app.repository.layout import CONTRACT_FILE, CURRENT_FILE, TRITON_FILE, is_file_name
 from app.repository.manifest import (
     MANIFEST_FILE,
@@ -31,11 +16,9 @@ from app.repository.manifest import (
     PLAN_FILE,
     SEAL_FILE,
     Manifest,
-    Training,
     check_files,
     describe,
     feature_origin,
-    golden_tensors,
     parse_manifest,
     read_training,
     signature_of,
@@ -43,12 +26,11 @@ from app.repository.manifest import (
 from app.repository.origin import environment, publisher, source_of, training_code
 from app.repository.signing import SigningKey
 from app.repository.store import Shelf, is_url, open_repository
-from app.tensors import Signature, TensorSpec
+from app.repository.verify import verify_model
+from app.tensors import Signature
 
 TRAINING_FILE = "training.json"
 
-_VERIFYING_MB = 1_024
-_MEMORY_OF_A_FILE = 4  # weights are read, converted and packed: up to this many times the file
 _TRITON_VERSIONS = 3
 
 # In a process of its own, so that this one need not have imported it.
@@ -70,25 +52,22 @@ async def publish(
     the next version of a model, a folder or URL of a repository, and the CURRENT one unless
     `keep_current`.
 
-    Nothing of it is visible before it is whole and checked. The model file is opened in a process
-    of its own, which may crash, and gets `within_s` to open it and as long again for the golden
-    rows; without `isolated` it is opened in this one, for files whose author is the caller. Raises
-    `InvalidModel` when the file does not fit the contract, does not say what training said on the
-    golden rows, or has another signature than the version before; `RepositoryUnavailable` when the
-    repository cannot be read or written now.
+    Nothing of it is visible before it is whole and verified, by `verify_model` with `isolated` and
+    `within_s`. Raises `InvalidModel` when the file does not fit the contract, does not say what
+    training said on the golden rows, or has another signature than the version before;
+    `RepositoryUnavailable` when the repository cannot be read or written now.
     """
     repository, name = _shelf_of(model_dir)
     contract = parse_contract(repository.contract(name), repository.where(name, CONTRACT_FILE))
     training = read_training(artifact / TRAINING_FILE)
-    check_columns(contract, plan, training)
     with repository.staging(name) as staging:
         _stage(artifact, staging)
         # The copy, in its place: what the file needs beside it is not there for the server either.
         model = staging / MODEL_FILE
-        options = _executed_here(contract.backend)
-        if isolated:
-            options = _verifying(options, model, within_s)
-        signature = await _checked_signature(contract, options, plan, training, model, within_s)
+        verified = await verify_model(
+            model, contract, plan, training, isolated=isolated, within_s=within_s
+        )
+        signature = verified.signature
         _check_unchanged(repository, name, signature)
         files.copy_synced(iter((plan.to_json(),)), staging / PLAN_FILE)
         manifest = Manifest(
@@ -205,54 +184,6 @@ def fingerprint(contract: Contract, code: Path | None, feature_repo: Path) -> st
     for name, path in training_code(contract, code, feature_repo).items():
         digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def _verifying(
-    options: EchoOptions | OnnxOptions, model: Path, within_s: float
-) -> EchoOptions | OnnxOptions:
-    """The same backend, isolated, with the memory that it will serve with or that such a file may
-    need."""
-    if options.isolated is not None:
-        memory_mb = options.isolated.memory_mb
-    else:
-        memory_mb = _VERIFYING_MB + _MEMORY_OF_A_FILE * (model.stat().st_size >> 20)
-    return options.model_copy(update={"isolated": Isolation(memory_mb=memory_mb, start_s=within_s)})
-
-
-async def _checked_signature(
-    contract: Contract,
-    options: BackendOptions,
-    plan: FeaturePlan,
-    training: Training,
-    model: Path,
-    within_s: float,
-) -> Signature:
-    """Run the golden rows through the model file; its signature when they come out right."""
-    needed = sorted({output.tensor for output in contract.outputs.values()})
-    inputs = declared_inputs(contract)
-    # A model file says itself what its outputs are; an echo answers each with an input.
-    outputs = (
-        TensorSpec(name, spec.dtype, spec.shape)
-        for name, spec in zip(needed, cycle(inputs), strict=False)
-    )
-    declared = Signature(inputs, tuple(outputs))
-    backend: Backend = await open_backend(options, model, declared)
-    try:
-        check_inputs(contract, backend.signature)
-        reader = OutputReader(contract.outputs, contract.decision, backend.signature)
-        encoder = Encoder(contract.inputs, training.categories)
-        rows = golden_tensors(training.golden, InstanceDecoder(contract, plan), plan, encoder)
-        await run_golden(backend, reader, rows, training.golden, what=MODEL_FILE, within_s=within_s)
-        return backend.signature
-    finally:
-        await backend.close()
-
-
-def _executed_here(options: BackendOptions) -> EchoOptions | OnnxOptions:
-    """No Triton has a version that is being published: its file is checked by ONNX Runtime."""
-    if isinstance(options, TritonOptions):
-        return options.failover or OnnxOptions(use="onnx")
-    return options
 
 
 def _triton_config(name: str, contract: Contract) -> str:

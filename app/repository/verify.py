@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import stat
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -47,8 +46,8 @@ from app.repository.checks import (
     declared_inputs,
     run_golden,
 )
+from app.repository.files import is_no_regular_file, open_regular
 from app.repository.manifest import (
-    MANIFEST_FILE,
     MODEL_FILE,
     PLAN_FILE,
     File,
@@ -165,23 +164,16 @@ def _checked_files(version: VaultedVersion, contract: Contract) -> FeaturePlan:
 
 
 def _check_file(folder: Path, name: str, listed: File) -> None:
-    if not name.isprintable() or name != os.path.normpath(name) or name.startswith(("/", "..")):
-        raise InvalidModel(f"{MANIFEST_FILE}: {name!r} is not the name of a file of its folder")
     path = folder / name
-    if path.parent.resolve() / path.name != folder.resolve() / name or path.is_symlink():
-        raise InvalidModel(f"{path}: is a link, not a file")
     try:
-        # No pipe is waited for.
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open_regular(folder, name) as file:
+            same = os.fstat(file.fileno()).st_size == listed.bytes
+            same = same and hashlib.file_digest(file, "sha256").hexdigest() == listed.sha256
     except OSError as exc:
-        raise InvalidModel(f"{path}: {exc.strerror}") from exc
-    with open(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise InvalidModel(f"{path}: is not a file")
-        same = found.st_size == listed.bytes
-        if not same or hashlib.file_digest(file, "sha256").hexdigest() != listed.sha256:
-            raise InvalidModel(f"{path}: is not the file that was published (sha256 or size)")
+        reason = "is a link, or no file" if is_no_regular_file(exc) else exc.strerror
+        raise InvalidModel(f"{path}: {reason}") from exc
+    if not same:
+        raise InvalidModel(f"{path}: is not the file that was published (sha256 or size)")
 
 
 def _key(version: VaultedVersion, contract: Contract, isolated: bool) -> str:

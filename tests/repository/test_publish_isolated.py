@@ -78,7 +78,7 @@ def test_what_becomes_of_the_process_is_seen_by_who_publishes(tmp_path: Path) ->
     )
     assert (finished.returncode, finished.stdout.strip()) == (0, "published tiny version 1")
     events = [json.loads(line)["event"] for line in finished.stderr.splitlines()]
-    assert "an isolated process serves" in events
+    assert "a model is tried in an isolated process" in events
 
 
 async def test_a_model_that_is_isolated_is_loaded_and_answers_as_another(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """Verifying: what a version must say before it may be loaded, and what is remembered of it."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,13 @@ from app.repository.manifest import MODEL_FILE, Training, read_manifest
 from app.repository.vault import VaultedVersion
 from app.repository.verify import Verified, verify_model, verify_version
 from tests.backends.isolated_models import processes
-from tests.tiny_models import contract, training, write_artifact, write_model
+from tests.tiny_models import (
+    contract,
+    training,
+    write_artifact,
+    write_contract,
+    write_model,
+)
 
 
 def sums(path: Path, *nodes: NodeProto) -> Path:
@@ -121,3 +131,33 @@ async def test_what_is_remembered_but_cannot_be_read_is_verified_anew(
     (remembered,) = version.folder.parent.glob("*.verified.json")
     remembered.write_text(json.dumps({"key": 1}))
     assert await verify_version(version, BINARY, within_s=10, isolated=False)
+
+
+def hikyaku_verify(repository: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", "verify", *arguments],
+        env=os.environ | {"MODEL_REPOSITORY": str(repository), "HIKYAKU_LOG_LEVEL": "ERROR"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+async def test_the_command_says_what_was_found(tmp_path: Path) -> None:
+    await write_model(tmp_path / "models", "tiny", "binary", batching={"max_batch_rows": 2})
+    said = hikyaku_verify(tmp_path / "models", "tiny")
+    assert (said.returncode, said.stderr) == (0, "")
+    first, memory, *sizes = said.stdout.splitlines()
+    assert first == "  tiny version 1 may be loaded"
+    assert re.fullmatch(r"  memory: [\d.]+ MB to open it and execute every batch", memory)
+    assert [line.split()[0] for line in sizes] == ["1", "2"]
+
+
+async def test_the_command_says_why_a_version_is_refused(tmp_path: Path) -> None:
+    await write_model(tmp_path / "models", "tiny", "binary")
+    other = contract("binary", outputs={"probability": {"tensor": "probabilities", "column": 0}})
+    write_contract(tmp_path / "models" / "tiny", other)
+    said = hikyaku_verify(tmp_path / "models", "tiny", "1")
+    assert (said.returncode, said.stdout) == (1, "")
+    assert "golden row 0: probability is" in said.stderr
+    assert len(said.stderr.splitlines()) == 1

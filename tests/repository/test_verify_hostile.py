@@ -17,7 +17,7 @@ CHOSEN = {
     "64 times half a GB",
     "an endless Loop",
     "a cycle",
-    "33 million nodes of functions",
+    "67 million nodes of functions",
     "a renamed input",
     "NaN",
     "the first row of the batch",
