@@ -46,10 +46,11 @@ from loadtests.oracle_model import (
 )
 from loadtests.prove_redis_outage import percentile
 from loadtests.redis_process import RedisProcess
-from loadtests.service_process import Operator, Reply, ServiceProcess, serving
+from loadtests.service_process import Operator, Reply, ServiceProcess, serving, worst_lag_s
 from loadtests.session_size import measured_mb
 from loadtests.spells import Change, Verdict
 from loadtests.spells import judge as judge_versions
+from loadtests.standstill import Standstill
 
 ROLLBACK_EVERY = 10
 P99_RATIO = 1.5
@@ -134,6 +135,10 @@ class Report:
     memory_mb: dict[int, float] = field(default_factory=dict)
     """Of the workers, resident, the mean of them, by the number of reloads."""
     session_mb: float = 0.0
+    worst_lag_s: float = 0.0
+    """Of the workers' event loops: no more than."""
+    standstill_s: float = 0.0
+    """Of this process: the machine had something else to do."""
     violations: list[str] = field(default_factory=list)
 
 
@@ -172,6 +177,7 @@ class Proof:
                 oracle_load(service.port, plan.size, plan.connections, plan.seed)
             )
             self._operator = await stack.enter_async_context(Operator(service.port))
+            standstill = await stack.enter_async_context(Standstill())
             await load.closed_loop(plan.peak_s / 3)  # warm
             cpu_s, began_s = service.cpu_s(), time.monotonic()
             report.peak_per_s = await load.closed_loop(plan.peak_s)
@@ -197,7 +203,10 @@ class Proof:
                 self._over.set()
                 await asking
             await load.ask_each()
-            self.report.refused_loads = await self._refused_loads()
+            metrics = (await self._operator.call("GET", "/metrics")).document
+            report.worst_lag_s = worst_lag_s(metrics)
+            report.standstill_s = standstill.worst_s
+            report.refused_loads = _refused_loads(metrics)
         if self.report.refused_loads < plan.corrupted:
             self._violated(f"{self.report.refused_loads} refusals are told as a metric")
         if service.workers() != workers:
@@ -272,11 +281,6 @@ class Proof:
             await asyncio.sleep(0.02)
         self.report.refused_s.append(time.monotonic() - asked_s)
 
-    async def _refused_loads(self) -> int:
-        text = (await self._operator.call("GET", "/metrics")).document
-        lines = [line for line in text.splitlines() if 'outcome="refused"' in line]
-        return sum(round(float(line.rpartition(" ")[2])) for line in lines)
-
     def _account(self, ledger: Ledger, whose: Mapping[int, int]) -> None:
         report = self.report
         report.answers = len(ledger)
@@ -337,6 +341,11 @@ def point_current(repository: Path, version: int) -> None:
     staged = repository / MODEL / ".staging-current"
     staged.write_text(f"{version}\n")
     staged.rename(repository / MODEL / CURRENT_FILE)
+
+
+def _refused_loads(metrics: str) -> int:
+    lines = [line for line in metrics.splitlines() if 'outcome="refused"' in line]
+    return sum(round(float(line.rpartition(" ")[2])) for line in lines)
 
 
 async def _followed(ledger: Ledger, new: int, whose: Mapping[int, int]) -> float | None:
@@ -418,6 +427,10 @@ def lines(report: Report, plan: Plan) -> Iterator[str]:
         shown = {n: mb for n, mb in report.memory_mb.items() if n % 50 == 0 or n == _MEMORY_EVERY}
         memory = ", ".join(f"{mb:.0f} after {number}" for number, mb in shown.items())
         yield f"  MB of a worker: {memory} reloads; one session takes {report.session_mb:.1f}"
+    yield (
+        f"  a worker's loop was late by {report.worst_lag_s:g} s at most, "
+        f"this process by {report.standstill_s:.2f} s"
+    )
     yield from (f"  VIOLATION: {violation}" for violation in report.violations)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 import time
 import urllib.error
@@ -21,6 +22,7 @@ from loadtests.open_loop import body_of
 
 _START_TIMEOUT_S = 60
 _LOOK_EVERY_S = 0.05
+_LAG_BUCKET = re.compile(r'hikyaku_loop_lag_seconds_bucket\{le="(.*)"\} (.*)')
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -109,6 +111,17 @@ def serving(
                 raise TimeoutError(log.read_text()[-5000:])
             time.sleep(_LOOK_EVERY_S)
         yield service
+
+
+def worst_lag_s(metrics: str) -> float:
+    """The upper bound of the longest delay of an event loop, of what a scrape says."""
+    counts: dict[float, float] = {}
+    for line in metrics.splitlines():
+        found = _LAG_BUCKET.fullmatch(line)
+        if found is not None:
+            counts[float(found[1])] = float(found[2])
+    whole = max(counts.values(), default=0.0)
+    return min((bound for bound, count in counts.items() if count == whole), default=0.0)
 
 
 def _is_ready(port: int) -> bool:
