@@ -169,6 +169,7 @@ class Vault:
         return False
 
     def _forget(self, digest: str) -> None:
+        self._hashed.pop(digest, None)
         for name in os.listdir(self._folder):
             if name.startswith(digest):
                 self._remove(self._folder / name)
