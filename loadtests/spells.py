@@ -92,7 +92,7 @@ def judge(
             continue
         heapq.heappush(done, (asked.done_s, spell))
         late_s = asked.sent_s - spells[spell].until_s
-        if late_s > 0:
+        if late_s > 0 and len(lawful) == 1:  # else it may have been of a later time of the version
             verdict.late_s[spell] = max(late_s, verdict.late_s.get(spell, 0.0))
     return verdict
 
