@@ -19,7 +19,7 @@ from app.errors import (
 )
 from app.release.state import Chosen, Preparation, ReleaseState, StateUnavailable, WorkerReport
 from app.reload.follower import FollowedModel, Follower
-from app.reload.residents import Resident, VersionSource
+from app.reload.residents import VersionSource
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class ReleaseVerbs:
                 preparing=None,
             )
             await self._change(model, after, "rollback", by)
-            return self._outcome(model, converged=False)
+            return self._outcome(model, after, converged=False)
 
     async def unload(
         self, name: str, version: int, generation: int | None = None, *, by: str
@@ -126,9 +126,9 @@ class ReleaseVerbs:
             if state.preparing is not None and state.preparing.chosen.version == version:
                 after = msgspec.structs.replace(after, preparing=None)
             if (after.previous, after.preparing) == (state.previous, state.preparing):
-                return self._outcome(model, changed=False)
+                return self._outcome(model, state, changed=False)
             await self._change(model, after, "unload", by)
-            return self._outcome(model, converged=False)
+            return self._outcome(model, after, converged=False)
 
     async def _load(
         self, model: FollowedModel, version: int | None, generation: int | None, by: str
@@ -145,75 +145,97 @@ class ReleaseVerbs:
         with model.residents.pinned(resident):
             is_new = model.residents.serving is not resident
             if not is_new and state.champion == resident.chosen and state.current == current:
-                return self._outcome(model, changed=False)
-            if is_new:
-                state = await self._prepare_everywhere(model, state, resident, by)
+                return self._outcome(model, state, changed=False)
+            preparing = Preparation(resident.chosen, self._follower.worker)
+            try:
+                if is_new:
+                    state = await self._prepare_everywhere(model, state, preparing, by)
+                after = await self._take_over(model, state, preparing, current, by)
+            except BaseException:
+                await self._give_up(model, preparing)
+                raise
+        return self._outcome(model, after, converged=await self._converged(model, after))
+
+    async def _take_over(
+        self,
+        model: FollowedModel,
+        state: ReleaseState,
+        preparing: Preparation,
+        current: Chosen | None,
+        by: str,
+    ) -> ReleaseState:
+        """The state by which it serves. One that leaves what is prepared as it is may be first."""
+        while True:
             before = state.champion
             after = ReleaseState(
                 state.generation + 1,
-                champion=resident.chosen,
-                previous=state.previous if before == resident.chosen else before,
+                champion=preparing.chosen,
+                previous=state.previous if before == preparing.chosen else before,
                 current=current,
             )
-            await self._change(model, after, "load", by)
-        return self._outcome(model, converged=await self._converged(model, after))
+            try:
+                await self._change(model, after, "load", by)
+            except Conflict:
+                if model.state.preparing != preparing:
+                    raise
+                state = model.state
+            else:
+                return after
 
     async def _prepare_everywhere(
-        self, model: FollowedModel, state: ReleaseState, resident: Resident, by: str
+        self, model: FollowedModel, state: ReleaseState, preparing: Preparation, by: str
     ) -> ReleaseState:
         """The state after which every worker that lives has the version ready."""
         if len(await self._follower.settled_workers()) < 2:
             return state
-        chosen, worker = resident.chosen, self._follower.worker
-        preparing = Preparation(chosen, worker)
         prepared = msgspec.structs.replace(
             state, generation=state.generation + 1, preparing=preparing
         )
         await self._change(model, prepared, "prepare", by)
         try:
             async with asyncio.timeout(_PREPARED_WITHIN_S):
-                await self._ready_everywhere(model, prepared, chosen)
-        except BaseException as exc:
-            giving_up = asyncio.create_task(self._give_up(model, prepared), name="give up a load")
-            self._giving_up.add(giving_up)
-            giving_up.add_done_callback(self._giving_up.discard)
-            await asyncio.wait({giving_up}, timeout=_CONVERGED_WITHIN_S)
-            if not isinstance(exc, TimeoutError):
-                raise
+                return await self._ready_everywhere(model, prepared)
+        except TimeoutError as exc:
             raise ModelNotReady(
-                f"not every worker had version {chosen.version} ready within "
+                f"not every worker had version {preparing.chosen.version} ready within "
                 f"{_PREPARED_WITHIN_S:g} s"
             ) from exc
-        return prepared
 
-    async def _give_up(self, model: FollowedModel, prepared: ReleaseState) -> None:
+    async def _give_up(self, model: FollowedModel, preparing: Preparation) -> None:
         """Nobody need prepare it any more. Until that could be said nothing else can be loaded."""
-        state = msgspec.structs.replace(
-            prepared, generation=prepared.generation + 1, preparing=None
-        )
-        while model.state == prepared:
+        giving_up = asyncio.create_task(self._withdraw(model, preparing), name="give up a load")
+        self._giving_up.add(giving_up)
+        giving_up.add_done_callback(self._giving_up.discard)
+        await asyncio.wait({giving_up}, timeout=_CONVERGED_WITHIN_S)
+
+    async def _withdraw(self, model: FollowedModel, preparing: Preparation) -> None:
+        while model.state.preparing == preparing:
+            generation = model.state.generation + 1
+            after = msgspec.structs.replace(model.state, generation=generation, preparing=None)
             try:
-                await self._follower.change(model.residents.name, state)
+                await self._follower.change(model.residents.name, after)
                 await self._follower.exchange()
             except StateUnavailable:
                 await asyncio.sleep(_GIVE_UP_AGAIN_S)
 
-    async def _ready_everywhere(
-        self, model: FollowedModel, state: ReleaseState, chosen: Chosen
-    ) -> None:
-        """Raises `InvalidModel` as soon as a worker says that it cannot have it ready, `Conflict`
-        when the state is another one."""
-        name = model.residents.name
+    async def _ready_everywhere(self, model: FollowedModel, prepared: ReleaseState) -> ReleaseState:
+        """The state by which every worker has it ready, be it a later one that leaves what is
+        prepared as it is. Raises `InvalidModel` as soon as a worker says that it cannot, `Conflict`
+        when it is not to be prepared any more."""
+        name, preparing = model.residents.name, prepared.preparing
+        assert preparing is not None
+        sha256 = preparing.chosen.sha256
         while True:
-            if model.state != state:
-                raise _overtaken(name, model.state)
+            state = model.state
+            if state.preparing != preparing:
+                raise _overtaken(name, state)
             workers = await self._follower.settled_workers()
             reports = [report.models.get(name) for report in workers]
             for report in reports:
-                if report is not None and chosen.sha256 in report.failed:
-                    raise InvalidModel(f"one of the workers: {report.failed[chosen.sha256]}")
-            if all(r is not None and r.generation >= state.generation for r in reports):
-                return
+                if report is not None and sha256 in report.failed:
+                    raise InvalidModel(f"one of the workers: {report.failed[sha256]}")
+            if all(r is not None and r.generation >= prepared.generation for r in reports):
+                return state
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _converged(self, model: FollowedModel, state: ReleaseState) -> bool:
@@ -280,15 +302,21 @@ class ReleaseVerbs:
             del self._under_way[name]
 
     def _outcome(
-        self, model: FollowedModel, *, changed: bool = True, converged: bool = True
+        self,
+        model: FollowedModel,
+        state: ReleaseState,
+        *,
+        changed: bool = True,
+        converged: bool = True,
     ) -> Outcome:
-        champion = model.state.champion
+        """Of the state that the verb has put or found: another may have followed it meanwhile."""
+        champion = state.champion
         assert champion is not None  # a model that is followed serves
         return Outcome(
             model.residents.name,
             str(champion.version),
             champion.sha256,
-            model.state.generation,
+            state.generation,
             changed,
             converged,
         )

@@ -168,6 +168,24 @@ async def test_of_two_loads_at_once_one_is_a_conflict(service: Service) -> None:
         assert len(served) == 1
 
 
+async def test_a_load_survives_an_unload_and_tells_what_it_has_done_itself(
+    service: Service,
+) -> None:
+    await service.publish()
+    await service.publish()
+    async with AsyncExitStack() as stack:
+        first, second = await two_workers(service, stack)
+        assert (await first.ask("load", version="1")).status_code == 200
+        loading = asyncio.create_task(first.ask("load", version="2"))
+        await second.until(lambda described: described["release"]["preparing"] is not None)
+        assert (await second.ask("unload", version="3")).status_code == 200
+        loaded = await loading
+        assert loaded.status_code == 200
+        assert loaded.json()["version"] == "2"
+        # Nothing that was left behind keeps the other one from loading.
+        assert (await second.ask("load", version="3")).status_code == 200
+
+
 async def test_a_verb_may_name_the_generation_that_it_changes(service: Service) -> None:
     await service.publish()
     async with service.worker() as worker:
