@@ -36,3 +36,5 @@ def configure_logging(level: str, worker: int | None = None) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(worker))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # It tells of every look at its registry.
+    logging.getLogger("feast").setLevel(max(logging.getLevelNamesMapping()[level], logging.WARNING))
