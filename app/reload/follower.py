@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -195,6 +195,15 @@ class FollowedModel:
         if state.champion is not None and (ready := self.residents.find(state.champion)):
             self.residents.serve(ready)
         self._task = asyncio.create_task(self._carry_out(state), name="release")
+
+    @contextmanager
+    def pinned(self, resident: Resident) -> Iterator[None]:
+        """Until the block ends it stays open; then what the state does not name is freed."""
+        try:
+            with self.residents.pinned(resident):
+                yield
+        finally:
+            self.residents.keep(_named(self.state))
 
     async def carried_out(self) -> None:
         """Wait until this worker has done what the latest state says."""

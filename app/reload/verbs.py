@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 
@@ -142,79 +142,87 @@ class ReleaseVerbs:
         wanted = current.version if version is None and current is not None else version
         assert wanted is not None
         resident = await model.residents.open(wanted)
-        with model.residents.pinned(resident):
+        with model.pinned(resident):
             is_new = model.residents.serving is not resident
             if not is_new and state.champion == resident.chosen and state.current == current:
                 return self._outcome(model, changed=False)
-            if is_new:
-                state = await self._prepare_everywhere(model, state, resident, by)
-            before = state.champion
-            after = ReleaseState(
-                state.generation + 1,
-                champion=resident.chosen,
-                previous=state.previous if before == resident.chosen else before,
-                current=current,
-            )
-            await self._change(model, after, "load", by)
+            async with self._ready_everywhere(model, state, resident, is_new, by) as found:
+                before = found.champion
+                after = ReleaseState(
+                    found.generation + 1,
+                    champion=resident.chosen,
+                    previous=found.previous if before == resident.chosen else before,
+                    current=current,
+                )
+                await self._change(model, after, "load", by)
         return self._outcome(model, converged=await self._converged(model, after))
 
-    async def _prepare_everywhere(
-        self, model: FollowedModel, state: ReleaseState, resident: Resident, by: str
-    ) -> ReleaseState:
-        """The state after which every worker that lives has the version ready."""
-        if len(await self._follower.settled_workers()) < 2:
-            return state
-        chosen, worker = resident.chosen, self._follower.worker
-        preparing = Preparation(chosen, worker)
+    @asynccontextmanager
+    async def _ready_everywhere(
+        self, model: FollowedModel, state: ReleaseState, resident: Resident, is_new: bool, by: str
+    ) -> AsyncIterator[ReleaseState]:
+        """The state in which every worker that lives has the version ready. When the block does not
+        end well, nobody need prepare it any more."""
+        if not is_new or len(await self._follower.settled_workers()) < 2:
+            yield state
+            return
         prepared = msgspec.structs.replace(
-            state, generation=state.generation + 1, preparing=preparing
+            state,
+            generation=state.generation + 1,
+            preparing=Preparation(resident.chosen, self._follower.worker),
         )
-        await self._change(model, prepared, "prepare", by)
         try:
-            async with asyncio.timeout(_PREPARED_WITHIN_S):
-                await self._ready_everywhere(model, prepared, chosen)
-        except BaseException as exc:
+            await self._decide(model, prepared, "prepare", by)
+            await self._prepared(model, prepared, resident.chosen)
+            yield prepared
+        except BaseException:
             giving_up = asyncio.create_task(self._give_up(model, prepared), name="give up a load")
             self._giving_up.add(giving_up)
             giving_up.add_done_callback(self._giving_up.discard)
             await asyncio.wait({giving_up}, timeout=_CONVERGED_WITHIN_S)
-            if not isinstance(exc, TimeoutError):
-                raise
+            raise
+
+    async def _give_up(self, model: FollowedModel, prepared: ReleaseState) -> None:
+        """Nobody need prepare it any more. Until that could be said nothing else can be loaded.
+
+        A change of which nothing is known may be made yet: what follows it now makes it void."""
+        while model.state == prepared or model.state.generation < prepared.generation:
+            state = model.state
+            after = msgspec.structs.replace(state, generation=state.generation + 1, preparing=None)
+            try:
+                if await self._follower.change(model.residents.name, after):
+                    return
+                await self._follower.exchange()
+                await asyncio.sleep(_LOOK_EVERY_S)
+            except StateUnavailable:
+                await asyncio.sleep(_GIVE_UP_AGAIN_S)
+
+    async def _prepared(self, model: FollowedModel, state: ReleaseState, chosen: Chosen) -> None:
+        """Wait until all have it ready. Raises `ModelNotReady` when that takes too long."""
+        try:
+            async with asyncio.timeout(_PREPARED_WITHIN_S):
+                # No event is set by another worker.
+                while not await self._is_prepared(model, state, chosen):  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError as exc:
             raise ModelNotReady(
                 f"not every worker had version {chosen.version} ready within "
                 f"{_PREPARED_WITHIN_S:g} s"
             ) from exc
-        return prepared
 
-    async def _give_up(self, model: FollowedModel, prepared: ReleaseState) -> None:
-        """Nobody need prepare it any more. Until that could be said nothing else can be loaded."""
-        state = msgspec.structs.replace(
-            prepared, generation=prepared.generation + 1, preparing=None
-        )
-        while model.state == prepared:
-            try:
-                await self._follower.change(model.residents.name, state)
-                await self._follower.exchange()
-            except StateUnavailable:
-                await asyncio.sleep(_GIVE_UP_AGAIN_S)
-
-    async def _ready_everywhere(
-        self, model: FollowedModel, state: ReleaseState, chosen: Chosen
-    ) -> None:
+    async def _is_prepared(self, model: FollowedModel, state: ReleaseState, chosen: Chosen) -> bool:
         """Raises `InvalidModel` as soon as a worker says that it cannot have it ready, `Conflict`
         when the state is another one."""
         name = model.residents.name
-        while True:
-            if model.state != state:
-                raise _overtaken(name, model.state)
-            workers = await self._follower.settled_workers()
-            reports = [report.models.get(name) for report in workers]
-            for report in reports:
-                if report is not None and chosen.sha256 in report.failed:
-                    raise InvalidModel(f"one of the workers: {report.failed[chosen.sha256]}")
-            if all(r is not None and r.generation >= state.generation for r in reports):
-                return
-            await asyncio.sleep(_LOOK_EVERY_S)
+        if model.state != state:
+            raise _overtaken(name, model.state)
+        found = [report.models.get(name) for report in await self._follower.settled_workers()]
+        # What another one tells yet is of an earlier attempt.
+        done = [each for each in found if each is not None and each.generation >= state.generation]
+        for report in done:
+            if chosen.sha256 in report.failed:
+                raise InvalidModel(f"one of the workers: {report.failed[chosen.sha256]}")
+        return len(done) == len(found)
 
     async def _converged(self, model: FollowedModel, state: ReleaseState) -> bool:
         """Whether every worker that lives has done what the state says, or soon has."""
@@ -230,18 +238,22 @@ class ReleaseVerbs:
         return False
 
     async def _change(self, model: FollowedModel, after: ReleaseState, verb: str, by: str) -> None:
-        """Raises `Conflict` where another change was first. This worker has done what the state
-        says when it returns, unless that takes long."""
+        """This worker has done what the state says when it returns, unless that takes long."""
+        await self._decide(model, after, verb, by)
+        try:
+            async with asyncio.timeout(_CARRIED_OUT_WITHIN_S):
+                await model.carried_out()
+        except TimeoutError as exc:
+            name = model.residents.name
+            raise ModelNotReady(f"{name}: decided, and not yet done in this worker") from exc
+
+    async def _decide(self, model: FollowedModel, after: ReleaseState, verb: str, by: str) -> None:
+        """Raises `Conflict` where another change was first."""
         name = model.residents.name
         if not await self._follower.change(name, after):
             await self._follower.exchange()
             raise _overtaken(name, model.state)
         log.info("the release state was changed", extra=_described(name, after, verb, by))
-        try:
-            async with asyncio.timeout(_CARRIED_OUT_WITHIN_S):
-                await model.carried_out()
-        except TimeoutError as exc:
-            raise ModelNotReady(f"{name}: decided, and not yet done in this worker") from exc
 
     async def _state(self, model: FollowedModel, generation: int | None) -> ReleaseState:
         """What all have agreed on, just now."""
