@@ -141,7 +141,8 @@ class ReleaseVerbs:
             raise InvalidInput(f"{name}: CURRENT names no version", field="version")
         wanted = current.version if version is None and current is not None else version
         assert wanted is not None
-        resident = await model.residents.open(wanted)
+        # The others will ask for room for themselves only, as some of them have opened it by then.
+        resident = await model.residents.open(wanted, workers=self._source.opener.workers)
         with model.pinned(resident):
             is_new = model.residents.serving is not resident
             if not is_new and state.champion == resident.chosen and state.current == current:
