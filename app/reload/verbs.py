@@ -118,7 +118,9 @@ class ReleaseVerbs:
         model = self._model(name)
         with _told():
             state = await self._state(model, generation)
-            if state.champion is not None and state.champion.version == version:
+            if state.champion is None:
+                raise Conflict(f"no version of {name!r} serves yet: load one first")
+            if state.champion.version == version:
                 raise Conflict(f"version {version} of {name!r} serves: load another one first")
             after = msgspec.structs.replace(state, generation=state.generation + 1)
             if state.previous is not None and state.previous.version == version:
@@ -136,7 +138,7 @@ class ReleaseVerbs:
         name = model.residents.name
         state = await self._state(model, generation)
         await self._require_none_prepared(state)
-        current = await self._source.current(name)
+        current = await self._current(name, version, state)
         if version is None and current is None:
             raise InvalidInput(f"{name}: CURRENT names no version", field="version")
         wanted = current.version if version is None and current is not None else version
@@ -157,6 +159,16 @@ class ReleaseVerbs:
                 )
                 await self._change(model, after, "load", by)
         return self._outcome(model, converged=await self._converged(model, after))
+
+    async def _current(self, name: str, version: int | None, state: ReleaseState) -> Chosen | None:
+        """What CURRENT names. Where that is no number, and a version is asked for, it is what
+        it named before: whatever it names once it is put right is a newer word."""
+        try:
+            return await self._source.current(name)
+        except InvalidModel:
+            if version is None:
+                raise
+            return state.current
 
     @asynccontextmanager
     async def _ready_everywhere(
