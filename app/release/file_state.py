@@ -1,5 +1,6 @@
 """The release state of one machine, in files that its workers share."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from app.release.state import (
     WorkerReport,
 )
 
+log = logging.getLogger(__name__)
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Its file is of no use to anybody: it does not come back after so long.
 _GONE_S = 20 * PRESENCE_S
@@ -33,6 +36,7 @@ class FileState:
         self._boot = _boot_id()
         self._presence = Presence()
         self._beside = Beside()
+        self._seen: dict[str, ReleaseState] = {}
 
     async def exchange(
         self, report: WorkerReport, models: Sequence[str]
@@ -66,13 +70,30 @@ class FileState:
         except OSError as exc:
             raise StateUnavailable(f"{self._workers}: {exc.strerror or exc}") from exc
         write_file(self._file_of(report.worker), msgspec.json.encode(word), lasting=False)
-        return {model: self._states.read(model) for model in models}
+        return {model: self._read(model) for model in models}
+
+    def _read(self, model: str) -> ReleaseState:
+        """What the file says. One that was deleted under the service, or put back from a copy, gets
+        what it said before: a version that was rolled back would serve again."""
+        state = self._states.read(model)
+        seen = self._seen.get(model, state)
+        if state.generation < seen.generation:
+            with self._states.locked():
+                state = self._states.read(model)
+                if state.generation < seen.generation:
+                    lost, state = state, seen
+                    self._states.write(model, state)
+                    extra = {"generation": lost.generation, "restored": seen.generation}
+                    log.warning("a release state was lost, and is put back", extra=extra)
+        self._seen[model] = state
+        return state
 
     def _compare_and_set(self, model: str, generation: int, state: ReleaseState) -> bool:
         with self._states.locked():
             if self._states.read(model).generation != generation:
                 return False
             self._states.write(model, state)
+            self._seen[model] = state
             return True
 
     def _living(self) -> Sequence[WorkerReport]:
@@ -81,7 +102,13 @@ class FileState:
             content = read_file(path)
             if content is None:
                 continue
-            word = _read_word(content, path)
+            try:
+                word = _read_word(content, path)
+            except StateUnavailable:
+                if _is_old(path):  # who lives writes its own anew all the time
+                    _remove(path)
+                    continue
+                raise
             age_s = time.monotonic() - word.told_s if word.boot == self._boot else _GONE_S
             if age_s < PRESENCE_S:
                 living.append(decode_report(bytes(word.report), str(path)))
@@ -106,6 +133,14 @@ def _read_word(content: bytes, path: Path) -> _Word:
         return msgspec.json.decode(content, type=_Word)
     except msgspec.MsgspecError as exc:
         raise StateUnavailable(f"{path}: cannot be read: {exc}") from exc
+
+
+def _is_old(path: Path) -> bool:
+    """Whether nobody has written it for long, by the clock on the wall."""
+    try:
+        return time.time() - path.stat().st_mtime > _GONE_S
+    except FileNotFoundError:
+        return False
 
 
 def _remove(path: Path) -> None:

@@ -72,14 +72,17 @@ class RedisState:
             if state.generation < seen.generation:
                 await self._put_back(model, state, seen)
                 states[model] = seen
-        self._seen |= states
+        self._remember(states)
         self._kept.keep(states)
         return states
 
     async def compare_and_set(self, model: str, generation: int, state: ReleaseState) -> bool:
         if state.generation != generation + 1:
             raise ValueError(f"generation {state.generation} does not follow {generation}")
-        return await self._change(_Change(self._changes, model, generation, state))
+        made = await self._change(_Change(self._changes, model, generation, state))
+        if made:
+            self._remember({model: state})
+        return made
 
     async def workers(self) -> Sequence[WorkerReport]:
         self._presence.require_settled()
@@ -109,12 +112,20 @@ class RedisState:
         _require(_WORKERS, replies)
 
     async def last_known(self, models: Sequence[str]) -> Mapping[str, ReleaseState]:
-        return await self._kept.read(models)
+        states = await self._kept.read(models)
+        self._remember(states)  # it serves by them: the Redis may come back with less
+        return states
 
     async def close(self) -> None:
         self._line.close("the worker ends")
         self._changes.close("the worker ends")
         await self._kept.close()
+
+    def _remember(self, states: Mapping[str, ReleaseState]) -> None:
+        """What was so: a Redis that says less has lost it."""
+        for model, state in states.items():
+            if state.generation >= self._seen.get(model, state).generation:
+                self._seen[model] = state
 
     async def _change(self, change: "_Change") -> bool:
         try:

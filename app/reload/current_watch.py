@@ -3,14 +3,15 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import msgspec
 
-from app.errors import HikyakuError, RequestError
-from app.release.state import Chosen
+from app.errors import Conflict, HikyakuError, RequestError
+from app.release.state import Chosen, ReleaseState
 from app.reload.follower import FollowedModel, Follower
 from app.reload.residents import READ_WITHIN_S, VersionSource
 from app.reload.verbs import ReleaseVerbs
@@ -54,7 +55,7 @@ class CurrentWatch:
         self._every_s = every_s
         self._metrics = metrics
         self._refusals: dict[str, _Refusal] = {}
-        self._trouble = ""
+        self._troubles: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -79,31 +80,41 @@ class CurrentWatch:
             await self._look()
 
     async def _look(self) -> None:
-        """What goes wrong is logged once, and counted."""
+        """What is wrong with one model keeps no other from being followed."""
+        if await self._tried("the repository", self._find_models):
+            for name, model in tuple(self._follower.models.items()):
+                await self._tried(name, partial(self._follow, name, model))
+
+    async def _tried(self, what: str, work: Callable[[], Awaitable[bool]]) -> bool:
+        """What it returns. False where it goes wrong, which is counted, and logged once."""
         try:
-            await self._follow()
+            found = await work()
         except HikyakuError as exc:
             self._metrics.repository_failures.inc()
-            self._tell_trouble(str(exc))
+            self._tell_trouble(what, str(exc))
+            return False
         except Exception:  # a defect: this worker must not stop looking for it
             self._metrics.repository_failures.inc()
-            log.exception("the repository could not be looked at")
-        else:
-            self._tell_trouble("")
+            log.exception("the repository could not be looked at", extra={"at": what})
+            return False
+        self._tell_trouble(what, "")
+        return found
 
-    async def _follow(self) -> None:
-        repository = self._source.repository
-        for name in await self._source.calls.call(repository.models, READ_WITHIN_S):
+    async def _find_models(self) -> bool:
+        """Whether it is for this worker to have loaded what CURRENT names."""
+        for name in await self._source.calls.call(self._source.repository.models, READ_WITHIN_S):
             if name not in self._follower.models:
                 log.info("a new model", extra={"model": name})
                 self._add(name)
-        if not await self._is_first():
-            return
-        for name, model in tuple(self._follower.models.items()):
-            current = await self._source.current(name)
-            await self._give_up_orphan(name, model)
-            if current is not None and self._is_due(name, model, current):
-                await self._load(name, model, current)
+        return await self._is_first()
+
+    async def _follow(self, name: str, model: FollowedModel) -> bool:
+        """Whether CURRENT names something."""
+        await self._give_up_orphan(name, model)
+        current = await self._source.current(name)
+        if current is not None and self._is_due(name, model, current):
+            await self._load(name, model, current)
+        return current is not None
 
     async def _is_first(self) -> bool:
         workers = sorted(report.worker for report in await self._follower.settled_workers())
@@ -120,10 +131,14 @@ class CurrentWatch:
         return time.monotonic() >= refusal.again_at_s
 
     async def _load(self, name: str, model: FollowedModel, current: Chosen) -> None:
+        champion = model.state.champion
         try:
             await self._verbs.load(name, current.version, by="CURRENT")
+        except Conflict:
+            if model.state.champion != champion:
+                await self._overtaken(name, model.state, current)
         except RequestError as exc:
-            if exc.retryable or exc.code == "conflict":
+            if exc.retryable:
                 return  # at the next look
             before = self._refusals.get(name)
             pause_s = _FIRST_PAUSE_S
@@ -139,6 +154,13 @@ class CurrentWatch:
             self._refusals.pop(name, None)
             model.refused = ""
 
+    async def _overtaken(self, name: str, state: ReleaseState, current: Chosen) -> None:
+        """An operator has decided what serves while what CURRENT names was being loaded: that is
+        the newer word."""
+        await self._follower.change(
+            name, msgspec.structs.replace(state, generation=state.generation + 1, current=current)
+        )
+
     async def _give_up_orphan(self, name: str, model: FollowedModel) -> None:
         """Nothing will come of what a worker prepared that is not there any more."""
         preparing = model.state.preparing
@@ -153,9 +175,11 @@ class CurrentWatch:
                 msgspec.structs.replace(state, generation=state.generation + 1, preparing=None),
             )
 
-    def _tell_trouble(self, reason: str) -> None:
-        if reason and reason != self._trouble:
-            log.error("the repository cannot be looked at", extra={"reason": reason})
-        elif self._trouble and not reason:
-            log.info("the repository can be looked at again")
-        self._trouble = reason
+    def _tell_trouble(self, what: str, reason: str) -> None:
+        before = self._troubles.pop(what, "")
+        if reason:
+            self._troubles[what] = reason
+        if reason and reason != before:
+            log.error("the repository cannot be looked at", extra={"at": what, "reason": reason})
+        elif before and not reason:
+            log.info("the repository can be looked at again", extra={"at": what})

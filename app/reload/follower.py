@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -163,7 +163,9 @@ class FollowedModel:
         self._tell = tell
         self._generation = metrics.release_generation.labels(residents.name)
         self._carried_out = 0
-        self._done = asyncio.Event()
+        self._served = 0
+        """The latest generation whose champion has served here."""
+        self._serves = asyncio.Event()
         self._failed: Mapping[str, str] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -191,14 +193,23 @@ class FollowedModel:
         self.state = state
         if self._task is not None:
             self._task.cancel()
-        self._done.clear()
-        if state.champion is not None and (ready := self.residents.find(state.champion)):
-            self.residents.serve(ready)
+        if state.champion is not None and (ready := self._ready(state, state.champion)):
+            self._serve(state, ready)
         self._task = asyncio.create_task(self._carry_out(state), name="release")
 
-    async def carried_out(self) -> None:
-        """Wait until this worker has done what the latest state says."""
-        await self._done.wait()
+    @contextmanager
+    def pinned(self, resident: Resident) -> Iterator[None]:
+        """Until the block ends it stays open; then what the state does not name is freed."""
+        try:
+            with self.residents.pinned(resident):
+                yield
+        finally:
+            self.residents.keep(_named(self.state))
+
+    async def served(self, generation: int) -> None:
+        """Wait until this worker serves by the state of this generation or a later one."""
+        while self._served < generation:
+            await self._serves.wait()
 
     async def close(self) -> None:
         if self._task is not None:
@@ -206,16 +217,31 @@ class FollowedModel:
             await asyncio.wait({self._task})
 
     async def _carry_out(self, state: ReleaseState) -> None:
-        if state.champion is not None:
-            self.residents.serve(await self._opened(state.champion))
+        if state.champion is not None and self._served < state.generation:
+            self._serve(state, await self._opened(state.champion))
         self._failed = await self._prepared(state)
         self._carried_out = state.generation
         self._generation.set(state.generation)
-        self._done.set()
         self._tell()
-        self.residents.keep(_named(state))
         if state.previous is not None:
             await self._opened(state.previous)
+
+    def _ready(self, state: ReleaseState, champion: Chosen) -> Resident | None:
+        """Of several by different contracts the one opened last; while another one is prepared, the
+        one that serves."""
+        serving = self.residents.serving
+        if state.preparing is not None and serving is not None and serving.chosen == champion:
+            return serving
+        return self.residents.find(champion)
+
+    def _serve(self, state: ReleaseState, resident: Resident) -> None:
+        """By this state, and free what it does not name."""
+        self.residents.serve(resident)
+        self.residents.keep(_named(state))
+        self._served = state.generation
+        # Whoever waits now has waited for it; whoever comes later waits for the next one.
+        self._serves.set()
+        self._serves = asyncio.Event()
 
     async def _prepared(self, state: ReleaseState) -> Mapping[str, str]:
         """Get ready what is to be prepared; why it cannot serve here, by its digest."""

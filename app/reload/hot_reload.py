@@ -54,6 +54,7 @@ class HotReload:
         self._stack = AsyncExitStack()
         self._follower = Follower(_worker_name(), store, metrics)
         self.verbs = ReleaseVerbs(self._follower, source, metrics)
+        self._follows_current = poll_s > 0
         self._watch = CurrentWatch(self._follower, self.verbs, source, self._add, poll_s, metrics)
 
     @property
@@ -80,8 +81,10 @@ class HotReload:
             states = await self._states(names)
             # From the first moment on, so that whoever loads something waits for this worker.
             await stack.enter_async_context(self._follower)
+            is_running = any(state.generation for state in states.values())
             for name in names:
-                await self._begin(name, states[name])
+                is_new = is_running and not states[name].generation
+                await self._begin(name, states[name], is_new)
             stack.push_async_callback(self.verbs.close)
             await stack.enter_async_context(self._watch)
             pruning = asyncio.create_task(self._prune(), name="prune the vault")
@@ -121,23 +124,65 @@ class HotReload:
             log.warning("starting by the last known release state", extra={"reason": str(exc)})
             return known
 
-    async def _begin(self, name: str, state: ReleaseState) -> None:
+    async def _begin(self, name: str, state: ReleaseState, is_new: bool) -> None:
+        """`is_new`: other models were served before, this one never."""
         residents = self._made(name)
-        if state.generation:
-            resident = await _champion(residents, state)
+        try:
+            if not state.generation:
+                state, resident = await self._begun_with_current(residents, state)
+            else:
+                state, resident = await self._begun_with_champion(residents, state)
+        except (InvalidModel, ConfigurationError) as exc:
+            if not is_new or not await self._may_wait(name):
+                raise
+            log.error("a new model cannot serve yet", extra={"model": name, "reason": str(exc)})
+            del self._models[name]
+            self._follower.add(residents)
         else:
-            state, resident = await self._begun_with_current(residents)
-        self._follower.add(residents).begin(state, resident)
+            self._follower.add(residents).begin(state, resident)
 
-    async def _begun_with_current(self, residents: Residents) -> tuple[ReleaseState, Resident]:
-        """Nothing was ever decided: what CURRENT names serves, and that is a decision."""
+    async def _may_wait(self, name: str) -> bool:
+        """Whether a service that is running goes on without this model: others serve without it,
+        as this worker would if it had been here before, or nothing of it is published yet."""
+        reports = [
+            model
+            for report in await self._follower.settled_workers()
+            if report.worker != self._follower.worker
+            for model in report.models.values()
+        ]
+        return any(each.serves for each in reports) or await self._source.current(name) is None
+
+    async def _begun_with_champion(
+        self, residents: Residents, state: ReleaseState
+    ) -> tuple[ReleaseState, Resident]:
+        try:
+            return state, await _champion(residents, state)
+        except InvalidModel as exc:
+            current = await self._source.current(residents.name)
+            if not self._follows_current or current in {None, state.current}:
+                raise
+            if await self._is_served(residents.name):
+                raise
+            extra = {"model": residents.name, "reason": str(exc)}
+            log.error("what was decided on cannot serve, and CURRENT names another", extra=extra)
+            return await self._begun_with_current(residents, state)
+
+    async def _is_served(self, name: str) -> bool:
+        """Whether another worker serves it."""
+        reports = await self._follower.settled_workers()
+        return any(name in each.models and each.models[name].serves for each in reports)
+
+    async def _begun_with_current(
+        self, residents: Residents, before: ReleaseState
+    ) -> tuple[ReleaseState, Resident]:
+        """Nothing was decided that can serve: what CURRENT names does, and that is a decision."""
         name = residents.name
         current = await self._source.current(name)
         if current is None:
             raise InvalidModel(f"{name}: nothing is published yet; `hikyaku publish` does it")
         resident = await residents.open(current.version)
-        state = ReleaseState(1, champion=resident.chosen, current=current)
-        if await self._store.compare_and_set(name, 0, state):
+        state = ReleaseState(before.generation + 1, champion=resident.chosen, current=current)
+        if await self._store.compare_and_set(name, before.generation, state):
             return state, resident
         # Another worker has decided meanwhile.
         report = WorkerReport(self._follower.worker, {})

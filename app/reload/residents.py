@@ -99,9 +99,9 @@ class Residents:
         found = (resident for resident in reversed(self._open) if resident.chosen == chosen)
         return next(found, None)
 
-    async def open(self, version: int, sha256: str | None = None) -> Resident:
+    async def open(self, version: int, sha256: str | None = None, workers: int = 1) -> Resident:
         """The version by the present model.yaml, verified, warm and ready to serve; the one that is
-        open already where that is the same.
+        open already where that is the same. There is to be room for it in so many `workers`.
 
         Raises `InvalidModel` with the reason why it must not serve, `RepositoryUnavailable` when
         it cannot be read now, `ConfigurationError` when this process cannot serve it.
@@ -119,9 +119,7 @@ class Residents:
                 return found
             contract = parse_contract(content, f"{self.name}/model.yaml")
             verified = await verify_version(vaulted, contract, isolated=source.isolated)
-            require_room(
-                verified.memory_bytes * source.opener.workers, f"{self.name} version {version}"
-            )
+            require_room(verified.memory_bytes * workers, f"{self.name} version {version}")
             async with AsyncExitStack() as stack:
                 model = await source.opener.open(vaulted, contract, stack)
                 resident = Resident(chosen, contract_sha256, model, stack.pop_all())

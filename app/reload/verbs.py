@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 
@@ -25,7 +25,7 @@ from app.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 _PREPARED_WITHIN_S = 300.0
-_CARRIED_OUT_WITHIN_S = 10.0
+_SERVED_WITHIN_S = 10.0
 _CONVERGED_WITHIN_S = 2.0
 _LOOK_EVERY_S = 0.05
 _GIVE_UP_AGAIN_S = 1.0
@@ -109,7 +109,7 @@ class ReleaseVerbs:
                 preparing=None,
             )
             await self._change(model, after, "rollback", by)
-            return self._outcome(model, after, converged=False)
+            return _outcome(model, after, converged=False)
 
     async def unload(
         self, name: str, version: int, generation: int | None = None, *, by: str
@@ -118,7 +118,9 @@ class ReleaseVerbs:
         model = self._model(name)
         with _told():
             state = await self._state(model, generation)
-            if state.champion is not None and state.champion.version == version:
+            if state.champion is None:
+                raise Conflict(f"no version of {name!r} serves yet: load one first")
+            if state.champion.version == version:
                 raise Conflict(f"version {version} of {name!r} serves: load another one first")
             after = msgspec.structs.replace(state, generation=state.generation + 1)
             if state.previous is not None and state.previous.version == version:
@@ -126,9 +128,9 @@ class ReleaseVerbs:
             if state.preparing is not None and state.preparing.chosen.version == version:
                 after = msgspec.structs.replace(after, preparing=None)
             if (after.previous, after.preparing) == (state.previous, state.preparing):
-                return self._outcome(model, state, changed=False)
+                return _outcome(model, state, changed=False)
             await self._change(model, after, "unload", by)
-            return self._outcome(model, after, converged=False)
+            return _outcome(model, after, converged=False)
 
     async def _load(
         self, model: FollowedModel, version: int | None, generation: int | None, by: str
@@ -136,25 +138,112 @@ class ReleaseVerbs:
         name = model.residents.name
         state = await self._state(model, generation)
         await self._require_none_prepared(state)
-        current = await self._source.current(name)
+        current = await self._current(name, version, state)
         if version is None and current is None:
             raise InvalidInput(f"{name}: CURRENT names no version", field="version")
         wanted = current.version if version is None and current is not None else version
         assert wanted is not None
-        resident = await model.residents.open(wanted)
-        with model.residents.pinned(resident):
+        # The others will ask for room for themselves only, as some of them have opened it by then.
+        resident = await model.residents.open(wanted, workers=self._source.opener.workers)
+        with model.pinned(resident):
             is_new = model.residents.serving is not resident
             if not is_new and state.champion == resident.chosen and state.current == current:
-                return self._outcome(model, state, changed=False)
+                return _outcome(model, state, changed=False)
             preparing = Preparation(resident.chosen, self._follower.worker)
-            try:
-                if is_new:
-                    state = await self._prepare_everywhere(model, state, preparing, by)
-                after = await self._take_over(model, state, preparing, current, by)
-            except BaseException:
-                await self._give_up(model, preparing)
+            async with self._ready_everywhere(model, state, preparing, is_new, by) as found:
+                after = await self._take_over(model, found, preparing, current, by)
+        return _outcome(model, after, converged=await self._converged(model, after))
+
+    async def _current(self, name: str, version: int | None, state: ReleaseState) -> Chosen | None:
+        """What CURRENT names. Where that is no number, and a version is asked for, it is what
+        it named before: whatever it names once it is put right is a newer word."""
+        try:
+            return await self._source.current(name)
+        except InvalidModel:
+            if version is None:
                 raise
-        return self._outcome(model, after, converged=await self._converged(model, after))
+            return state.current
+
+    @asynccontextmanager
+    async def _ready_everywhere(
+        self,
+        model: FollowedModel,
+        state: ReleaseState,
+        preparing: Preparation,
+        is_new: bool,
+        by: str,
+    ) -> AsyncIterator[ReleaseState]:
+        """The state in which every worker that lives has the version ready. When the block does not
+        end well, nobody need prepare it any more."""
+        if not is_new or len(await self._follower.settled_workers()) < 2:
+            yield state
+            return
+        prepared = msgspec.structs.replace(
+            state, generation=state.generation + 1, preparing=preparing
+        )
+        try:
+            await self._decide(model, prepared, "prepare", by)
+            yield await self._prepared(model, prepared, preparing)
+        except BaseException:
+            giving_up = asyncio.create_task(
+                self._give_up(model, prepared, preparing), name="give up a load"
+            )
+            self._giving_up.add(giving_up)
+            giving_up.add_done_callback(self._giving_up.discard)
+            await asyncio.wait({giving_up}, timeout=_CONVERGED_WITHIN_S)
+            raise
+
+    async def _give_up(
+        self, model: FollowedModel, prepared: ReleaseState, preparing: Preparation
+    ) -> None:
+        """Nobody need prepare it any more. Until that could be said nothing else can be loaded.
+
+        A change of which nothing is known may be made yet: what follows it now makes it void."""
+        while model.state.preparing == preparing or model.state.generation < prepared.generation:
+            state = model.state
+            after = msgspec.structs.replace(state, generation=state.generation + 1, preparing=None)
+            try:
+                if await self._follower.change(model.residents.name, after):
+                    return
+                await self._follower.exchange()
+                await asyncio.sleep(_LOOK_EVERY_S)
+            except StateUnavailable:
+                await asyncio.sleep(_GIVE_UP_AGAIN_S)
+
+    async def _prepared(
+        self, model: FollowedModel, prepared: ReleaseState, preparing: Preparation
+    ) -> ReleaseState:
+        """The state in which all have it ready, be it a later one that leaves what is prepared as
+        it is. Raises `ModelNotReady` when that takes too long."""
+        try:
+            async with asyncio.timeout(_PREPARED_WITHIN_S):
+                # No event is set by another worker.
+                while not await self._is_prepared(model, prepared, preparing):  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError as exc:
+            raise ModelNotReady(
+                f"not every worker had version {preparing.chosen.version} ready within "
+                f"{_PREPARED_WITHIN_S:g} s"
+            ) from exc
+        return model.state
+
+    async def _is_prepared(
+        self, model: FollowedModel, prepared: ReleaseState, preparing: Preparation
+    ) -> bool:
+        """Raises `InvalidModel` as soon as a worker says that it cannot have it ready, `Conflict`
+        when it is not to be prepared any more."""
+        name, sha256 = model.residents.name, preparing.chosen.sha256
+        found = [report.models.get(name) for report in await self._follower.settled_workers()]
+        if model.state.preparing != preparing:
+            raise _overtaken(name, model.state)
+        # What another one tells yet is of an earlier attempt.
+        done = [
+            each for each in found if each is not None and each.generation >= prepared.generation
+        ]
+        for report in done:
+            if sha256 in report.failed:
+                raise InvalidModel(f"one of the workers: {report.failed[sha256]}")
+        return len(done) == len(found)
 
     async def _take_over(
         self,
@@ -164,7 +253,8 @@ class ReleaseVerbs:
         current: Chosen | None,
         by: str,
     ) -> ReleaseState:
-        """The state by which it serves. One that leaves what is prepared as it is may be first."""
+        """The state by which it serves. A change that leaves what is prepared as it is, an unload,
+        may be first."""
         while True:
             before = state.champion
             after = ReleaseState(
@@ -182,62 +272,6 @@ class ReleaseVerbs:
             else:
                 return after
 
-    async def _prepare_everywhere(
-        self, model: FollowedModel, state: ReleaseState, preparing: Preparation, by: str
-    ) -> ReleaseState:
-        """The state after which every worker that lives has the version ready."""
-        if len(await self._follower.settled_workers()) < 2:
-            return state
-        prepared = msgspec.structs.replace(
-            state, generation=state.generation + 1, preparing=preparing
-        )
-        await self._change(model, prepared, "prepare", by)
-        try:
-            async with asyncio.timeout(_PREPARED_WITHIN_S):
-                return await self._ready_everywhere(model, prepared)
-        except TimeoutError as exc:
-            raise ModelNotReady(
-                f"not every worker had version {preparing.chosen.version} ready within "
-                f"{_PREPARED_WITHIN_S:g} s"
-            ) from exc
-
-    async def _give_up(self, model: FollowedModel, preparing: Preparation) -> None:
-        """Nobody need prepare it any more. Until that could be said nothing else can be loaded."""
-        giving_up = asyncio.create_task(self._withdraw(model, preparing), name="give up a load")
-        self._giving_up.add(giving_up)
-        giving_up.add_done_callback(self._giving_up.discard)
-        await asyncio.wait({giving_up}, timeout=_CONVERGED_WITHIN_S)
-
-    async def _withdraw(self, model: FollowedModel, preparing: Preparation) -> None:
-        while model.state.preparing == preparing:
-            generation = model.state.generation + 1
-            after = msgspec.structs.replace(model.state, generation=generation, preparing=None)
-            try:
-                await self._follower.change(model.residents.name, after)
-                await self._follower.exchange()
-            except StateUnavailable:
-                await asyncio.sleep(_GIVE_UP_AGAIN_S)
-
-    async def _ready_everywhere(self, model: FollowedModel, prepared: ReleaseState) -> ReleaseState:
-        """The state by which every worker has it ready, be it a later one that leaves what is
-        prepared as it is. Raises `InvalidModel` as soon as a worker says that it cannot, `Conflict`
-        when it is not to be prepared any more."""
-        name, preparing = model.residents.name, prepared.preparing
-        assert preparing is not None
-        sha256 = preparing.chosen.sha256
-        while True:
-            state = model.state
-            if state.preparing != preparing:
-                raise _overtaken(name, state)
-            workers = await self._follower.settled_workers()
-            reports = [report.models.get(name) for report in workers]
-            for report in reports:
-                if report is not None and sha256 in report.failed:
-                    raise InvalidModel(f"one of the workers: {report.failed[sha256]}")
-            if all(r is not None and r.generation >= prepared.generation for r in reports):
-                return state
-            await asyncio.sleep(_LOOK_EVERY_S)
-
     async def _converged(self, model: FollowedModel, state: ReleaseState) -> bool:
         """Whether every worker that lives has done what the state says, or soon has."""
         until_s = time.monotonic() + _CONVERGED_WITHIN_S
@@ -252,18 +286,22 @@ class ReleaseVerbs:
         return False
 
     async def _change(self, model: FollowedModel, after: ReleaseState, verb: str, by: str) -> None:
-        """Raises `Conflict` where another change was first. This worker has done what the state
-        says when it returns, unless that takes long."""
+        """This worker serves what the state says when it returns, unless that takes long."""
+        await self._decide(model, after, verb, by)
+        try:
+            async with asyncio.timeout(_SERVED_WITHIN_S):
+                await model.served(after.generation)
+        except TimeoutError as exc:
+            name = model.residents.name
+            raise ModelNotReady(f"{name}: decided, and not yet done in this worker") from exc
+
+    async def _decide(self, model: FollowedModel, after: ReleaseState, verb: str, by: str) -> None:
+        """Raises `Conflict` where another change was first."""
         name = model.residents.name
         if not await self._follower.change(name, after):
             await self._follower.exchange()
             raise _overtaken(name, model.state)
         log.info("the release state was changed", extra=_described(name, after, verb, by))
-        try:
-            async with asyncio.timeout(_CARRIED_OUT_WITHIN_S):
-                await model.carried_out()
-        except TimeoutError as exc:
-            raise ModelNotReady(f"{name}: decided, and not yet done in this worker") from exc
 
     async def _state(self, model: FollowedModel, generation: int | None) -> ReleaseState:
         """What all have agreed on, just now."""
@@ -301,26 +339,6 @@ class ReleaseVerbs:
         finally:
             del self._under_way[name]
 
-    def _outcome(
-        self,
-        model: FollowedModel,
-        state: ReleaseState,
-        *,
-        changed: bool = True,
-        converged: bool = True,
-    ) -> Outcome:
-        """Of the state that the verb has put or found: another may have followed it meanwhile."""
-        champion = state.champion
-        assert champion is not None  # a model that is followed serves
-        return Outcome(
-            model.residents.name,
-            str(champion.version),
-            champion.sha256,
-            state.generation,
-            changed,
-            converged,
-        )
-
 
 @contextmanager
 def _told() -> Iterator[None]:
@@ -333,6 +351,22 @@ def _told() -> Iterator[None]:
         raise ModelNotReady(f"the release state is not to be had: {exc}") from exc
     except RepositoryUnavailable as exc:
         raise ModelNotReady(f"the repository is not to be had: {exc}") from exc
+
+
+def _outcome(
+    model: FollowedModel, state: ReleaseState, *, changed: bool = True, converged: bool = True
+) -> Outcome:
+    """What a verb has come to by the state that it has made or found."""
+    champion = state.champion
+    assert champion is not None  # a model that is followed serves
+    return Outcome(
+        model.residents.name,
+        str(champion.version),
+        champion.sha256,
+        state.generation,
+        changed,
+        converged,
+    )
 
 
 def _follows(report: WorkerReport, model: FollowedModel, state: ReleaseState) -> bool:

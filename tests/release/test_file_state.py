@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,3 +145,31 @@ async def test_who_told_before_the_machine_started_anew_does_not_live(
     await store.exchange(ME, [])
     assert await store.workers() == [ME]
     assert not path.exists()
+
+
+async def test_what_is_left_of_a_worker_by_a_power_cut_is_no_worker(
+    store: FileState, tmp_path: Path
+) -> None:
+    await store.exchange(ME, [])
+    path = tmp_path / "release" / "workers" / "old.json"
+    path.touch()
+    with pytest.raises(StateUnavailable, match=r"old\.json"):
+        await store.workers()  # as far as is known it may live
+    os.utime(path, (path.stat().st_mtime - 120,) * 2)
+    assert await store.workers() == [ME]
+
+
+@pytest.mark.parametrize("left", [None, ReleaseState(1)])
+async def test_a_state_that_is_lost_under_the_service_is_put_back(
+    store: FileState, tmp_path: Path, left: ReleaseState | None
+) -> None:
+    state = ReleaseState(2, Chosen(1, "aa"))
+    assert await store.compare_and_set("m", 0, ReleaseState(1))
+    assert await store.compare_and_set("m", 1, state)
+    shutil.rmtree(tmp_path / "release")
+    if left is not None:
+        other = FileState(tmp_path)
+        assert await other.compare_and_set("m", 0, left)
+        await other.close()
+    assert (await store.exchange(ME, ["m"]))["m"] == state
+    assert await store.compare_and_set("m", 2, ReleaseState(3))

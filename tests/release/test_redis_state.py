@@ -16,7 +16,7 @@ import redis
 from app.errors import ConfigurationError
 from app.release.documents import encode_state
 from app.release.redis_state import RedisState
-from app.release.state import Chosen, ReleaseState, StateUnavailable, WorkerReport
+from app.release.state import Chosen, ReleaseState, StateStore, StateUnavailable, WorkerReport
 from app.release.store import open_state
 from loadtests.fault_proxy import Cut, FaultProxy, Pass, Refuse, Replace, Stall
 from loadtests.prove_release_state import misbehave
@@ -54,11 +54,11 @@ async def store(proxy: FaultProxy, tmp_path: Path) -> AsyncIterator[RedisState]:
     await store.close()
 
 
-async def generation(store: RedisState) -> int:
+async def generation(store: StateStore) -> int:
     return (await store.exchange(ME, ["m"]))["m"].generation
 
 
-async def right_again(store: RedisState) -> int:
+async def right_again(store: StateStore) -> int:
     """The generation, once the store answers."""
     give_up_s = time.monotonic() + 5
     while True:
@@ -315,3 +315,29 @@ async def test_a_start_without_redis_goes_on_with_what_is_known(
     with pytest.raises(ConfigurationError, match="STATE_REDIS_URL"):
         async with open_state(url, tmp_path / "of a new machine"):
             pass
+
+
+async def test_a_change_that_redis_loses_before_anybody_has_read_it_is_put_back(
+    store: RedisState, client: "redis.Redis[Any]"
+) -> None:
+    await store.exchange(ME, ["m"])
+    assert await store.compare_and_set("m", 0, ReleaseState(1))
+    client.flushall()
+    assert await right_again(store) == 1
+
+
+async def test_what_a_worker_has_started_by_is_put_back_into_a_redis_that_comes_back_empty(
+    proxy: FaultProxy, client: "redis.Redis[Any]", tmp_path: Path
+) -> None:
+    url = f"redis://:{PASSWORD}@127.0.0.1:{proxy.port}"
+    async with open_state(url, tmp_path) as store:
+        await store.compare_and_set("m", 0, ReleaseState(1))
+        await store.compare_and_set("m", 1, ReleaseState(2))
+        await store.exchange(ME, ["m"])
+    await proxy.switch(Refuse())
+    async with open_state(url, tmp_path) as store:
+        assert (await store.last_known(["m"]))["m"].generation == 2
+        client.flushall()
+        await proxy.switch(Pass())
+        assert await right_again(store) == 2
+        assert await store.compare_and_set("m", 2, ReleaseState(3))

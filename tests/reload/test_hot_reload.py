@@ -1,6 +1,8 @@
 """Another version takes over while requests run, and all workers agree which one."""
 
 import asyncio
+import fcntl
+import hashlib
 import re
 import shutil
 from contextlib import AsyncExitStack, ExitStack
@@ -12,6 +14,7 @@ from app.errors import InvalidModel
 from app.local.redis_server import own_redis
 from loadtests.oracle_model import MODEL, publish_next
 from tests.reload.conftest import Service, Worker
+from tests.tiny_models import write_model
 
 STANDBY_1 = re.compile('hikyaku_model_info{model="oracle",role="standby",.*version="1"}')
 
@@ -262,6 +265,27 @@ async def test_current_does_not_undo_a_rollback(service: Service) -> None:
         assert (await worker.described())["release"]["previous"]["version"] == 1
 
 
+async def test_current_does_not_undo_a_rollback_that_overtook_it(service: Service) -> None:
+    await service.publish()
+    await service.publish()
+    current = service.model_dir / "CURRENT"
+    current.write_text("1\n")
+    vault = service.folder / "work" / "versions"
+    manifest = (service.model_dir / "3" / "manifest.json").read_bytes()
+    third = vault / hashlib.sha256(manifest).hexdigest()
+    async with service.worker(HIKYAKU_REPOSITORY_POLL_S="0.05") as worker:
+        await worker.ask("load", version="2")
+        with third.with_name(f"{third.name}.verifying.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            current.write_text("3\n")
+            async with asyncio.timeout(20):
+                while not third.exists():  # noqa: ASYNC110  (nor by the vault)
+                    await asyncio.sleep(0.02)
+            assert (await worker.ask("rollback")).json()["version"] == "1"
+        await worker.until(lambda described: described["release"]["current"]["version"] == 3)
+        assert await worker.version() == 1
+
+
 async def test_current_that_names_a_bad_version_is_told_and_changes_nothing(
     service: Service,
 ) -> None:
@@ -279,7 +303,56 @@ async def test_current_that_names_a_bad_version_is_told_and_changes_nothing(
         assert await worker.version() == 1
 
 
-async def test_a_model_that_is_new_is_served_without_a_restart(service: Service) -> None: ...
+async def test_a_model_that_is_new_is_served_without_a_restart(service: Service) -> None:
+    async with service.worker(HIKYAKU_REPOSITORY_POLL_S="0.05") as worker:
+        await write_model(service.repository, "binary", "binary")
+        predict = "/v1/models/binary:predict"
+        body = {"instances": [{"a": 2.0, "b": 1.0}]}
+        async with asyncio.timeout(20):
+            # No event is set by who watches the repository.
+            while (await worker.client.post(predict, json=body)).status_code == 404:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert (await worker.client.post(predict, json=body)).status_code == 200
+
+
+async def test_nothing_is_unloaded_of_a_model_that_does_not_serve_yet(service: Service) -> None:
+    async with service.worker(HIKYAKU_REPOSITORY_POLL_S="0.05") as worker:
+        new = service.repository / "new"
+        new.mkdir()
+        shutil.copy(service.model_dir / "model.yaml", new)
+        async with asyncio.timeout(20):
+            while (  # noqa: ASYNC110  (no event is set by who watches the repository)
+                response := await worker.client.post("/v1/models/new:unload", json={"version": "1"})
+            ).status_code == 404:
+                await asyncio.sleep(0.02)
+        assert (response.status_code, response.json()["error"]["code"]) == (409, "conflict")
+
+
+@pytest.mark.parametrize("damage", [b"two\n", None])
+async def test_one_model_whose_current_is_damaged_does_not_keep_others_from_being_followed(
+    service: Service, damage: bytes | None
+) -> None:
+    await write_model(service.repository, "binary", "binary")
+    async with service.worker(HIKYAKU_REPOSITORY_POLL_S="0.05") as worker:
+        current = service.repository / "binary" / "CURRENT"
+        current.unlink()
+        if damage is None:
+            current.mkdir()  # which cannot be read as a file
+        else:
+            current.write_bytes(damage)
+        await service.publish()
+        await worker.until(lambda described: described["version"] == "2")
+
+
+async def test_a_damaged_current_does_not_keep_a_version_from_being_loaded_by_its_number(
+    service: Service,
+) -> None:
+    async with service.worker() as worker:
+        await service.publish()
+        (service.model_dir / "CURRENT").write_text("two\n")
+        assert (await worker.ask("load")).status_code == 400
+        assert (await worker.ask("load", version="2")).status_code == 200
+        assert await worker.version() == 2
 
 
 async def test_a_changed_contract_takes_effect_with_the_next_load(service: Service) -> None:

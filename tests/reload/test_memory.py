@@ -1,5 +1,6 @@
 """What does not fit is refused before it is opened."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from app.errors import InvalidModel
 from app.reload.memory import free_bytes, give_back, require_room
+from tests.reload.conftest import Service
 
 
 def test_what_fits_is_let_in() -> None:
@@ -37,3 +39,40 @@ def test_what_was_freed_is_given_back() -> None:
 
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def needing(service: Service, needed_bytes: int) -> None:
+    """Have verification remember that what it has found so far takes so much memory."""
+    for path in (service.folder / "work" / "versions").glob("*.verified.json"):
+        document = json.loads(path.read_text())
+        document["verified"]["memory_bytes"] = needed_bytes
+        path.write_text(json.dumps(document))
+
+
+async def test_a_worker_that_takes_the_place_of_another_needs_room_for_itself_only(
+    service: Service,
+) -> None:
+    async with service.worker(HIKYAKU_WORKERS="4") as first:
+        free = free_bytes()
+        assert free is not None
+        needing(service, free // 2)
+        async with service.worker(HIKYAKU_WORKERS="4") as second:
+            assert [await first.version(), await second.version()] == [1, 1]
+
+
+async def test_a_version_is_loaded_only_where_there_is_room_for_it_in_every_worker(
+    service: Service,
+) -> None:
+    await service.publish()
+    async with service.worker(HIKYAKU_WORKERS="4"):
+        pass  # it has verified the second version
+    async with service.worker(HIKYAKU_WORKERS="4") as worker:
+        await worker.ask("load", version="1")
+        await worker.ask("unload", version="2")
+        free = free_bytes()
+        assert free is not None
+        needing(service, free // 2)
+        response = await worker.ask("load", version="2")
+        assert response.status_code == 400
+        assert "would take" in response.json()["error"]["message"]
+        assert await worker.version() == 1
