@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from app.contract import faults_in
 from app.errors import InvalidInput, InvalidModel
 from app.features.encoding import Encoder, StoredMisfit, ValueColumn
 from app.features.plan import FeaturePlan, value_type
@@ -188,7 +189,7 @@ def parse_manifest(content: bytes, what: str) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(b"{" + rest)
     except ValidationError as exc:
-        raise InvalidModel(f"{what}: {_faults(exc)}") from exc
+        raise InvalidModel(f"{what}: {faults_in(exc)}") from exc
     check_files(manifest.files, what)
     return manifest
 
@@ -238,7 +239,7 @@ def read_training(path: Path) -> Training:
     try:
         return Training.model_validate_json(_read(path))
     except ValidationError as exc:
-        raise InvalidModel(f"{path}: {_faults(exc)}") from exc
+        raise InvalidModel(f"{path}: {faults_in(exc)}") from exc
 
 
 def golden_tensors(
@@ -279,7 +280,7 @@ def signature_of(manifest: Manifest) -> Signature:
     try:
         return _SIGNATURE.validate_python(manifest.signature)
     except ValidationError as exc:
-        raise InvalidModel(f"{MANIFEST_FILE}: signature.{_faults(exc)}") from exc
+        raise InvalidModel(f"{MANIFEST_FILE}: signature.{faults_in(exc)}") from exc
 
 
 def _column(values: Sequence[Any], dtype: str) -> NDArray[Any]:
@@ -293,10 +294,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as exc:
         raise InvalidModel(f"{path}: {exc.strerror}") from exc
-
-
-def _faults(exc: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'document'}: {fault['msg']}"
-        for fault in exc.errors()
-    )
