@@ -13,6 +13,7 @@ import pytest
 
 from app.errors import InvalidModel, RepositoryUnavailable
 from app.repository.files import regular_files
+from app.repository.manifest import read_manifest
 from app.repository.store import Repository, open_repository
 from app.repository.vault import Vault, VaultedVersion
 from tests.tiny_models import write_model
@@ -153,6 +154,16 @@ def test_a_manifest_of_another_version_is_refused(vault: Vault, version_dir: Pat
     shutil.copytree(version_dir, version_dir.with_name("3"))
     with pytest.raises(InvalidModel, match=r"3/manifest\.json: describes version 1 of 'tiny'"):
         vault.take("tiny", 3)
+
+
+def test_a_plan_that_is_too_large_to_be_read_is_not_copied(vault: Vault, version_dir: Path) -> None:
+    """The server reads it, and no file may fill its memory."""
+    manifest, _ = read_manifest(version_dir)
+    plan = manifest.files["plan.json"].model_copy(update={"bytes": 1 << 30})
+    large = manifest.model_copy(update={"files": {**manifest.files, "plan.json": plan}})
+    (version_dir / "manifest.json").write_bytes(large.to_json())
+    with pytest.raises(InvalidModel, match=r"plan\.json is larger than 16,777,216 bytes"):
+        vault.take("tiny", 1)
 
 
 class Endless:
