@@ -258,3 +258,12 @@ def test_what_was_taken_just_now_stays(vault: Vault) -> None:
     copy = vault.take("tiny", 1)
     vault.prune([])
     assert copy.folder.exists()
+
+
+def test_what_another_service_of_the_machine_keeps_stays(vault: Vault, tmp_path: Path) -> None:
+    """Its isolated processes read the files again when they are replaced."""
+    copy = vault.take("tiny", 1)
+    os.utime(copy.folder, (0, 0))
+    Vault(tmp_path / "vault", open_repository(str(tmp_path / "models"))).prune([copy.sha256])
+    vault.prune([])
+    assert copy.folder.exists()
