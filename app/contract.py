@@ -11,6 +11,10 @@ from app.errors import InvalidModel
 
 # Fifty times as fast where PyYAML was built with libyaml: a model is loaded while others answer.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MOST_DEPTH = 16  # libyaml's loader takes the process down some thousands deep
+_MOST_EVENTS = 100_000
+_SHOWN_FAULTS = 8
+_MOST_SHOWN = 300
 
 FieldType: TypeAlias = Literal["string", "float", "int", "bool", "timestamp"]
 Transform: TypeAlias = Literal["number", "category", "minute_of_day", "day_of_week", "text"]
@@ -347,14 +351,46 @@ def load_contract(path: Path) -> Contract:
 def parse_contract(content: bytes, what: str) -> Contract:
     """The content of a model.yaml. Raises `InvalidModel` naming `what` and every field at fault."""
     try:
-        document = yaml.load(content.decode(), Loader=_LOADER)
+        text = content.decode()
+        _check_form(text, what)
+        document = yaml.load(text, Loader=_LOADER)
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
         raise InvalidModel(f"{what}: not YAML: {exc}") from exc
     try:
         return Contract.model_validate(document)
     except ValidationError as exc:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'document'}: {fault['msg']}"
-            for fault in exc.errors()
-        )
-        raise InvalidModel(f"{what}: {faults}") from exc
+        raise InvalidModel(f"{what}: {faults_in(exc)}") from exc
+
+
+def faults_in(exc: ValidationError) -> str:
+    """What is wrong in a document and where, of many faults the first few; in one line, whatever
+    names the document holds."""
+    found = exc.errors(include_url=False, include_context=False, include_input=False)
+    shown = "; ".join(
+        f"{_shortened('.'.join(map(str, fault['loc']))) or 'document'}: {_shortened(fault['msg'])}"
+        for fault in found[:_SHOWN_FAULTS]
+    )
+    more = len(found) - _SHOWN_FAULTS
+    return f"{shown}; and {more:,} more" if more > 0 else shown
+
+
+def _check_form(text: str, what: str) -> None:
+    """Raises `InvalidModel` for what the loader would recurse into or multiply without end: its
+    parser does neither."""
+    depth = 0
+    for number, event in enumerate(yaml.parse(text, Loader=_LOADER)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_DEPTH:
+            raise InvalidModel(
+                f"{what}: lists and mappings lie in each other over {_MOST_DEPTH} deep"
+            )
+        if isinstance(event, yaml.AliasEvent):
+            raise InvalidModel(f"{what}: has aliases (`*name`): write out what they stand for")
+        if number >= _MOST_EVENTS:
+            raise InvalidModel(f"{what}: has more than {_MOST_EVENTS:,} values, lists and mappings")
+
+
+def _shortened(text: str) -> str:
+    shown = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.contract import load_contract
+from app.contract import load_contract, parse_contract
 from app.errors import InvalidModel
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -93,3 +93,27 @@ def test_what_is_no_contract_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match=r"no/model\.yaml: no such file"):
         load_contract(tmp_path / "no" / "model.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("inputs: " + "[" * 50 + "]" * 50, "over 16 deep"),
+        ("inputs: &a [*a]", "has aliases"),
+        ("a: &a {b: 1}\nc: {<<: [*a, *a]}", "has aliases"),
+        ("inputs: [" + "a," * 100_000 + "]", "more than 100,000"),
+    ],
+    ids=["deep", "in itself", "merged", "many"],
+)
+def test_a_document_that_would_keep_its_reader_busy_is_refused(content: str, reason: str) -> None:
+    with pytest.raises(InvalidModel, match=reason):
+        parse_contract(content.encode(), "model.yaml")
+
+
+def test_a_reason_is_one_short_line_however_much_is_wrong() -> None:
+    names = [f"\x1b[31m{number}\n" for number in range(1_000)]
+    document = yaml.safe_dump(VALID | dict.fromkeys(names, 1))
+    with pytest.raises(InvalidModel, match="and 992 more") as refused:
+        parse_contract(document.encode(), "model.yaml")
+    assert len(str(refused.value)) < 1_000
+    assert str(refused.value).isprintable()

@@ -127,7 +127,9 @@ def _trained(published: VaultedVersion, code: Path, folder: Path) -> Path:
     command += ["--like", str(manifest)]
     inherited = {name: v for name, v in os.environ.items() if name not in THREAD_VARIABLES}
     run = published.manifest.training.run
-    as_then = {} if run is None else run.environment.variables
+    said = {} if run is None else run.environment.variables
+    # Whoever wrote the manifest must not say what else this process loads (LD_PRELOAD).
+    as_then = {name: said[name] for name in THREAD_VARIABLES if name in said}
     settings = "".join(f", {name}={value}" for name, value in as_then.items())
     print(f"\ntraining again: {code / TRAINING_CODE}{settings}", flush=True)
     started_s = time.monotonic()

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
+from pydantic import TypeAdapter, ValidationError
+
 from app.features.entity_key import EntityValue, KeyType
 
 JoinKeyType: TypeAlias = Literal["string", "int", "bytes", "timestamp"]
@@ -143,39 +145,17 @@ NO_FEATURES = FeaturePlan(project="", feature_service="", join_keys={}, views=()
 """The plan of a model that reads no stored feature."""
 
 
+_PLAN = TypeAdapter(FeaturePlan)
+
+
 def plan_from_json(document: bytes) -> FeaturePlan:
     """The inverse of `FeaturePlan.to_json`. Raises `ValueError` on anything else."""
-    content: dict[str, Any] = json.loads(document)
     try:
-        views = tuple(
-            PlannedView(
-                view["name"],
-                tuple(view["join_keys"]),
-                view["ttl_s"],
-                tuple(PlannedFeature(**feature) for feature in view["features"]),
-                view["stored_as"],
-                None if view["stored_keys"] is None else tuple(view["stored_keys"]),
-                _transformation(view["transformation"]),
-            )
-            for view in content["views"]
-        )
-        return FeaturePlan(
-            content["project"],
-            content["feature_service"],
-            content["join_keys"],
-            views,
-            None if content["redis"] is None else RedisLayout(**content["redis"]),
-            content["request_fields"],
-        )
-    except (KeyError, TypeError) as exc:
-        raise ValueError(f"not a feature plan: {exc}") from exc
-
-
-def _transformation(content: Any) -> Transformation | None:
-    if content is None:
-        return None
-    lists = {name: tuple(content[name]) for name in ("inputs", "request_fields")}
-    return Transformation(**{**content, **lists})
+        return _PLAN.validate_json(document)
+    except ValidationError as exc:
+        fault = exc.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "document"
+        raise ValueError(f"not a feature plan: {where[:200]!r}: {fault['msg']}") from exc
 
 
 def differences(published: FeaturePlan, registry: FeaturePlan) -> list[str]:

@@ -117,7 +117,8 @@ class Residents:
             found = self.find(chosen)
             if found is not None and found.contract_sha256 == contract_sha256:
                 return found
-            contract = parse_contract(content, f"{self.name}/model.yaml")
+            # It may have thousands of columns and labels.
+            contract = await asyncio.to_thread(parse_contract, content, f"{self.name}/model.yaml")
             verified = await verify_version(vaulted, contract, isolated=source.isolated)
             require_room(verified.memory_bytes * workers, f"{self.name} version {version}")
             async with AsyncExitStack() as stack:

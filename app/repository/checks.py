@@ -1,5 +1,6 @@
 """What must hold before a version answers: contract, plan, signature and golden rows agree."""
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from app.repository.manifest import (
     Training,
     signature_of,
 )
-from app.tensors import Signature, Tensors, TensorSpec, row_count
+from app.tensors import Signature, Tensors, TensorSpec, row_count, take_rows
 
 
 class Executes(Protocol):
@@ -235,14 +236,21 @@ async def run_golden(
     rows: Tensors,
     golden: Golden,
     *,
+    most_rows: int,
     what: str,
     within_s: float = 60.0,
 ) -> Sequence[Prediction]:
-    """Execute the golden rows; what was predicted. Raises `InvalidModel` unless that is what
-    training said."""
-    deadline = Deadline.after(within_s)
-    predictions = await _predictions(backend, outputs, rows, deadline, f"{what}: golden rows")
-    check_golden(predictions, golden, what=what)
+    """Execute the golden rows, so many at once at most; what was predicted. Raises `InvalidModel`
+    unless that is what training said."""
+    deadline, count = Deadline.after(within_s), row_count(rows)
+    predictions: list[Prediction] = []
+    for start in range(0, count, most_rows):
+        stop = min(start + most_rows, count)
+        asked = f"{what}: golden rows" + (f" {start} to {stop - 1}" if stop - start < count else "")
+        batch = take_rows(rows, start, stop)
+        predictions += await _predictions(backend, outputs, batch, deadline, asked)
+    # Of thousands of rows with hundreds of labels it takes seconds: others are answered meanwhile.
+    await asyncio.to_thread(check_golden, predictions, golden, what=what)
     return predictions
 
 
@@ -254,40 +262,59 @@ async def check_batch_invariance(
     tolerance: float,
     deadline: Deadline,
     *,
+    most_rows: int,
     what: str,
 ) -> None:
-    """Raises `InvalidModel` unless each row is predicted as it was in the whole batch (`together`)
+    """Raises `InvalidModel` unless each row is predicted as it was among the others (`together`)
     alone, beside another one in both orders, in other places, and beside itself.
 
-    At most 27 executions: of many rows some that lie evenly among them stand for all. Numbers above
-    1 may differ by that share of themselves: batches of other sizes are summed in another order.
+    At most 27 executions of so many rows at most: of many some that lie evenly among them stand for
+    all. Numbers above 1 may differ by that share of themselves: batches of other sizes are summed
+    in another order.
     """
-    for order in _arrangements(row_count(rows)):
+    for order in _arrangements(row_count(rows), most_rows):
         batch = {name: tensor[order] for name, tensor in rows.items()}
         asked = f"{what}: golden rows {_shortened(order)}"
         predictions = await _predictions(backend, outputs, batch, deadline, asked)
-        for row, given in zip(order, predictions, strict=True):
-            for name in outputs.names:
-                if not _close(given[name], together[row][name], tolerance, in_proportion=True):
-                    raise InvalidModel(
-                        f"{what}: golden row {row}: {name} is {given[name]} in a batch of the rows "
-                        f"{_shortened(order)} and {together[row][name]} in one of all: what is "
-                        "predicted for a row must not depend on the rows beside it"
-                    )
+        reason = await asyncio.to_thread(
+            _difference, order, predictions, together, outputs.names, tolerance
+        )
+        if reason is not None:
+            raise InvalidModel(f"{what}: {reason}")
 
 
-def _arrangements(count: int) -> Iterator[list[int]]:
-    every = list(range(count))
-    some = every[:: -(-count // _ALONE)]
+def _difference(
+    order: Sequence[int],
+    predictions: Sequence[Prediction],
+    together: Sequence[Prediction],
+    names: Sequence[str],
+    tolerance: float,
+) -> str | None:
+    """Which row is predicted otherwise in this batch than before."""
+    for row, given in zip(order, predictions, strict=True):
+        for name in names:
+            if not _close(given[name], together[row][name], tolerance, in_proportion=True):
+                return (
+                    f"golden row {row}: {name} is {given[name]} in a batch of the rows "
+                    f"{_shortened(order)} and {together[row][name]} in one of all: what is "
+                    "predicted for a row must not depend on the rows beside it"
+                )
+    return None
+
+
+def _arrangements(count: int, most_rows: int) -> Iterator[list[int]]:
+    """Batches of at most `most_rows` of the rows."""
+    every = list(range(count))[:: -(-count // most_rows)]
+    some = every[:: -(-len(every) // _ALONE)]
     for row in some:
         yield [row]
     for at in range(min(_PAIRS, len(some) - 1)):
         yield [some[at], some[at + 1]]
         yield [some[at + 1], some[at]]
-    if count > 2:
+    if len(every) > 2:
         yield every[::-1]
-        yield [*every[1:], 0]
-    yield every * 2
+        yield [*every[1:], every[0]]
+    yield [row for row in every for _ in range(2)][:most_rows]
 
 
 def _shortened(rows: Sequence[int]) -> str:
@@ -299,7 +326,8 @@ async def _predictions(
 ) -> list[Prediction]:
     """Raises `InvalidModel`, which begins with `asked`, where there are none."""
     try:
-        predictions = outputs.read(await backend.execute(rows, deadline)).predictions
+        answer = await backend.execute(rows, deadline)
+        predictions = (await asyncio.to_thread(outputs.read, answer)).predictions
     except (BackendError, DeadlineExceeded) as exc:
         raise InvalidModel(f"{asked}: {exc}") from exc
     if len(predictions) != row_count(rows):

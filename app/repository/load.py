@@ -1,5 +1,6 @@
 """Opens a verified version in this process: warm, its golden rows right, ready to answer."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class VersionOpener:
         """
         manifest = version.manifest
         name = manifest.model
-        plan = read_plan(version, contract)
+        plan = await asyncio.to_thread(read_plan, version, contract)
         recorder = BatchRecorder(self.metrics, name)
         backend = await open_backend(
             _of_version(contract.backend, manifest),
@@ -65,9 +66,19 @@ class VersionOpener:
         encoder = Encoder(contract.inputs, manifest.training.categories)
         outputs = OutputReader(contract.outputs, contract.decision, backend.signature)
         # Golden rows show what the model does with a null, whatever the contract puts in its place.
-        golden = golden_tensors(manifest.training.golden, decoder, plan, encoder)
-        times = await backend.warm_up(golden, contract.batching.max_batch_rows)
-        await run_golden(backend, outputs, golden, manifest.training.golden, what=_named(manifest))
+        golden = await asyncio.to_thread(
+            golden_tensors, manifest.training.golden, decoder, plan, encoder
+        )
+        most_rows = contract.batching.max_batch_rows
+        times = await backend.warm_up(golden, most_rows)
+        await run_golden(
+            backend,
+            outputs,
+            golden,
+            manifest.training.golden,
+            most_rows=most_rows,
+            what=_named(manifest),
+        )
         batcher = self._batcher(backend, contract.batching, times, recorder)
         await stack.enter_async_context(batcher)
         predictions = self._recorder(name, contract, plan)

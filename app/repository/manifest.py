@@ -5,12 +5,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from app.contract import faults_in
 from app.errors import InvalidInput, InvalidModel
 from app.features.encoding import Encoder, StoredMisfit, ValueColumn
 from app.features.plan import FeaturePlan, value_type
@@ -24,6 +25,7 @@ MANIFEST_FILE = "manifest.json"
 SEAL_FILE = "manifest.sig"
 
 MAX_FILES = 4_096
+MAX_PLAN_BYTES = 16 << 20
 MAX_VERSION_BYTES = 64 << 30
 
 _CHECKSUM = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",')
@@ -31,6 +33,10 @@ _CHECKSUM = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",')
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+"""JSON has no word for the others."""
 
 
 class Golden(_Section):
@@ -111,11 +117,11 @@ class Training(_Section):
     """What a training writes beside its model file, as training.json: everything about the model
     that cannot be read off the file."""
 
-    categories: Mapping[str, Mapping[str, float]] = {}
-    means: Mapping[str, Annotated[float, Field(allow_inf_nan=False)]] = {}
+    categories: Mapping[str, Mapping[str, Finite]] = {}
+    means: Mapping[str, Finite] = {}
     """Of each stored number, over the training rows that have one: for `use: training_mean`."""
     golden: Golden
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Finite]
     data_window: DataWindow
     hyperparameters: Mapping[str, Any]
     run: Run | None = None
@@ -188,7 +194,7 @@ def parse_manifest(content: bytes, what: str) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(b"{" + rest)
     except ValidationError as exc:
-        raise InvalidModel(f"{what}: {_faults(exc)}") from exc
+        raise InvalidModel(f"{what}: {faults_in(exc)}") from exc
     check_files(manifest.files, what)
     return manifest
 
@@ -205,6 +211,8 @@ def check_files(files: Mapping[str, File], what: str) -> None:
             raise InvalidModel(f"{what}: {name[:200]!r} cannot be the name of a version's file")
         if not files.keys().isdisjoint(map(str, PurePosixPath(name).parents)):
             raise InvalidModel(f"{what}: {name[:200]!r} is below another file")
+    if files[PLAN_FILE].bytes > MAX_PLAN_BYTES:  # it is read in the server
+        raise InvalidModel(f"{what}: {PLAN_FILE} is larger than {MAX_PLAN_BYTES:,} bytes")
     size = sum(file.bytes for file in files.values())
     if size > MAX_VERSION_BYTES:
         raise InvalidModel(f"{what}: {size:,} bytes of files, more than {MAX_VERSION_BYTES:,}")
@@ -234,11 +242,15 @@ def feature_origin(plan: FeaturePlan) -> FeatureOrigin:
 
 
 def read_training(path: Path) -> Training:
-    """A training.json. Raises `InvalidModel` naming the file and what is wrong."""
+    """A training.json, as a manifest will hold it: a NaN among the hyperparameters is null there.
+
+    Raises `InvalidModel` naming the file and what is wrong.
+    """
     try:
-        return Training.model_validate_json(_read(path))
+        said = Training.model_validate_json(_read(path))
+        return Training.model_validate_json(said.model_dump_json())
     except ValidationError as exc:
-        raise InvalidModel(f"{path}: {_faults(exc)}") from exc
+        raise InvalidModel(f"{path}: {faults_in(exc)}") from exc
 
 
 def golden_tensors(
@@ -279,7 +291,7 @@ def signature_of(manifest: Manifest) -> Signature:
     try:
         return _SIGNATURE.validate_python(manifest.signature)
     except ValidationError as exc:
-        raise InvalidModel(f"{MANIFEST_FILE}: signature.{_faults(exc)}") from exc
+        raise InvalidModel(f"{MANIFEST_FILE}: signature.{faults_in(exc)}") from exc
 
 
 def _column(values: Sequence[Any], dtype: str) -> NDArray[Any]:
@@ -293,10 +305,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as exc:
         raise InvalidModel(f"{path}: {exc.strerror}") from exc
-
-
-def _faults(exc: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'document'}: {fault['msg']}"
-        for fault in exc.errors()
-    )

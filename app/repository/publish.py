@@ -16,7 +16,6 @@ from app.repository.manifest import (
     PLAN_FILE,
     SEAL_FILE,
     Manifest,
-    check_files,
     describe,
     feature_origin,
     parse_manifest,
@@ -25,7 +24,7 @@ from app.repository.manifest import (
 )
 from app.repository.origin import environment, publisher, source_of, training_code
 from app.repository.signing import SigningKey
-from app.repository.store import Shelf, is_url, open_repository
+from app.repository.store import MAX_MANIFEST_BYTES, Shelf, is_url, open_repository
 from app.repository.verify import verify_model
 from app.tensors import Signature
 
@@ -85,7 +84,7 @@ async def publish(
             source=source_of(model_dir if isinstance(model_dir, Path) else Path()),
             environment=environment(also=_OPENED_WITH),
         )
-        check_files(manifest.files, str(artifact))
+        _check_readable(manifest, str(artifact))
         with repository.alone(name):
             config = _triton_config(name, contract)
             return _added(repository, manifest, staging, config, keep_current, signing_key)
@@ -135,6 +134,18 @@ def _check_unchanged(repository: Shelf, name: str, signature: Signature) -> None
                 "a changed signature is a new model name"
             )
         return
+
+
+def _check_readable(manifest: Manifest, what: str) -> None:
+    """Nobody could load a version with a manifest that its readers refuse."""
+    content = manifest.to_json()
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise InvalidModel(
+            f"{what}: its manifest would have {len(content):,} bytes, more than "
+            f"{MAX_MANIFEST_BYTES:,}: fewer golden rows, categories or hyperparameters make it "
+            "smaller"
+        )
+    parse_manifest(content, what)
 
 
 def _added(

@@ -81,11 +81,15 @@ class Vault:
                     model, version, digest, content, what
                 )
 
-    def prune(self, keep: Collection[str], unused_s: float = 600.0) -> None:
+    def prune(self, keep: Collection[str], unused_s: float = 3600.0) -> None:
         """Remove the copies whose manifest's digest is not in `keep`, and what is beside them with
-        their digest in its name. A copy that anybody took less than `unused_s` ago stays."""
+        their digest in its name. A copy that anybody took or kept less than `unused_s` ago stays:
+        another service of this machine may need it."""
         with self._writing():
             self._make_folder()
+            for digest in filter(_DIGEST.fullmatch, keep):
+                with suppress(FileNotFoundError):
+                    os.utime(self._folder / digest)
             now_s = self._now_s()
             files.remove_older_than(self._folder, _STAGING, _STAGING_AGE_S, now_s)
             for digest in self._digests() - set(keep):
@@ -102,9 +106,9 @@ class Vault:
                 content = file.read()
             if hashlib.sha256(content).hexdigest() != digest:
                 return None
-            manifest = _described(content, model, version, str(folder / MANIFEST_FILE))
             if self._trusted is not None:
                 self._trusted.require(content, _seal(folder), str(folder / SEAL_FILE))
+            manifest = _described(content, model, version, str(folder / MANIFEST_FILE))
             before = _marks(folder)
             if self._hashed.get(digest) != before:
                 self._hashed.pop(digest, None)
@@ -119,10 +123,11 @@ class Vault:
     def _copied(
         self, model: str, version: int, digest: str, content: bytes, what: str
     ) -> VaultedVersion:
-        manifest = _described(content, model, version, what)
         seal = self._repository.seal(model, version)
+        # Before anything of it is read: it may be anybody's.
         if self._trusted is not None:
             self._trusted.require(content, seal, self._repository.where(model, version, SEAL_FILE))
+        manifest = _described(content, model, version, what)
         staging = self._folder / f"{_STAGING}{uuid.uuid4().hex}"
         staging.mkdir(mode=0o700)
         try:

@@ -290,11 +290,22 @@ async def _executed(
     check_inputs(contract, opened.signature)
     reader = OutputReader(contract.outputs, contract.decision, opened.signature)
     deadline = Deadline.after(within_s)
-    predictions = await run_golden(opened, reader, rows, golden, what=what, within_s=within_s)
-    await check_batch_invariance(
-        opened, reader, rows, predictions, golden.tolerance, deadline, what=what
+    # As many at once as will be when it serves: more may need more memory than it will ever get.
+    most_rows = contract.batching.max_batch_rows
+    predictions = await run_golden(
+        opened, reader, rows, golden, most_rows=most_rows, what=what, within_s=within_s
     )
-    return await _measured(opened, rows, contract.batching.max_batch_rows, deadline, what)
+    await check_batch_invariance(
+        opened,
+        reader,
+        rows,
+        predictions,
+        golden.tolerance,
+        deadline,
+        most_rows=most_rows,
+        what=what,
+    )
+    return await _measured(opened, rows, most_rows, deadline, what)
 
 
 async def _measured(

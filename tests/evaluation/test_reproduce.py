@@ -129,6 +129,18 @@ def hikyaku(repository: Path, *arguments: str) -> "subprocess.CompletedProcess[s
     )
 
 
+def test_a_manifest_says_nothing_to_the_process_but_how_many_threads(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """What loads libraries and modules is not its to say."""
+    run = trained.published.manifest.training.run
+    assert run is not None
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONHOME": "/nowhere"}
+    environment = run.environment.model_copy(update={"variables": variables})
+    published = trained.with_training(run=run.model_copy(update={"environment": environment}))
+    assert outcome(published, trained, tmp_path)[0] == 0
+
+
 def test_the_same_code_and_data_give_the_version_again(trained: Trained, tmp_path: Path) -> None:
     report_file = tmp_path / "report.json"
     finished = hikyaku(tmp_path, "reproduce", "tiny", "1", "--json", str(report_file))

@@ -62,6 +62,23 @@ def test_a_plan_survives_its_json(plan: FeaturePlan) -> None:
     assert read.to_json() == plan.to_json()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        b'{"project": "p"}',
+        NO_FEATURES.to_json().replace(b'"join_keys": {}', b'"join_keys": []'),
+        NO_FEATURES.to_json().replace(b'"views": []', b'"views": [1]'),
+    ],
+    ids=["empty", "list", "deep", "parts lack", "keys of another type", "views of another type"],
+)
+def test_what_is_no_plan_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError, match="not a feature plan"):
+        plan_from_json(content)
+
+
 def test_features_are_in_the_order_of_the_views() -> None:
     assert FLEET.references == (
         "driver:rating",

@@ -17,6 +17,7 @@ import pytest
 from app.errors import HikyakuError, InvalidModel
 from app.features.plan import NO_FEATURES, FeaturePlan, PlannedFeature, Transformation
 from app.repository.artifact import local_artifact
+from app.repository.manifest import read_manifest, read_training
 from app.repository.publish import publish
 from app.repository.store import open_repository
 from app.repository.vault import Vault
@@ -341,6 +342,19 @@ def _training_without_metrics(attempt: Attempt) -> None:
     del attempt.training["metrics"]
 
 
+def _metric_that_is_no_number(attempt: Attempt) -> None:
+    attempt.training["metrics"] = {"auc": float("nan")}
+
+
+def _category_of_an_infinite_number(attempt: Attempt) -> None:
+    attempt.training["categories"] = {"a": {"x": float("inf")}}
+
+
+def _more_categories_than_a_manifest_may_hold(attempt: Attempt) -> None:
+    long = "x" * 1_000_000
+    attempt.training["categories"] = {"a": {f"{number}{long}": number for number in range(17)}}
+
+
 FAULTS: list[tuple[Kind, Callable[[Attempt], None], str]] = [
     ("binary", _wrong_golden_row, r"golden row 1: probability is 0\.5, training said 0\.51"),
     ("binary", _golden_row_of_an_unknown_output, "golden row 0: training said .*odds"),
@@ -370,6 +384,9 @@ FAULTS: list[tuple[Kind, Callable[[Attempt], None], str]] = [
     ("stored", _integer_with_a_constant_that_is_none, "'driver:trips' .* an int64 would cut"),
     ("binary", _unknown_backend, "abacus"),
     ("binary", _training_without_metrics, r"training\.json: metrics"),
+    ("binary", _metric_that_is_no_number, r"training\.json: metrics\.auc: .* finite number"),
+    ("binary", _category_of_an_infinite_number, r"categories\.a\.x: .* finite number"),
+    ("binary", _more_categories_than_a_manifest_may_hold, "its manifest would have .* more than"),
 ]
 
 
@@ -451,6 +468,17 @@ async def test_an_artifact_with_a_link_is_refused(tmp_path: Path) -> None:
     (attempt.artifact / "weights").symlink_to("/etc/hostname")
     with pytest.raises(InvalidModel, match="weights: neither a regular file nor a folder"):
         await attempt.publish()
+
+
+async def test_a_hyperparameter_that_is_no_number_can_be_published(tmp_path: Path) -> None:
+    """Gradient boosting says `missing: NaN` of itself."""
+    attempt = Attempt(tmp_path / "models" / "tiny", tmp_path / "artifact", "binary")
+    attempt.training["hyperparameters"] = {"missing": float("nan")}
+    write_contract(attempt.model_dir, attempt.contract)
+    write_artifact(attempt.artifact, "binary", attempt.training)
+    await attempt.publish()
+    published, _ = read_manifest(attempt.model_dir / "1")
+    assert published.training == read_training(attempt.artifact / "training.json")
 
 
 async def test_a_candidate_does_not_become_current(tmp_path: Path) -> None:

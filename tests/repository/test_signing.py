@@ -95,6 +95,14 @@ def test_another_signature_is_refused(tmp_path: Path, content: bytes) -> None:
         vault(tmp_path, trusting(tmp_path, public)).take("tiny", 1)
 
 
+def test_a_manifest_that_is_not_signed_is_not_even_read(tmp_path: Path) -> None:
+    key, public = key_pair(tmp_path, "ours")
+    publish_signed(tmp_path, key)
+    (tmp_path / "models" / "tiny" / "1" / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(InvalidModel, match=r"manifest\.sig: no key of HIKYAKU_TRUSTED_KEYS"):
+        vault(tmp_path, trusting(tmp_path, public)).take("tiny", 1)
+
+
 def test_a_signature_of_a_key_that_is_not_trusted_is_refused(tmp_path: Path) -> None:
     key, _ = key_pair(tmp_path, "theirs")
     publish_signed(tmp_path, key)

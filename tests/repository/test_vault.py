@@ -13,6 +13,7 @@ import pytest
 
 from app.errors import InvalidModel, RepositoryUnavailable
 from app.repository.files import regular_files
+from app.repository.manifest import read_manifest
 from app.repository.store import Repository, open_repository
 from app.repository.vault import Vault, VaultedVersion
 from tests.tiny_models import write_model
@@ -155,6 +156,16 @@ def test_a_manifest_of_another_version_is_refused(vault: Vault, version_dir: Pat
         vault.take("tiny", 3)
 
 
+def test_a_plan_that_is_too_large_to_be_read_is_not_copied(vault: Vault, version_dir: Path) -> None:
+    """The server reads it, and no file may fill its memory."""
+    manifest, _ = read_manifest(version_dir)
+    plan = manifest.files["plan.json"].model_copy(update={"bytes": 1 << 30})
+    large = manifest.model_copy(update={"files": {**manifest.files, "plan.json": plan}})
+    (version_dir / "manifest.json").write_bytes(large.to_json())
+    with pytest.raises(InvalidModel, match=r"plan\.json is larger than 16,777,216 bytes"):
+        vault.take("tiny", 1)
+
+
 class Endless:
     """A repository whose model file never ends; it counts what was read of it."""
 
@@ -245,5 +256,14 @@ def test_what_nobody_needs_is_removed_with_what_is_beside_it(vault: Vault, tmp_p
 def test_what_was_taken_just_now_stays(vault: Vault) -> None:
     """Another process may be about to open it."""
     copy = vault.take("tiny", 1)
+    vault.prune([])
+    assert copy.folder.exists()
+
+
+def test_what_another_service_of_the_machine_keeps_stays(vault: Vault, tmp_path: Path) -> None:
+    """Its isolated processes read the files again when they are replaced."""
+    copy = vault.take("tiny", 1)
+    os.utime(copy.folder, (0, 0))
+    Vault(tmp_path / "vault", open_repository(str(tmp_path / "models"))).prune([copy.sha256])
     vault.prune([])
     assert copy.folder.exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
@@ -98,6 +99,19 @@ async def test_a_row_that_is_predicted_otherwise_beside_others_is_refused(tmp_pa
     )
     with pytest.raises(InvalidModel, match=r"golden row 0: value is -3\.0.* in a batch of .*\[0\]"):
         await verified(model, -3.0, 0.0, 3.0)
+
+
+async def test_golden_rows_are_executed_no_more_at_once_than_the_contract_allows(
+    tmp_path: Path,
+) -> None:
+    """A file for one row at a time cannot do more."""
+    model = sums(tmp_path / MODEL_FILE, helper.make_node("Identity", ["x"], ["y"]))
+    proto = onnx.load(model)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(proto, model)
+    found = await verified(model, 1.0, 2.0, 3.0, batching={"max_batch_rows": 1})
+    assert list(found.execution_s) == [1]
 
 
 async def test_what_was_found_is_not_looked_for_again(version: VaultedVersion) -> None:
