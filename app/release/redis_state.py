@@ -58,6 +58,8 @@ class RedisState:
         ]
         # MGET would call a key of another kind empty.
         reads = [command(b"GET", _state_key(model)) for model in models]
+        # What was known before it is asked for: a change that is made meanwhile may be told first.
+        before = dict(self._seen)
         replies = await self._line.ask(*told, *reads, within_s=_ANSWER_S)
         keys = [_worker_key(worker), _WORKERS, *map(_state_key, models)]
         for key, reply in zip(keys, replies, strict=True):
@@ -68,13 +70,14 @@ class RedisState:
         }
         self._presence.told()
         for model, state in states.items():
-            seen = self._seen.get(model, state)
+            seen = before.get(model, state)
             if state.generation < seen.generation:
                 await self._put_back(model, state, seen)
                 states[model] = seen
         self._remember(states)
-        self._kept.keep(states)
-        return states
+        latest = {model: self._seen[model] for model in states}
+        self._kept.keep(latest)
+        return latest
 
     async def compare_and_set(self, model: str, generation: int, state: ReleaseState) -> bool:
         if state.generation != generation + 1:

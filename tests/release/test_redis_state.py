@@ -341,3 +341,23 @@ async def test_what_a_worker_has_started_by_is_put_back_into_a_redis_that_comes_
         await proxy.switch(Pass())
         assert await right_again(store) == 2
         assert await store.compare_and_set("m", 2, ReleaseState(3))
+
+
+async def test_a_reading_that_a_change_overtakes_is_no_loss(store: RedisState) -> None:
+    """It was answered before the change, and is taken in after it."""
+    made = asyncio.Event()
+
+    async def read() -> None:
+        known = 0
+        while not made.is_set():
+            now = await generation(store)
+            assert now >= known
+            known = now
+
+    readers = [asyncio.create_task(read()) for _ in range(4)]
+    for number in range(300):
+        state = ReleaseState(number + 1, champion=Chosen(number + 1, "a"))
+        assert await store.compare_and_set("m", number, state)
+    made.set()
+    await asyncio.gather(*readers)
+    assert await generation(store) == 300
