@@ -341,3 +341,16 @@ async def test_what_a_worker_has_started_by_is_put_back_into_a_redis_that_comes_
         await proxy.switch(Pass())
         assert await right_again(store) == 2
         assert await store.compare_and_set("m", 2, ReleaseState(3))
+
+
+async def test_a_redis_that_refuses_transactions_is_not_written_to_without_one(
+    store: RedisState, client: "redis.Redis[Any]"
+) -> None:
+    assert await store.compare_and_set("m", 0, ReleaseState(1))
+    client.execute_command("ACL", "SETUSER", "default", "-multi")
+    try:
+        with pytest.raises(StateUnavailable, match="multi"):
+            await store.compare_and_set("m", 1, ReleaseState(2))
+    finally:
+        client.execute_command("ACL", "SETUSER", "default", "+multi")
+    assert await right_again(store) == 1
