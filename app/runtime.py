@@ -30,6 +30,9 @@ from app.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 _READINESS_EVERY_S = 5
+_REPOSITORY_CALLS = 2
+# Of whoever asks where a version came from: they must not keep a version from being loaded.
+_PUBLIC_READS = 4
 # Each takes a core for some seconds, and 200 MB.
 _REGISTRY_CHECKS_APART_S = 20.0
 
@@ -110,8 +113,10 @@ class Runtime:
             opener = VersionOpener(
                 open_checked, sweep, self.metrics, self.clock, settings.drain_s, settings.workers
             )
-            calls = BlockingCalls()
+            calls = BlockingCalls(_REPOSITORY_CALLS)
             stack.push_async_callback(calls.close)
+            self.reads = BlockingCalls(_PUBLIC_READS)
+            stack.push_async_callback(self.reads.close)
             vault = Vault(settings.work_dir / "versions", repository, trusted)
             isolated = self._isolated_verification
             source = VersionSource(repository, vault, opener, calls, asyncio.Lock(), isolated)

@@ -1,21 +1,16 @@
 """The operations that say which versions there are, and where each came from."""
 
-import asyncio
 import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI
 
-from app.errors import (
-    DeadlineExceeded,
-    ModelNotReady,
-    NotFound,
-    Overloaded,
-    RepositoryUnavailable,
-)
+from app.errors import ModelNotReady, NotFound, Overloaded, RepositoryUnavailable
+from app.reload.blocking import BlockingCalls
 from app.repository.lineage import lineage
 from app.repository.manifest import parse_manifest
 
@@ -39,10 +34,26 @@ class Published(Protocol):
 
 
 def add_lineage(
-    app: FastAPI, published: Published, serving: Callable[[], Mapping[str, int | None]]
+    app: FastAPI,
+    published: Published,
+    serving: Callable[[], Mapping[str, int | None]],
+    calls: Callable[[], BlockingCalls],
 ) -> None:
-    """Add the operations. `serving` says of every served model which version answers now."""
-    reader = _Reader()
+    """Add the operations. `serving` says of every served model which version answers now; `calls`
+    are for them alone, since everybody may ask."""
+
+    async def read(work: Callable[[], T]) -> T:
+        """Raises `Overloaded` at once when too many have not returned, `ModelNotReady` when the
+        repository cannot be read now, or does not answer in time."""
+        if calls().under_way >= _AT_ONCE:
+            raise Overloaded(
+                f"{_AT_ONCE} reads of the model repository are under way", retry_after_s=1.0
+            )
+        try:
+            return await calls().call(work, _WITHIN_S)
+        except RepositoryUnavailable as exc:  # its text is for the operator, who can read the log
+            log.warning("repository unavailable", extra={"reason": str(exc)})
+            raise ModelNotReady("the model repository cannot be read now") from exc
 
     def known(name: str) -> str:
         if name not in serving():
@@ -52,7 +63,7 @@ def add_lineage(
     @app.get("/v1/models/{name}/versions", tags=["models"])
     async def versions(name: str) -> dict[str, Any]:
         """The published versions, which of them answers, and which one CURRENT names."""
-        current, numbers = await reader.read(_versions, published, known(name))
+        current, numbers = await read(partial(_versions, published, known(name)))
         return {
             "name": name,
             "serving": _text(serving()[name]),
@@ -64,42 +75,10 @@ def add_lineage(
     async def version(name: str, version: str) -> dict[str, Any]:
         """Where a version came from: code commit, data, features, hyperparameters, metrics and
         environment. A prediction names its version as `model_version`."""
-        document = await reader.read(_document, published, known(name), version)
+        document = await read(partial(_document, published, known(name), version))
         if document is None:
             raise NotFound(f"{name} has no version {version[:16]!r}")
         return document
-
-
-class _Reader:
-    """Calls what blocks, in threads. A repository that hangs keeps no more than a few of them."""
-
-    def __init__(self) -> None:
-        self._calls: set[asyncio.Task[Any]] = set()
-
-    async def read(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Raises `Overloaded` at once when too many calls have not returned, `DeadlineExceeded`
-        when this one does not in time (it goes on in its thread), `ModelNotReady` when the
-        repository cannot be read now."""
-        if len(self._calls) >= _AT_ONCE:
-            raise Overloaded(
-                f"{_AT_ONCE} reads of the model repository are under way", retry_after_s=1.0
-            )
-        task = asyncio.create_task(asyncio.to_thread(call, *arguments), name="repository read")
-        self._calls.add(task)
-        task.add_done_callback(self._returned)
-        try:
-            async with asyncio.timeout(_WITHIN_S):
-                return await asyncio.shield(task)
-        except TimeoutError as exc:
-            raise DeadlineExceeded("the model repository did not answer in time") from exc
-        except RepositoryUnavailable as exc:  # its text is for the operator, who can read the log
-            log.warning("repository unavailable", extra={"reason": str(exc)})
-            raise ModelNotReady("the model repository cannot be read now") from exc
-
-    def _returned(self, task: asyncio.Task[Any]) -> None:
-        self._calls.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen, where nobody has waited for it
 
 
 def _versions(published: Published, model: str) -> tuple[int | None, Sequence[int]]:

@@ -50,7 +50,8 @@ def create_service(runtime: Runtime) -> FastAPI:
     _add_health(app, runtime)
     _add_models(app, runtime)
     add_release(app, runtime)
-    add_lineage(app, open_repository(runtime.settings.model_repository), runtime.serving)
+    repository = open_repository(runtime.settings.model_repository)
+    add_lineage(app, repository, runtime.serving, lambda: runtime.reads)
     if isinstance(runtime.clock, ReplayClock):
         _add_replay_clock(app, runtime.clock)
     describe_predictions(app, runtime.models)

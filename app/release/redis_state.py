@@ -221,9 +221,11 @@ class _Change:
             return True
         if _state(self._model, looked[2]).generation != self._generation:
             return False
+        # By itself: if it were refused, what comes behind it would be done at once, whoever has
+        # written the key meanwhile.
+        _require(self._key, await self._line.ask(command(b"MULTI"), within_s=_STEP_S))
         self._sent = True
         *queued, made = await self._line.ask(
-            command(b"MULTI"),
             command(b"SET", self._key, self._document),
             command(b"LPUSH", self._marks, self._mark),
             command(b"LTRIM", self._marks, b"0", b"%d" % (_MARKS_KEPT - 1)),

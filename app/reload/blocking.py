@@ -9,26 +9,35 @@ from app.errors import RepositoryUnavailable
 
 T = TypeVar("T")
 
-_THREADS = 2
 _MOST_LEFT_BEHIND = 4
 
 
 class BlockingCalls:
-    """A few calls at once. One that takes too long is given up; its thread is left behind until the
-    system lets it return, and while too many are, every call is refused."""
+    """As many calls at once as there are `threads`. One that takes too long is given up; its thread
+    is left behind until the system lets it return, and while too many are, every call is refused.
+    """
 
-    def __init__(self) -> None:
-        self._threads = ExecutionThreads("repository", _THREADS)
+    def __init__(self, threads: int) -> None:
+        self._threads = ExecutionThreads("repository", threads)
+        self._waited_for = 0
+
+    @property
+    def under_way(self) -> int:
+        """Calls that have not returned yet, those among them that were given up."""
+        return self._waited_for + self._threads.left_behind
 
     async def call(self, work: Callable[[], T], within_s: float) -> T:
         """What `work` returns or raises. `RepositoryUnavailable` when it is given up."""
         if self._threads.left_behind >= _MOST_LEFT_BEHIND:
             raise RepositoryUnavailable("earlier calls to the repository have not returned yet")
+        self._waited_for += 1
         try:
             async with asyncio.timeout(within_s):
                 return await self._threads.call(work, _let_it_end)
         except TimeoutError as exc:
             raise RepositoryUnavailable(f"no answer within {within_s:g} s") from exc
+        finally:
+            self._waited_for -= 1
 
     async def close(self) -> None:
         await self._threads.close()

@@ -107,13 +107,13 @@ class Residents:
         it cannot be read now, `ConfigurationError` when this process cannot serve it.
         """
         source = self._source
+        take = partial(source.vault.take, self.name, version, sha256)
+        vaulted = await source.calls.call(take, TAKE_WITHIN_S)
+        read = partial(source.repository.contract, self.name)
+        content = await source.calls.call(read, READ_WITHIN_S)
+        contract_sha256 = hashlib.sha256(content).hexdigest()
+        chosen = Chosen(version, vaulted.sha256)
         async with source.one_at_a_time:
-            take = partial(source.vault.take, self.name, version, sha256)
-            vaulted = await source.calls.call(take, TAKE_WITHIN_S)
-            read = partial(source.repository.contract, self.name)
-            content = await source.calls.call(read, READ_WITHIN_S)
-            contract_sha256 = hashlib.sha256(content).hexdigest()
-            chosen = Chosen(version, vaulted.sha256)
             found = self.find(chosen)
             if found is not None and found.contract_sha256 == contract_sha256:
                 return found

@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import httpx
@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from app.api.lineage import add_lineage
 from app.errors import ModelNotReady, Overloaded, RepositoryUnavailable
+from app.reload.blocking import BlockingCalls
 from tests.api.conftest import Serve
 from tests.tiny_models import write_model
 
@@ -80,10 +81,15 @@ def held() -> Iterator[Held]:
         repository.answer.set()
 
 
-def client_of(repository: Held) -> httpx.AsyncClient:
-    app = FastAPI()
-    add_lineage(app, repository, lambda: {"tiny": 1})
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+@asynccontextmanager
+async def client_of(repository: Held) -> AsyncIterator[httpx.AsyncClient]:
+    app, calls = FastAPI(), BlockingCalls(4)
+    add_lineage(app, repository, lambda: {"tiny": 1}, lambda: calls)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test"
+    ) as made:
+        yield made
+    await calls.close()
 
 
 async def test_a_repository_that_hangs_keeps_a_few_threads_and_refuses_the_rest() -> None:
@@ -105,3 +111,19 @@ async def test_a_repository_that_cannot_be_read_is_not_named_to_callers() -> Non
             with pytest.raises(ModelNotReady, match="cannot be read now") as refused:
                 await client.get("/v1/models/tiny/versions/1")
     assert "secret" not in str(refused.value)
+
+
+def test_a_repository_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    with held() as repository:
+
+        async def ask_and_leave() -> None:
+            async with client_of(repository) as client:
+                asking = asyncio.create_task(client.get("/v1/models/tiny/versions"))
+                await asyncio.to_thread(repository.asked.acquire)
+                asking.cancel()
+                await asyncio.wait({asking})
+
+        worker = threading.Thread(target=asyncio.run, args=(ask_and_leave(),), daemon=True)
+        worker.start()
+        worker.join(20)
+        assert not worker.is_alive()

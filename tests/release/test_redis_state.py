@@ -361,3 +361,16 @@ async def test_a_reading_that_a_change_overtakes_is_no_loss(store: RedisState) -
     made.set()
     await asyncio.gather(*readers)
     assert await generation(store) == 300
+
+
+async def test_a_redis_that_refuses_transactions_is_not_written_to_without_one(
+    store: RedisState, client: "redis.Redis[Any]"
+) -> None:
+    assert await store.compare_and_set("m", 0, ReleaseState(1))
+    client.execute_command("ACL", "SETUSER", "default", "-multi")
+    try:
+        with pytest.raises(StateUnavailable, match="multi"):
+            await store.compare_and_set("m", 1, ReleaseState(2))
+    finally:
+        client.execute_command("ACL", "SETUSER", "default", "+multi")
+    assert await right_again(store) == 1

@@ -398,3 +398,22 @@ async def test_a_worker_starts_by_what_it_last_knew_of_a_state_that_is_not_to_be
             await worker.ask("load", version="1")
     async with service.worker(STATE_REDIS_URL=redis_url) as worker:
         assert await worker.version() == 1
+
+
+async def test_a_copy_that_takes_long_keeps_no_other_model_from_being_loaded(
+    service: Service,
+) -> None:
+    await write_model(service.repository, "binary", "binary")
+    await write_model(service.repository, "binary", "binary")
+    async with service.worker() as worker:
+        await service.publish()
+        manifest = (service.model_dir / "2" / "manifest.json").read_bytes()
+        lock_name = f".lock-{hashlib.sha256(manifest).hexdigest()}"
+        with (service.folder / "work" / "versions" / lock_name).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            copying = asyncio.create_task(worker.ask("load"))
+            async with asyncio.timeout(20):
+                load = "/v1/models/binary:load"
+                response = await worker.client.post(load, json={"version": "1"})
+            assert response.status_code == 200
+        assert (await copying).status_code == 200
