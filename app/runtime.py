@@ -20,6 +20,7 @@ from app.release.store import open_state
 from app.reload.blocking import BlockingCalls
 from app.reload.hot_reload import HotReload
 from app.reload.residents import VersionSource
+from app.repository.last_known import LastKnown
 from app.repository.load import VersionOpener
 from app.repository.signing import TrustedKeys
 from app.repository.store import is_url, open_repository
@@ -97,11 +98,15 @@ class Runtime:
         settings = self.settings
         async with AsyncExitStack() as stack:
             # Before anything that takes long: what is wrong with it is told at once.
-            repository = open_repository(settings.model_repository)
             trusted = None if settings.trusted_keys is None else TrustedKeys(settings.trusted_keys)
             # Of this repository: what was decided on another one's versions is no business of ours.
-            of_repository = hashlib.sha256(_location(settings.model_repository).encode())
-            state = settings.work_dir / "state" / of_repository.hexdigest()[:16]
+            location = _location(settings.model_repository)
+            of_repository = hashlib.sha256(location.encode()).hexdigest()[:16]
+            state = settings.work_dir / "state" / of_repository
+            repository = LastKnown(
+                open_repository(settings.model_repository),
+                settings.work_dir / "contracts" / of_repository,
+            )
             store = await stack.enter_async_context(open_state(settings.state_redis_url, state))
             sweep = await stack.enter_async_context(DeadlineSweep())
             open_source = await stack.enter_async_context(self._open_features(settings, self.clock))

@@ -110,6 +110,18 @@ async def test_a_worker_that_starts_later_has_the_standby_ready(service: Service
             await later.until(has_it)
 
 
+async def test_a_worker_that_is_replaced_while_the_repository_is_away_serves_what_served(
+    service: Service,
+) -> None:
+    async with service.worker() as worker:
+        await service.publish()
+        assert (await worker.ask("load", version="2")).status_code == 200
+    service.repository.rename(service.folder / "away")
+    async with service.worker() as worker:
+        assert await worker.version() == 2
+        assert (await worker.ask("load")).status_code == 503
+
+
 async def test_a_version_that_one_replica_refuses_serves_nowhere(
     service: Service, tmp_path: Path
 ) -> None:
