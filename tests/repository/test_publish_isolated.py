@@ -52,7 +52,7 @@ async def publish_file(folder: Path, model: Path, largest: float, **changes: Any
     artifact.mkdir()
     (artifact / TRAINING_FILE).write_text(json.dumps(training("regression", golden=golden)))
     shutil.copyfile(model, artifact / MODEL_FILE)
-    return await publish(model_dir, artifact, NO_FEATURES, "tiny", within_s=10)
+    return await publish(model_dir, artifact, NO_FEATURES, "tiny", within_s=6)
 
 
 def contents(folder: Path) -> list[Path]:
