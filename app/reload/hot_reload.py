@@ -181,7 +181,8 @@ class HotReload:
         if current is None:
             raise InvalidModel(f"{name}: nothing is published yet; `hikyaku publish` does it")
         resident = await residents.open(current.version)
-        state = ReleaseState(before.generation + 1, champion=resident.chosen, current=current)
+        decided = before.generation + 1
+        state = ReleaseState(decided, resident.chosen, current=current, decided=decided)
         if await self._store.compare_and_set(name, before.generation, state):
             return state, resident
         # Another worker has decided meanwhile.
