@@ -18,6 +18,7 @@ from app.release.state import (
     WorkerReport,
 )
 from app.reload.residents import Resident, Residents
+from app.tasks import ended
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,7 @@ class Follower:
         traceback: TracebackType | None,
     ) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await ended(self._task)
         for model in self._models.values():
             await model.close()
         try:
@@ -215,8 +215,7 @@ class FollowedModel:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await ended(self._task)
 
     async def _carry_out(self, state: ReleaseState) -> None:
         if state.champion is not None and self._served < state.generation:
