@@ -26,6 +26,7 @@ from app.repository.signing import TrustedKeys
 from app.repository.store import is_url, open_repository
 from app.repository.vault import Vault
 from app.served_model import ServedModel
+from app.tasks import ended
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class Runtime:
             await stack.enter_async_context(self.reload)
             await stack.enter_async_context(self.registry)
             watch = asyncio.create_task(self._watch_readiness(), name="readiness")
-            stack.push_async_callback(_cancelled, watch)
+            stack.push_async_callback(ended, watch)
             self._stack = stack.pop_all()
         return self
 
@@ -188,8 +189,3 @@ async def _failed(
             log.error("a check failed", extra={"model": name, "part": part}, exc_info=failure)
             reasons.append(f"{name}: {part}: {type(failure).__name__}")
     return reasons
-
-
-async def _cancelled(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait({task})

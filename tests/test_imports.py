@@ -9,7 +9,7 @@ APP = Path(__file__).parent.parent / "app"
 
 # Each room may import from those that stand before it; `core` is the path of a prediction.
 LAYERS = [
-    {"errors", "heartbeat"},
+    {"errors", "heartbeat", "tasks"},
     {"deadline", "breaker", "clock", "listener", "tensors", "telemetry"},
     {"contract", "supervisor"},
     {"features", "backends"},

@@ -15,6 +15,7 @@ from app.features.redis_address import RedisAddress, SentinelAddress
 from app.features.redis_connection import ConnectionLost
 from app.features.redis_features import RedisFeatures
 from app.features.redis_py import options
+from app.tasks import ended
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ async def master_features(address: SentinelAddress) -> AsyncIterator[RedisFeatur
         stack.push_async_callback(sentinels.aclose)
         features = await stack.enter_async_context(RedisFeatures(sentinels))
         watch = asyncio.create_task(_watch(sentinels, features), name="watch the master")
-        stack.push_async_callback(_cancelled, watch)
+        stack.push_async_callback(ended, watch)
         yield features
 
 
@@ -103,8 +104,3 @@ async def _watch(sentinels: Sentinels, features: RedisFeatures) -> None:
             pass  # sentinels that are down say nothing of the Redis that they watch
         except Exception:  # the watch must survive
             log.exception("the sentinels were not understood")
-
-
-async def _cancelled(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait({task})

@@ -40,6 +40,9 @@ class ReleaseState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     current: Chosen | None = None
     """What CURRENT named when the champion was decided on: whatever else it names is a newer word.
     """
+    decided: int = 0
+    """The generation in which the champion was decided on: the same version may be anew, by another
+    model.yaml."""
 
 
 class ModelReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

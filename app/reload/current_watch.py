@@ -15,6 +15,7 @@ from app.release.state import Chosen, ReleaseState
 from app.reload.follower import FollowedModel, Follower
 from app.reload.residents import READ_WITHIN_S, VersionSource
 from app.reload.verbs import ReleaseVerbs
+from app.tasks import ended
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,7 @@ class CurrentWatch:
         traceback: TracebackType | None,
     ) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await ended(self._task)
 
     async def _watch(self) -> None:
         while True:

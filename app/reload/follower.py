@@ -18,6 +18,7 @@ from app.release.state import (
     WorkerReport,
 )
 from app.reload.residents import Resident, Residents
+from app.tasks import ended
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,7 @@ class Follower:
         traceback: TracebackType | None,
     ) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await ended(self._task)
         for model in self._models.values():
             await model.close()
         try:
@@ -165,6 +165,8 @@ class FollowedModel:
         self._carried_out = 0
         self._served = 0
         """The latest generation whose champion has served here."""
+        self._decided = 0
+        """The generation in which what serves here was decided on."""
         self._serves = asyncio.Event()
         self._failed: Mapping[str, str] = {}
         self._task: asyncio.Task[None] | None = None
@@ -204,7 +206,7 @@ class FollowedModel:
             with self.residents.pinned(resident):
                 yield
         finally:
-            self.residents.keep(_named(self.state))
+            self.residents.keep(_besides(self.state))
 
     async def served(self, generation: int) -> None:
         """Wait until this worker serves by the state of this generation or a later one."""
@@ -213,8 +215,7 @@ class FollowedModel:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await ended(self._task)
 
     async def _carry_out(self, state: ReleaseState) -> None:
         if state.champion is not None and self._served < state.generation:
@@ -227,18 +228,19 @@ class FollowedModel:
             await self._opened(state.previous)
 
     def _ready(self, state: ReleaseState, champion: Chosen) -> Resident | None:
-        """Of several by different contracts the one opened last; while another one is prepared, the
-        one that serves."""
+        """What serves already, unless the same version was decided on anew: then of several by
+        different contracts the one opened last."""
         serving = self.residents.serving
-        if state.preparing is not None and serving is not None and serving.chosen == champion:
+        if serving is not None and serving.chosen == champion and state.decided <= self._decided:
             return serving
         return self.residents.find(champion)
 
     def _serve(self, state: ReleaseState, resident: Resident) -> None:
         """By this state, and free what it does not name."""
         self.residents.serve(resident)
-        self.residents.keep(_named(state))
+        self.residents.keep(_besides(state))
         self._served = state.generation
+        self._decided = state.decided
         # Whoever waits now has waited for it; whoever comes later waits for the next one.
         self._serves.set()
         self._serves = asyncio.Event()
@@ -280,8 +282,7 @@ class FollowedModel:
         return reason
 
 
-def _named(state: ReleaseState) -> list[Chosen]:
-    """The versions that the state asks for."""
+def _besides(state: ReleaseState) -> list[Chosen]:
+    """The versions that the state asks for, besides the one that serves."""
     preparing = None if state.preparing is None else state.preparing.chosen
-    named = (state.champion, state.previous, preparing)
-    return [chosen for chosen in named if chosen is not None]
+    return [chosen for chosen in (state.previous, preparing) if chosen is not None]

@@ -23,6 +23,7 @@ from app.reload.follower import FollowedModel, Follower
 from app.reload.residents import READ_WITHIN_S, TAKE_WITHIN_S, Resident, Residents, VersionSource
 from app.reload.verbs import ReleaseVerbs
 from app.served_model import ServedModel
+from app.tasks import ended
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class HotReload:
             stack.push_async_callback(self.verbs.close)
             await stack.enter_async_context(self._watch)
             pruning = asyncio.create_task(self._prune(), name="prune the vault")
-            stack.push_async_callback(_cancelled, pruning)
+            stack.push_async_callback(ended, pruning)
             self._stack = stack.pop_all()
         return self
 
@@ -181,7 +182,8 @@ class HotReload:
         if current is None:
             raise InvalidModel(f"{name}: nothing is published yet; `hikyaku publish` does it")
         resident = await residents.open(current.version)
-        state = ReleaseState(before.generation + 1, champion=resident.chosen, current=current)
+        decided = before.generation + 1
+        state = ReleaseState(decided, resident.chosen, current=current, decided=decided)
         if await self._store.compare_and_set(name, before.generation, state):
             return state, resident
         # Another worker has decided meanwhile.
@@ -213,8 +215,3 @@ async def _champion(residents: Residents, state: ReleaseState) -> Resident:
 def _worker_name() -> str:
     """Of no other worker of any replica, nor of one that was here before."""
     return f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-async def _cancelled(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait({task})

@@ -107,6 +107,7 @@ class ReleaseVerbs:
                 champion=state.previous,
                 previous=None,
                 preparing=None,
+                decided=state.generation + 1,
             )
             await self._change(model, after, "rollback", by)
             return _outcome(model, after, converged=False)
@@ -262,6 +263,7 @@ class ReleaseVerbs:
                 champion=preparing.chosen,
                 previous=state.previous if before == preparing.chosen else before,
                 current=current,
+                decided=state.generation + 1,
             )
             try:
                 await self._change(model, after, "load", by)

@@ -108,3 +108,19 @@ async def test_a_version_that_was_refused_is_loaded_once_what_was_wrong_is_put_r
         elsewhere.copy()
         response = await first.ask("load")
         assert response.status_code == 200, response.text
+
+
+async def test_a_contract_that_one_worker_refuses_takes_effect_nowhere(
+    service: Service, tmp_path: Path, redis_url: str
+) -> None:
+    elsewhere = Elsewhere(service, tmp_path / "elsewhere", redis_url)
+    async with service.worker(STATE_REDIS_URL=redis_url) as first, elsewhere.worker() as second:
+        contract = service.model_dir / "model.yaml"
+        contract.write_text(contract.read_text() + "description: changed\n")
+        (elsewhere.models / MODEL / "model.yaml").write_text("outputs: none\n")
+        assert (await first.ask("load", version="1")).status_code == 400
+        assert [(await each.described())["description"] for each in (first, second)] == ["", ""]
+        elsewhere.copy()
+        assert (await first.ask("load", version="1")).json()["converged"] is True
+        described = [(await each.described())["description"] for each in (first, second)]
+        assert described == ["changed", "changed"]

@@ -1,6 +1,7 @@
 """What a worker starts with when not all is as it was."""
 
 import shutil
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,12 @@ def lose(service: Service, version: int) -> None:
     """Neither the repository nor this machine has it any more."""
     shutil.rmtree(service.model_dir / str(version))
     shutil.rmtree(service.folder / "work" / "versions")
+
+
+def told(described: dict[str, Any]) -> bool:
+    """Whether others can know that it serves."""
+    workers = described["workers"].values()
+    return bool(workers) and all(worker["serves"] for worker in workers)
 
 
 async def test_a_champion_that_cannot_serve_any_more_makes_way_for_what_current_names(
@@ -30,6 +37,7 @@ async def test_a_champion_that_others_serve_is_not_replaced_by_a_worker_that_can
     service: Service,
 ) -> None:
     async with service.worker() as first:
+        await first.until(told)
         await service.publish()
         lose(service, 1)
         with pytest.raises(InvalidModel, match="oracle"):
@@ -55,6 +63,7 @@ async def test_a_new_model_that_cannot_serve_does_not_keep_a_worker_from_joining
     service: Service,
 ) -> None:
     async with service.worker() as first:
+        await first.until(told)
         shutil.copytree(service.model_dir, service.repository / "new")  # copied, not published
         async with service.worker() as second:
             assert [await first.version(), await second.version()] == [1, 1]
