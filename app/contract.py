@@ -14,7 +14,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MOST_DEPTH = 16  # libyaml's loader takes the process down some thousands deep
 _MOST_EVENTS = 100_000
 _SHOWN_FAULTS = 8
-_MOST_SHOWN = 300
+_MOST_SHOWN = 200
 
 FieldType: TypeAlias = Literal["string", "float", "int", "bool", "timestamp"]
 Transform: TypeAlias = Literal["number", "category", "minute_of_day", "day_of_week", "text"]
@@ -363,8 +363,7 @@ def parse_contract(content: bytes, what: str) -> Contract:
 
 
 def faults_in(exc: ValidationError) -> str:
-    """What is wrong in a document and where, of many faults the first few; in one line, whatever
-    names the document holds."""
+    """What is wrong in a document and where, of many faults the first few."""
     found = exc.errors(include_url=False, include_context=False, include_input=False)
     shown = "; ".join(
         f"{_shortened('.'.join(map(str, fault['loc']))) or 'document'}: {_shortened(fault['msg'])}"
@@ -392,5 +391,4 @@ def _check_form(text: str, what: str) -> None:
 
 
 def _shortened(text: str) -> str:
-    shown = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
