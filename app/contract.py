@@ -14,6 +14,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MOST_DEPTH = 16  # libyaml's loader takes the process down some thousands deep
 _MOST_EVENTS = 100_000
 _SHOWN_FAULTS = 8
+_MOST_NUMBERS = 1 << 26  # of a batch, which the server holds: 256 MB of float32
 _MOST_SHOWN = 200
 
 FieldType: TypeAlias = Literal["string", "float", "int", "bool", "timestamp"]
@@ -312,6 +313,18 @@ class Contract(_Section):
             raise ValueError("batching.max_queue_rows: below limits.max_instances")
         if self.batching.hold_ms >= self.limits.default_timeout_ms:
             raise ValueError("batching.hold_ms: not below limits.default_timeout_ms")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_fit_into_memory(self) -> "Contract":
+        rows = self.batching.max_batch_rows
+        labels = (len(output.labels or ()) for output in self.outputs.values())
+        for what, width in (("inputs", len(self.columns())), ("outputs", sum(labels))):
+            if rows * width > _MOST_NUMBERS:
+                raise ValueError(
+                    f"batching.max_batch_rows: {rows:,} rows of {width:,} {what} are more than "
+                    f"{_MOST_NUMBERS:,} numbers"
+                )
         return self
 
     @model_validator(mode="after")
