@@ -124,3 +124,9 @@ def test_a_reason_is_one_short_line_however_much_is_wrong() -> None:
         parse_contract(document.encode(), "model.yaml")
     assert len(str(refused.value)) < 1_000
     assert str(refused.value).isprintable()
+
+
+def test_more_faults_than_anybody_reads_are_only_counted() -> None:
+    document = yaml.safe_dump(VALID | dict.fromkeys(map(str, range(20_000)), 1))
+    with pytest.raises(InvalidModel, match="20,000 faults"):
+        parse_contract(document.encode(), "model.yaml")
