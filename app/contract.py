@@ -14,7 +14,9 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MOST_DEPTH = 16  # libyaml's loader takes the process down some thousands deep
 _MOST_EVENTS = 100_000
 _SHOWN_FAULTS = 8
-_MOST_SHOWN = 300
+_MOST_FAULTS = 10_000
+_MOST_NUMBERS = 1 << 26  # of a batch, which the server holds: 256 MB of float32
+_MOST_SHOWN = 200
 
 FieldType: TypeAlias = Literal["string", "float", "int", "bool", "timestamp"]
 Transform: TypeAlias = Literal["number", "category", "minute_of_day", "day_of_week", "text"]
@@ -315,6 +317,18 @@ class Contract(_Section):
         return self
 
     @model_validator(mode="after")
+    def _batches_fit_into_memory(self) -> "Contract":
+        rows = self.batching.max_batch_rows
+        labels = (len(output.labels or ()) for output in self.outputs.values())
+        for what, width in (("inputs", len(self.columns())), ("outputs", sum(labels))):
+            if rows * width > _MOST_NUMBERS:
+                raise ValueError(
+                    f"batching.max_batch_rows: {rows:,} rows of {width:,} {what} are more than "
+                    f"{_MOST_NUMBERS:,} numbers"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _decides_on_an_output(self) -> "Contract":
         if self.decision is None:
             return self
@@ -363,8 +377,11 @@ def parse_contract(content: bytes, what: str) -> Contract:
 
 
 def faults_in(exc: ValidationError) -> str:
-    """What is wrong in a document and where, of many faults the first few; in one line, whatever
-    names the document holds."""
+    """What is wrong in a document and where, of many faults the first few."""
+    if (
+        exc.error_count() > _MOST_FAULTS
+    ):  # to name them would take seconds, for which nobody answers
+        return f"{exc.error_count():,} faults: this is no such document"
     found = exc.errors(include_url=False, include_context=False, include_input=False)
     shown = "; ".join(
         f"{_shortened('.'.join(map(str, fault['loc']))) or 'document'}: {_shortened(fault['msg'])}"
@@ -392,5 +409,4 @@ def _check_form(text: str, what: str) -> None:
 
 
 def _shortened(text: str) -> str:
-    shown = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"

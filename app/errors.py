@@ -13,6 +13,8 @@ HikyakuError
 
 from typing import ClassVar
 
+_MOST_REASON = 2_000
+
 
 class HikyakuError(Exception):
     """Base of everything this project raises on purpose."""
@@ -139,9 +141,24 @@ class ConfigurationError(HikyakuError):
 
 
 class InvalidModel(HikyakuError):
-    """A model folder, contract or version that must not be loaded; the text says why."""
+    """A model folder, contract or version that must not be loaded; the text says why.
+
+    It may quote what somebody has published: it is one line that shows but does nothing, and no
+    longer than a person reads.
+    """
+
+    def __init__(self, reason: str) -> None:
+        line = " ".join(reason[: _MOST_REASON + 1].split())
+        super().__init__(
+            printable(line if len(line) <= _MOST_REASON else f"{line[:_MOST_REASON]}…")
+        )
 
 
 class RepositoryUnavailable(HikyakuError):
     """The model repository, or the copy on this machine, cannot be read or written now; the text
     says why. Nothing is known about what it holds: it may well be there."""
+
+
+def printable(text: str) -> str:
+    """The text with an escape for each character that a terminal or a log would not show."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

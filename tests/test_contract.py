@@ -52,6 +52,13 @@ def test_a_policy_may_be_written_as_yaml_writes_null(tmp_path: Path) -> None:
         ({"decision": {"output": "z", "at_least": 1}}, "no output is named 'z'"),
         ({"decision": {"output": "y"}}, "at_least"),
         ({"batching": {"max_batch_rows": 0}}, "batching.max_batch_rows"),
+        (
+            {
+                "batching": {"max_batch_rows": 65_536},
+                "inputs": [{"tensor": "x", "columns": ["a"] * 1_025}],
+            },
+            "max_batch_rows: 65,536 rows of 1,025 inputs",
+        ),
         ({"backend": {"use": "onnx", "providers": ["gpu"]}}, "backend.onnx.providers"),
         ({"backend": {"use": "onnx", "provider_options": {"rocm": {}}}}, "backend.onnx: Value"),
         (
@@ -117,3 +124,9 @@ def test_a_reason_is_one_short_line_however_much_is_wrong() -> None:
         parse_contract(document.encode(), "model.yaml")
     assert len(str(refused.value)) < 1_000
     assert str(refused.value).isprintable()
+
+
+def test_more_faults_than_anybody_reads_are_only_counted() -> None:
+    document = yaml.safe_dump(VALID | dict.fromkeys(map(str, range(20_000)), 1))
+    with pytest.raises(InvalidModel, match="20,000 faults"):
+        parse_contract(document.encode(), "model.yaml")

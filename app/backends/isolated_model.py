@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.backends.isolated_output import printable
 from app.backends.isolated_process import IsolatedProcess
 from app.backends.isolated_wire import (
     Failed,
@@ -25,7 +24,7 @@ from app.backends.isolated_wire import (
     most_bytes,
 )
 from app.contract import EchoOptions, Isolation, OnnxOptions
-from app.errors import BackendError, DeadlineExceeded, InvalidModel, ModelNotReady
+from app.errors import BackendError, DeadlineExceeded, InvalidModel, ModelNotReady, printable
 from app.tensors import Signature, Tensors, TensorSpec
 
 _ERRORS = {error.code: error for error in (BackendError, DeadlineExceeded, ModelNotReady)}

@@ -5,17 +5,14 @@ import logging
 import os
 import time
 
+from app.errors import printable
+
 log = logging.getLogger(__name__)
 
 _READ_EVERY_S = 0.05  # a process that writes without end waits for us instead of keeping us busy
 _READ_BYTES = 16_384
 _LINE_BYTES = 500
 _LINES_A_MINUTE = 60
-
-
-def printable(text: str) -> str:
-    """The text with an escape for each character that a terminal or a log would not show."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class ForwardedOutput:

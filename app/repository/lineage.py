@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from app.errors import printable
 from app.repository.manifest import PLAN_FILE, Environment, File, Manifest, Run, Source
 
 
@@ -130,7 +131,9 @@ def _environment_text(title: str, environment: Environment) -> str:
 
 def _section(title: str, facts: Mapping[str, Any]) -> str:
     width = max((len(name) for name in facts), default=0)
-    return "\n".join([title, *(f"  {name:{width}}  {value}" for name, value in facts.items())])
+    # Whoever has written the manifest could else write to the terminal what he likes.
+    lines = (printable(f"  {name:{width}}  {value}") for name, value in facts.items())
+    return "\n".join([printable(title), *lines])
 
 
 def _file(file: File) -> str:

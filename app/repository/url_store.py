@@ -122,7 +122,11 @@ class UrlRepository:
         for name in (n for n in names if n not in {PLAN_FILE, MANIFEST_FILE}):
             path = self._path(model, version, name)
             self._ask(path, "put_file", str(staged / name), path)
-        return self._create((staged / MANIFEST_FILE).read_bytes(), model, version, MANIFEST_FILE)
+        manifest = (staged / MANIFEST_FILE).read_bytes()
+        if self._create(manifest, model, version, MANIFEST_FILE):
+            return True
+        # Where an answer is lost the client asks again, and is told of its own object.
+        return self._content(MAX_MANIFEST_BYTES, model, version, MANIFEST_FILE) == manifest
 
     def put(self, model: str, name: str, content: bytes) -> None:
         there = self._size(model, name) == len(content)

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import time
@@ -31,7 +32,7 @@ from app.contract import (
     TritonOptions,
 )
 from app.deadline import Deadline
-from app.errors import BackendError, DeadlineExceeded, InvalidModel
+from app.errors import BackendError, DeadlineExceeded, InvalidModel, RepositoryUnavailable
 from app.features.encoding import Encoder
 from app.features.plan import FeaturePlan, plan_from_json
 from app.instances import InstanceDecoder
@@ -57,6 +58,8 @@ from app.repository.manifest import (
 )
 from app.repository.vault import VaultedVersion
 from app.tensors import Signature, Tensors, TensorSpec
+
+log = logging.getLogger(__name__)
 
 _MEMORY_MB = 1_024
 _MEMORY_OF_A_FILE = 4  # weights are read, converted and packed: up to this many times the file
@@ -124,7 +127,8 @@ async def verify_version(
 
     That it succeeded is remembered beside its folder, for this contract and these libraries: the
     other workers of the machine and later starts read it. Of those that ask at once one verifies,
-    and the others wait for it; what was refused is tried again by the next.
+    and the others wait for it; what was refused is tried again by the next. Raises
+    `RepositoryUnavailable` too, where its folder cannot be written.
     """
     key = await asyncio.to_thread(_key, version, contract, isolated)
     memory = version.folder.with_name(f"{version.folder.name}{_MEMORY_SUFFIX}")
@@ -139,7 +143,10 @@ async def verify_version(
         files = tuple(manifest.files)
         subject = _Subject(model, contract, plan, manifest.training, expected, files)
         verified = await _verify(subject, within_s, isolated)
-        await asyncio.to_thread(_remember, memory, key, verified)
+        try:
+            await asyncio.to_thread(_remember, memory, key, verified)
+        except OSError as exc:  # a full disk must not keep a good version from serving
+            log.warning("what was verified cannot be remembered", extra={"reason": str(exc)})
         return verified
 
 
@@ -193,8 +200,12 @@ def _installed(distribution: str) -> str | None:
 
 @asynccontextmanager
 async def _locked(path: Path) -> AsyncIterator[None]:
-    """Alone on this machine in having it. The kernel releases it when the process ends."""
-    handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    """Alone on this machine in having it. The kernel releases it when the process ends. Raises
+    `RepositoryUnavailable` where there can be none."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        raise RepositoryUnavailable(f"{path}: {exc.strerror}") from exc
     try:
         # Neither here nor in a thread could a call that waits for the lock be cancelled.
         while not _lock(handle):  # noqa: ASYNC110  (no event is set by another process)

@@ -84,3 +84,9 @@ async def test_a_training_that_said_nothing_is_called_that(tmp_path: Path) -> No
     document = lineage(manifest, "f" * 64)
     assert (document["trained"], document["code"], document["data"]["files"]) == (None, {}, {})
     assert "training.json did not say" in as_text(manifest, "f" * 64)
+
+
+async def test_what_a_manifest_says_does_nothing_to_a_terminal(tmp_path: Path) -> None:
+    manifest = await published(tmp_path, None)
+    text = as_text(manifest.model_copy(update={"published_by": "\x1b]0;\n\x1b[2J"}), "f" * 64)
+    assert text.replace("\n", "").isprintable()

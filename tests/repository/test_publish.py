@@ -481,6 +481,17 @@ async def test_a_hyperparameter_that_is_no_number_can_be_published(tmp_path: Pat
     assert published.training == read_training(attempt.artifact / "training.json")
 
 
+async def test_a_reason_is_one_short_line_whatever_it_quotes(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path / "models" / "tiny", tmp_path / "artifact", "binary")
+    _golden(attempt)["predictions"][0] = {"probability": "\x1b[2J\n" * 100_000}
+    write_contract(attempt.model_dir, attempt.contract)
+    write_artifact(attempt.artifact, "binary", attempt.training)
+    with pytest.raises(InvalidModel, match=r"probability is .* training said") as why:
+        await attempt.publish()
+    assert str(why.value).isprintable()
+    assert len(str(why.value)) < 10_000
+
+
 async def test_a_candidate_does_not_become_current(tmp_path: Path) -> None:
     await write_model(tmp_path / "models", "tiny", "binary")
     artifact = tmp_path / "models-artifacts" / "tiny"

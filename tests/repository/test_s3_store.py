@@ -1,6 +1,7 @@
 """A repository on S3: the store is moto's, and what stands before it fails as real ones do."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,17 @@ def test_a_number_is_given_to_one_of_two_publishers(s3: str, tmp_path: Path) -> 
     for thread in threads:
         thread.join()
     assert sorted(taken) == [False, True]
+
+
+def test_a_version_whose_last_answer_was_lost_is_published_once(
+    s3: str, store: Gate, tmp_path: Path
+) -> None:
+    """The client asks again, and the store says that the object is there already."""
+    changes = itertools.count(1)
+    store.after = lambda: next(changes) != 4  # of config.pbtxt, plan, model and manifest the last
+    assert publish_to(s3, tmp_path) == 1
+    repository = open_repository(s3)
+    assert (repository.versions("tiny"), repository.current("tiny")) == ([1], 1)
 
 
 def test_a_store_that_does_not_answer_is_not_one_without_versions(s3: str, store: Gate) -> None:

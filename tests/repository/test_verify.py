@@ -14,7 +14,7 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from app.contract import Contract
-from app.errors import InvalidModel
+from app.errors import InvalidModel, RepositoryUnavailable
 from app.features.plan import NO_FEATURES
 from app.repository.manifest import MODEL_FILE, Training, read_manifest
 from app.repository.vault import VaultedVersion
@@ -119,6 +119,20 @@ async def test_what_was_found_is_not_looked_for_again(version: VaultedVersion) -
     # Were it verified again, this would be seen.
     (version.folder / MODEL_FILE).write_bytes(b"")
     assert await verify_version(version, BINARY, within_s=10) == first
+
+
+async def test_a_version_that_cannot_be_remembered_may_be_loaded(version: VaultedVersion) -> None:
+    """As on a full disk."""
+    version.folder.with_name("1.verified.json.staging").mkdir()
+    assert await verify_version(version, BINARY, within_s=10, isolated=False)
+
+
+async def test_a_folder_that_cannot_be_written_is_not_the_fault_of_the_version(
+    version: VaultedVersion,
+) -> None:
+    version.folder.with_name("1.verifying.lock").mkdir()
+    with pytest.raises(RepositoryUnavailable, match=r"1\.verifying\.lock: Is a directory"):
+        await verify_version(version, BINARY, within_s=10, isolated=False)
 
 
 async def test_what_was_refused_is_tried_again(version: VaultedVersion) -> None:
