@@ -23,7 +23,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -37,6 +36,8 @@ from itertools import count, islice, product
 from pathlib import Path
 
 import fsspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from app.errors import InvalidModel, RepositoryUnavailable
 from app.features.plan import NO_FEATURES
@@ -165,8 +166,8 @@ def bench() -> Iterator[Bench]:
             asyncio.run(publish(model_dir, artifact, NO_FEATURES, "proof", isolated=False))
             artifacts[size] = artifact
         key = folder / "key.pem"
-        generate = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", key]
-        subprocess.run(generate, check=True)
+        private = Ed25519PrivateKey.generate()
+        key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         yield Bench(
             artifacts["published"],
             key,

@@ -1,10 +1,19 @@
 """Signatures: with trusted keys only what one of them has signed is taken."""
 
 import asyncio
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from app.errors import ConfigurationError, InvalidModel
 from app.features.plan import NO_FEATURES
@@ -15,16 +24,15 @@ from app.repository.vault import Vault
 from tests.tiny_models import contract, training, write_artifact, write_contract
 
 
-def openssl(*arguments: object) -> bytes:
-    command = ["openssl", *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True).stdout
-
-
-def key_pair(folder: Path, name: str, algorithm: str = "ed25519") -> tuple[Path, bytes]:
-    """A private key's file, and the public key, as the documentation tells to make them."""
+def key_pair(
+    folder: Path, name: str, kind: type[Ed25519PrivateKey | X25519PrivateKey] = Ed25519PrivateKey
+) -> tuple[Path, bytes]:
+    """A private key's file, and the public key, in the form in which openssl writes them."""
+    key = kind.generate()
     path = folder / f"{name}.pem"
-    openssl("genpkey", "-algorithm", algorithm, "-out", path)
-    return path, openssl("pkey", "-in", path, "-pubout")
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return path, public
 
 
 def trusting(folder: Path, *keys: bytes) -> TrustedKeys:
@@ -62,13 +70,22 @@ def test_a_version_that_a_trusted_key_has_signed_is_taken(tmp_path: Path) -> Non
     assert (copy.folder / "manifest.sig").read_bytes() == signed
 
 
-def test_the_signature_is_what_openssl_calls_one(tmp_path: Path) -> None:
-    key, public = key_pair(tmp_path, "ours")
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to ask")
+def test_keys_and_signature_are_what_openssl_calls_ones(tmp_path: Path) -> None:
+    key, public = tmp_path / "key.pem", tmp_path / "public.pem"
+    openssl("genpkey", "-algorithm", "ed25519", "-out", key)
+    openssl("pkey", "-in", key, "-pubout", "-out", public)
     publish_signed(tmp_path, key)
-    (tmp_path / "public.pem").write_bytes(public)
     version = tmp_path / "models" / "tiny" / "1"
-    verify = ["pkeyutl", "-verify", "-pubin", "-inkey", tmp_path / "public.pem", "-rawin"]
-    openssl(*verify, "-in", version / "manifest.json", "-sigfile", version / "manifest.sig")
+    verify = ["pkeyutl", "-verify", "-pubin", "-inkey", public, "-rawin"]
+    told = openssl(*verify, "-in", version / "manifest.json", "-sigfile", version / "manifest.sig")
+    assert b"Verified Successfully" in told
+    assert vault(tmp_path, trusting(tmp_path, public.read_bytes())).take("tiny", 1)
+
+
+def openssl(*arguments: object) -> bytes:
+    command = ["openssl", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True).stdout
 
 
 def test_a_version_without_a_signature_is_refused(tmp_path: Path) -> None:
@@ -121,7 +138,7 @@ def test_a_file_that_holds_no_keys_is_refused(tmp_path: Path, content: bytes) ->
 
 
 def test_only_ed25519_keys_sign_and_are_trusted(tmp_path: Path) -> None:
-    key, public = key_pair(tmp_path, "other", "x25519")
+    key, public = key_pair(tmp_path, "other", X25519PrivateKey)
     with pytest.raises(ConfigurationError, match="key 1: not an ed25519 key"):
         trusting(tmp_path, public)
     with pytest.raises(ConfigurationError, match="not an ed25519 key"):
