@@ -120,6 +120,11 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         raise ConfigurationError(
             f"unknown settings: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
         )
+    if environment.get("HIKYAKU_TRUSTED_KEYS") == "":
+        # Elsewhere empty is unset; here that would let every version in.
+        raise ConfigurationError(
+            "HIKYAKU_TRUSTED_KEYS: is empty: name a file, or unset it where nothing is to be signed"
+        )
     given = {name: value for name, value in environment.items() if name in known and value != ""}
     try:
         return Settings.model_validate(given)

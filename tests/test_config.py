@@ -48,3 +48,8 @@ def test_the_readme_lists_every_setting_and_no_other() -> None:
         for field in Settings.model_fields.values()
     }
     assert listed == known
+
+
+def test_empty_trusted_keys_do_not_stand_for_none() -> None:
+    with pytest.raises(ConfigurationError, match="HIKYAKU_TRUSTED_KEYS: is empty"):
+        load_settings({"HIKYAKU_TRUSTED_KEYS": ""})

@@ -55,7 +55,7 @@ class Follower:
 
     def add(self, residents: Residents) -> "FollowedModel":
         """Follow one more model."""
-        model = FollowedModel(self.worker, residents, self._due.set, self._metrics)
+        model = FollowedModel(residents, self._due.set, self._metrics)
         self._models[residents.name] = model
         return model
 
@@ -151,15 +151,12 @@ class FollowedModel:
     `tell` is called when there is something to report.
     """
 
-    def __init__(
-        self, worker: str, residents: Residents, tell: Callable[[], None], metrics: Metrics
-    ) -> None:
+    def __init__(self, residents: Residents, tell: Callable[[], None], metrics: Metrics) -> None:
         self.residents = residents
         self.state = ReleaseState()
         """The latest that is known."""
         self.refused = ""
         """Why the version that CURRENT names does not serve, as far as this worker has tried it."""
-        self._worker = worker
         self._tell = tell
         self._generation = metrics.release_generation.labels(residents.name)
         self._carried_out = 0
