@@ -1,6 +1,7 @@
 """The serving contract of a model: what model.yaml may say, with its defaults and its limits."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,6 +18,8 @@ _SHOWN_FAULTS = 8
 _MOST_FAULTS = 10_000
 _MOST_NUMBERS = 1 << 26  # of a batch, which the server holds: 256 MB of float32
 _MOST_SHOWN = 200
+MAX_SEGMENTS = 64
+"""Of all the fields together, `other` included."""
 
 FieldType: TypeAlias = Literal["string", "float", "int", "bool", "timestamp"]
 Transform: TypeAlias = Literal["number", "category", "minute_of_day", "day_of_week", "text"]
@@ -268,6 +271,92 @@ class Batching(_Section):
         return self
 
 
+class Segment(_Section):
+    """Rows are told apart by the field `from` of their instance, by default that of the segment's
+    name, after the transform `as`.
+
+    `values`: one segment for each of these texts. `edges`: numbers below the first edge, from each
+    edge to the next, from the last one on. What is none of them, a null say, is `other`.
+    """
+
+    source: str | None = Field(default=None, alias="from")
+    transform: Transform = Field(default="number", alias="as")
+    values: tuple[str, ...] | None = None
+    edges: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Segment":
+        if (self.values is None) == (self.edges is None):
+            raise ValueError("give `values` or `edges`, one of them")
+        if not (self.values or self.edges):
+            raise ValueError("needs at least one value or edge")
+        if self.values is not None:
+            if len(set(self.values)) < len(self.values):
+                raise ValueError("a value is named twice")
+            if self.transform not in {"number", "category", "text"}:
+                raise ValueError(f"`as: {self.transform}` makes numbers: give `edges`")
+        if self.edges is not None and sorted(set(self.edges)) != list(self.edges):
+            raise ValueError("edges must grow")
+        return self
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Of the segments, in order, `other` the last one."""
+        if self.values is not None:
+            parts = list(self.values)
+        else:
+            assert self.edges is not None
+            ends = ["", *(f"{edge:g}" for edge in self.edges), ""]
+            parts = [f"{low}..{high}" for low, high in pairwise(ends)]
+        return tuple(f"{name}={part}" for part in (*parts, "other"))
+
+
+class Shadow(_Section):
+    """How candidates are shown what the champion answers (docs/shadow.md).
+
+    `share` of the requests, drawn for each, or `by: routing_key` for each key. A candidate executes
+    up to `block_rows` rows at once, gathered for `hold_ms`; what it has not answered after
+    `timeout_ms` is dropped, and so are the oldest rows beyond `pending_rows`. The candidate is
+    executed in a process of its own by `isolation`, unless a Triton executes it.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    by: Literal["request", "routing_key"] = "request"
+    block_rows: Annotated[int, Field(ge=1, le=4_096)] = 32
+    hold_ms: Annotated[float, Field(ge=0, le=1_000)] = 20
+    timeout_ms: Annotated[float, Field(gt=0, le=60_000)] = 5_000
+    pending_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 1_024
+    isolation: Isolation = Isolation(nice=19)
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> "Shadow":
+        if self.block_rows > self.pending_rows:
+            raise ValueError("block_rows: above pending_rows")
+        return self
+
+
+class LabelHorizon(_Section):
+    """When a label counts: so many seconds after the instant in the field `from` of the instance,
+    or after the prediction; by feature time."""
+
+    source: str | None = Field(default=None, alias="from")
+    after_s: Annotated[float, Field(gt=0, le=366 * 86_400, allow_inf_nan=False)]
+
+
+class Labels(_Section):
+    """The truth, told later by `:feedback` (docs/labels.md).
+
+    `kind` of the label: `binary` is true or false of an output that is a probability, `class` the
+    name of a label of labelled outputs, `number` the value that the output predicts. The
+    predictions of a `share` of the requests are kept in the state Redis until their `horizon`, in
+    at most `max_megabytes`.
+    """
+
+    kind: Literal["binary", "class", "number"] = "binary"
+    horizon: LabelHorizon
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_megabytes: Annotated[int, Field(ge=1, le=65_536)] = 64
+
+
 class Limits(_Section):
     """What one request may ask for."""
 
@@ -301,6 +390,13 @@ class Contract(_Section):
     features: Features = Features()
     batching: Batching = Batching()
     limits: Limits = Limits()
+    routing_key: str | None = None
+    """The field of an instance by which requests are routed that have no `Routing-Key`."""
+    compared_output: str | None = None
+    """Which output candidates are compared by; None is the one that decides, or else the first."""
+    segments: Mapping[str, Segment] = {}
+    shadow: Shadow = Shadow()
+    labels: Labels | None = None
     replay: Replay | None = None
 
     @field_validator("backend", mode="before")
@@ -337,6 +433,29 @@ class Contract(_Section):
         if self.outputs[self.decision.output].labels is None and self.decision.at_least is None:
             raise ValueError("decision.at_least: a single number needs a threshold")
         return self
+
+    @model_validator(mode="after")
+    def _compares_an_output(self) -> "Contract":
+        if self.score not in self.outputs:
+            raise ValueError(f"compared_output: no output is named {self.score!r}")
+        if self.labels is not None:
+            labelled = self.outputs[self.score].labels is not None
+            if labelled != (self.labels.kind == "class"):
+                raise ValueError(f"labels.kind: {self.labels.kind} is not what {self.score!r} says")
+        return self
+
+    @model_validator(mode="after")
+    def _segments_are_few(self) -> "Contract":
+        names = [name for key, segment in self.segments.items() for name in segment.names(key)]
+        if len(names) > MAX_SEGMENTS:
+            raise ValueError(f"segments: {len(names)} of them, at most {MAX_SEGMENTS}")
+        return self
+
+    @property
+    def score(self) -> str:
+        """The output by which versions are compared and judged."""
+        decided = None if self.decision is None else self.decision.output
+        return self.compared_output or decided or next(iter(self.outputs))
 
     def columns(self) -> tuple[Column, ...]:
         """Every column of every input, in order."""

@@ -13,7 +13,7 @@ LAYERS = [
     {"deadline", "breaker", "clock", "listener", "tensors", "telemetry"},
     {"contract", "supervisor"},
     {"features", "backends"},
-    {"instances", "outputs"},
+    {"instances", "outputs", "comparison"},
     {"batching"},
     {"served_model"},
     {"release"},

@@ -27,6 +27,16 @@ class Preparation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who has asked for it: without that worker, nothing will come of it."""
 
 
+class ShadowState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A candidate that is shown what the champion answers."""
+
+    chosen: Chosen
+    share: float
+    """Of the requests, above 0 and at most 1."""
+    began: int
+    """The generation in which it was asked for: what was counted before is of another trial."""
+
+
 class ReleaseState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The state of one model. The first one, of which nothing was ever decided, has generation 0:
     then CURRENT of the repository says what serves."""
@@ -40,6 +50,8 @@ class ReleaseState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     current: Chosen | None = None
     """What CURRENT named when the champion was decided on: whatever else it names is a newer word.
     """
+    shadows: tuple[ShadowState, ...] = ()
+    """Candidates, in the order in which they were asked for."""
     decided: int = 0
     """The generation in which the champion was decided on: the same version may be anew, by another
     model.yaml."""
