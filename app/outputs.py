@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from typing import Any, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 from app.contract import Decision, Output
 from app.errors import BackendError, InvalidModel
-from app.tensors import Signature, Tensors, TensorSpec
+from app.tensors import Signature, Tensors, TensorSpec, row_count
 
 Prediction: TypeAlias = dict[str, Any]
 """Output name → number, or label → number; with `decision` where the contract declares one. Null
@@ -61,6 +62,7 @@ class OutputReader:
         for name, output in outputs.items():
             _check_width(name, output, tensors)
         self._outputs = dict(outputs)
+        self._decision = decision
         self._decide = None if decision is None else _decider(decision, outputs[decision.output])
 
     @property
@@ -97,6 +99,26 @@ class OutputReader:
             {name: values[row] for name, values in columns.items()} for row in range(len(column))
         ]
         return Readout(predictions, distributions, not_finite)
+
+    def numbers(self, name: str, tensors: Tensors) -> NDArray[np.float64]:
+        """What this output says: shape `[rows]`, or `[rows, labels]` of labelled numbers."""
+        return _values(self._outputs[name], tensors).astype(np.float64)
+
+    def decisions(self, tensors: Tensors) -> NDArray[np.int32]:
+        """The decision of each row as a number: 0 or 1 of a threshold, the label's place of
+        labelled numbers; -1 where there is none."""
+        if self._decision is None:
+            return np.full(row_count(tensors), -1, np.int32)
+        numbers = self.numbers(self._decision.output, tensors)
+        given = self._decision.at_least
+        at_least = -inf if given is None else given
+        if numbers.ndim == 1:
+            decided = np.where(np.isfinite(numbers), numbers >= at_least, -1)
+        else:
+            finite = np.isfinite(numbers).all(axis=1)
+            enough = numbers.max(axis=1) >= at_least
+            decided = np.where(finite & enough, numbers.argmax(axis=1), -1)
+        return decided.astype(np.int32)
 
     def refuse(self, not_finite: Mapping[str, Sequence[int]]) -> None:
         """Raises `NotFinite` where the contract has such outputs refused."""

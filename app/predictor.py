@@ -1,11 +1,12 @@
 """The path of a prediction: fetch, fill, encode, enqueue, read."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from app.outputs import Prediction, Readout
 from app.served_model import ServedModel
 from app.telemetry.recorder import PredictionRecorder
 from app.tensors import Tensors, take_rows
+
+log = logging.getLogger(__name__)
 
 # A plain number: numpy takes 20 µs to compare one of its own with a member of an enumeration.
 _NOT_FOUND = int(ValueStatus.NOT_FOUND)
@@ -86,6 +89,33 @@ class Answer:
     encoded_s: float
     started_s: float
     finished_s: float
+    instances: Instances
+    inputs: Tensors
+    first_input: int
+    """Of `inputs`: the rows of this request begin there."""
+    executed: Executed
+
+
+@dataclass(slots=True)  # made for every request; a frozen one takes 1 µs longer to make
+class Asker:
+    """Who asks, and how the request is called.
+
+    `caller` is who it is as far as is known: one whose rows keep failing is kept apart.
+    `routing_key` is what the request itself says, None where that is left to the contract.
+    """
+
+    request_id: str
+    caller: str = ""
+    routing_key: str | None = None
+
+
+class Observer(Protocol):
+    """Sees what was answered."""
+
+    def offer(self, asker: Asker, answer: Answer) -> None:
+        """Called after the caller was answered. Must neither raise nor block, and may keep the
+        answer, but not change it."""
+        ...
 
 
 Tell: TypeAlias = Callable[[Answer | Exception], None]
@@ -96,8 +126,8 @@ class Asked:
     """One request under way: it waits for its rows' execution and tells how it ended, once."""
 
     __slots__ = (
-        *("_group", "_tell", "caller", "deadline", "degraded", "encoded_s", "entry", "features"),
-        *("first_row", "instances", "is_over", "priority", "task"),
+        *("_group", "_tell", "asker", "deadline", "degraded", "encoded_s", "entry", "features"),
+        *("first_input", "first_row", "inputs", "instances", "is_over", "priority", "task"),
     )
 
     def __init__(
@@ -106,7 +136,7 @@ class Asked:
         instances: Instances,
         deadline: Deadline,
         priority: Priority,
-        caller: str,
+        asker: Asker,
         tell: Tell,
     ) -> None:
         self._group = group
@@ -114,11 +144,13 @@ class Asked:
         self.instances = instances
         self.deadline = deadline
         self.priority = priority
-        self.caller = caller
+        self.asker = asker
         self.features: ReadFeatures | None = None
         self.first_row = 0
         self.degraded: Degraded = ()
         self.encoded_s = 0.0
+        self.inputs: Tensors = {}
+        self.first_input = 0
         self.entry: Entry | None = None
         """In front of the batcher."""
         self.task: asyncio.Task[None] | None = None
@@ -153,10 +185,16 @@ class Asked:
         self._end()
         self.entry = None  # which refers to us: a cycle would wait for the garbage collector
         try:
-            answer: Answer | Exception = self._answer(executed)
+            answer = self._answer(executed)
         except Exception as exc:
-            answer = exc
+            self._tell(exc)
+            return
         self._tell(answer)
+        if self._group.observer is not None:
+            try:
+                self._group.observer.offer(self.asker, answer)
+            except Exception as exc:  # a defect must not harm those in the same execution
+                log.error("an answer was not observed", exc_info=exc)
 
     def _end(self) -> None:
         self.is_over = True
@@ -192,16 +230,21 @@ class Asked:
             self.encoded_s,
             execution.started_s,
             execution.finished_s,
+            self.instances,
+            self.inputs,
+            self.first_input,
+            executed,
         )
 
 
 class _Group:
     """Requests that go together: to one model, in one turn of the event loop."""
 
-    __slots__ = ("_is_under_way", "asked", "model", "rows", "task", "waiting")
+    __slots__ = ("_is_under_way", "asked", "model", "observer", "rows", "task", "waiting")
 
-    def __init__(self, model: ServedModel) -> None:
+    def __init__(self, model: ServedModel, observer: Observer | None) -> None:
         self.model = model
+        self.observer = observer
         self.asked: list[Asked] = []
         self.rows = 0
         self.waiting = 0
@@ -222,6 +265,9 @@ class _Group:
             self.task.cancel()
 
 
+_NO_OBSERVERS: Mapping[str, Observer] = {}
+
+
 class Predictor:
     """Answers with the champion of each model. `models` may be replaced entry by entry while
     requests run: a request keeps the version that it started with.
@@ -230,9 +276,16 @@ class Predictor:
     and rows side by side in front of the batcher. That costs a task a turn, not a task a request.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel | None], clock: FeatureClock) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel | None],
+        clock: FeatureClock,
+        observers: Mapping[str, Observer] = _NO_OBSERVERS,
+    ) -> None:
+        """`observers` by the name of the model; they may change while requests run."""
         self._models = models
         self._clock = clock
+        self._observers = observers
         self._gathering: dict[tuple[int, Priority, int], _Group] = {}
         """Groups of this turn."""
         # A reference: the loop holds tasks only weakly (asyncio docs, create_task).
@@ -257,14 +310,12 @@ class Predictor:
         instances: Instances,
         deadline: Deadline,
         priority: Priority,
-        caller: str,
+        asker: Asker,
         tell: Tell,
     ) -> Asked:
         """Have the instances predicted; `tell` is told the answer, or whatever refuses the request
         (app/errors.py), once, later in this turn of the loop or in another, and not at all once the
         caller has left.
-
-        `caller` is who asks, as far as is known: one whose rows keep failing is kept apart.
         """
         rows = len(instances.rows)
         if rows > _MOST_SHARING or instances.overrides:
@@ -276,7 +327,7 @@ class Predictor:
             if found is None or found.rows + rows > _MOST_TOGETHER:
                 found = self._gathering[key] = self._begun(model)
             group = found
-        asked = Asked(group, instances, deadline, priority, caller, tell)
+        asked = Asked(group, instances, deadline, priority, asker, tell)
         model.uses.count += 1
         group.asked.append(asked)
         group.rows += rows
@@ -286,7 +337,7 @@ class Predictor:
     def _begun(self, model: ServedModel) -> _Group:
         """A group that whoever comes in this turn of the loop may join: its first step is taken
         after them."""
-        group = _Group(model)
+        group = _Group(model, self._observers.get(model.id.model))
         if not model.source.plan.views:
             asyncio.get_running_loop().call_soon(self._predict_fields, group)
             return group
@@ -363,6 +414,7 @@ class Predictor:
         for each in asked:
             rows = len(each.instances.rows)
             each.encoded_s = now_s
+            each.inputs, each.first_input = inputs, start
             if each.deadline.at_s <= now_s:
                 each.set_exception(DeadlineExceeded("the deadline passed before the answer"))
             elif each.is_over:
@@ -377,7 +429,7 @@ class Predictor:
                     now_s,
                     each,
                     each.priority,
-                    caller=each.caller,
+                    caller=each.asker.caller,
                     start=start,
                 )
                 entries.append(each.entry)
@@ -419,7 +471,7 @@ async def _submit(
             take_rows(inputs, start, stop),
             asked.deadline,
             priority=asked.priority,
-            caller=asked.caller,
+            caller=asked.asker.caller,
         )
     except Exception as exc:
         asked.task = None

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from app.backends.backend import Backend
 from app.batching.batcher import DynamicBatcher
 from app.contract import Contract
 from app.deadline import Deadline
@@ -64,8 +65,9 @@ class Uses:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What answers for one version, one attribute a step of the path."""
+class OpenVersion:
+    """A version whose instances can be made its inputs, and its outputs be read; one attribute a
+    step."""
 
     id: VersionId
     contract: Contract
@@ -75,12 +77,9 @@ class ServedModel:
     encoder: Encoder
     row_encoder: RowEncoder | None
     """Encodes the values of instances and their features; None where only `encoder` can."""
-    batcher: DynamicBatcher
     outputs: OutputReader
-    recorder: PredictionRecorder
     example: Mapping[str, Any]
     """One instance as a caller would send it: the first golden row."""
-    uses: Uses = field(default_factory=Uses)
 
     async def fetch(self, instances: Instances, deadline: Deadline) -> FeatureRows:
         """Stored features of the instances, within their share of the deadline.
@@ -132,6 +131,22 @@ class ServedModel:
             if inputs is not None:
                 return inputs
         return self.encoder.encode(instances.fields, instances.count)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel(OpenVersion):
+    """What answers for one version."""
+
+    batcher: DynamicBatcher
+    recorder: PredictionRecorder
+    uses: Uses = field(default_factory=Uses)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate(OpenVersion):
+    """What executes a version that answers nobody."""
+
+    backend: Backend
 
 
 def _override(rows: FeatureRows, instances: Instances) -> None:

@@ -163,3 +163,42 @@ def test_labelled_numbers_are_null_together(value: float) -> None:
 def test_an_output_that_the_model_does_not_have_is_refused(output: Output) -> None:
     with pytest.raises(InvalidModel, match=r"outputs\.y"):
         OutputReader({"y": output}, None, SIGNATURE)
+
+
+NOT_ALL_FINITE = {
+    "probabilities": np.array(
+        [[0.5, 0.25, 0.25], [0.25, np.nan, 0.75], [0.25, 0.375, 0.375]], np.float32
+    ),
+    "flat": np.array([1.0, np.inf, 3.0], np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    ("output", "decision", "numbers", "decisions"),
+    [
+        (Output(tensor="flat"), 2, [1, np.inf, 3], [0, -1, 1]),
+        (Output(tensor="flat"), None, [1, np.inf, 3], [-1, -1, -1]),
+        (Output(tensor="probabilities", column=1), 0.3, [0.25, np.nan, 0.375], [0, -1, 1]),
+        (
+            Output(tensor="probabilities", labels=("a", "b", "c")),
+            0.4,
+            [[0.5, 0.25, 0.25], [0.25, np.nan, 0.75], [0.25, 0.375, 0.375]],
+            [0, -1, -1],
+        ),
+    ],
+)
+def test_numbers_and_decisions_as_arrays(
+    output: Output, decision: float | None, numbers: object, decisions: list[int]
+) -> None:
+    decide = None if decision is None else Decision(output="out", at_least=decision)
+    reader = OutputReader({"out": output}, decide, SIGNATURE)
+    np.testing.assert_array_equal(reader.numbers("out", NOT_ALL_FINITE), numbers)
+    assert reader.decisions(NOT_ALL_FINITE).tolist() == decisions
+
+
+def test_of_labels_that_say_the_same_the_first_decides_in_both_forms() -> None:
+    output = Output(tensor="probabilities", labels=("a", "b", "c"))
+    reader = OutputReader({"out": output}, Decision(output="out"), SIGNATURE)
+    tensors = {"probabilities": np.array([[0.25, 0.375, 0.375]], np.float32)}
+    assert reader.decisions(tensors).tolist() == [1]
+    assert reader.read(tensors).predictions[0]["decision"] == "b"

@@ -25,7 +25,7 @@ from app.features.plan import FeaturePlan
 from app.features.source import EntityColumns, FeatureRows
 from app.features.static_source import StaticSource
 from app.outputs import Prediction
-from app.predictor import Answer, Asked, Predictor
+from app.predictor import Answer, Asked, Asker, Observer, Predictor
 from app.served_model import ServedModel
 from tests.tiny_models import DRIVER_VALUES, DRIVERS, loaded, stored, write_model
 
@@ -80,7 +80,7 @@ class Caller:
     def begin(self, instances: Sequence[Mapping[str, Any]], deadline: Deadline) -> "Caller":
         decoded = self._model.decoder.decode(json.dumps({"instances": instances}).encode())
         self.asked = self._predictor.begin(
-            self._model, decoded, deadline, Priority.LIVE, "", self._tell
+            self._model, decoded, deadline, Priority.LIVE, Asker("1"), self._tell
         )
         return self
 
@@ -121,10 +121,12 @@ def one_of(scores: Sequence[float], *errors: type[Exception]) -> Callable[[list[
 class Setting:
     """A model whose features come from a gated source, and callers of it."""
 
-    def __init__(self, model: ServedModel, source: GatedSource) -> None:
+    def __init__(
+        self, model: ServedModel, source: GatedSource, observers: Mapping[str, Observer]
+    ) -> None:
         self.model = model
         self.source = source
-        self._predictor = Predictor({"stored": model}, WallClock())
+        self._predictor = Predictor({"stored": model}, WallClock(), observers)
         self._soon = Deadline.after(60.0)
 
     def begin(self, *instances: Mapping[str, Any], deadline: Deadline | None = None) -> Caller:
@@ -133,11 +135,13 @@ class Setting:
 
 
 @asynccontextmanager
-async def stored_model(folder: Path, **contract_changes: Any) -> AsyncIterator[Setting]:
+async def stored_model(
+    folder: Path, observer: Observer | None = None, **contract_changes: Any
+) -> AsyncIterator[Setting]:
     source = GatedSource()
     await write_model(folder / "models", "stored", "stored", **contract_changes)
     async with loaded(folder / "models" / "stored", source) as model:
-        yield Setting(model, source)
+        yield Setting(model, source, {} if observer is None else {"stored": observer})
 
 
 def asked_at(distance: float) -> dict[str, Any]:
@@ -320,3 +324,66 @@ async def test_each_is_told_its_own_once_whatever_the_others_do(tmp_path: Path) 
         for caller, _ in expected:
             await caller.ended()
     assert [number for number, (caller, fits) in enumerate(expected) if not fits(caller.told)] == []
+
+
+class Seen:
+    """Keeps what it is offered, and fails when it is told to."""
+
+    def __init__(self) -> None:
+        self.offered: list[tuple[Asker, Answer]] = []
+        self.told_before: list[int] = []
+        self.callers: list[Caller] = []
+        self.is_broken = False
+
+    def offer(self, asker: Asker, answer: Answer) -> None:
+        self.offered.append((asker, answer))
+        self.told_before.append(sum(len(caller.told) for caller in self.callers))
+        if self.is_broken:
+            raise RuntimeError("a defect")
+
+
+async def test_an_observer_is_offered_what_was_answered_after_it_was(tmp_path: Path) -> None:
+    seen = Seen()
+    async with stored_model(tmp_path, seen) as setting:
+        seen.callers = [setting.begin(asked_at(1), asked_at(2)), setting.begin(asked_at(3))]
+        for caller in seen.callers:
+            await caller.answer()
+    assert seen.told_before == [1, 2]
+    for caller, (asker, answer), distances in zip(
+        seen.callers, seen.offered, ([1, 2], [3]), strict=True
+    ):
+        assert caller.asked is not None
+        assert asker is caller.asked.asker
+        assert answer is caller.told[0]
+        assert answer.instances.fields["distance"] == distances
+        stop = answer.first_input + len(distances)
+        assert answer.inputs["x"][answer.first_input : stop, 3].tolist() == distances
+        assert [[score(d)] for d in distances] == answer.executed.outputs["y"].tolist()
+
+
+async def test_a_request_larger_than_a_batch_is_offered_whole(tmp_path: Path) -> None:
+    seen = Seen()
+    async with stored_model(tmp_path, seen, batching={"max_batch_rows": 4}) as setting:
+        await setting.begin(*map(asked_at, range(10))).answer()
+    [(_, answer)] = seen.offered
+    assert answer.inputs["x"][answer.first_input :, 3].tolist() == list(range(10))
+    assert answer.executed.outputs["y"].ravel().tolist() == [score(n) for n in range(10)]
+
+
+async def test_what_was_refused_is_not_offered(tmp_path: Path) -> None:
+    seen = Seen()
+    async with stored_model(tmp_path, seen) as setting:
+        with pytest.raises(InvalidInput):
+            await setting.begin({**asked_at(3), "driver_id": BEYOND}).answer()
+    assert seen.offered == []
+
+
+async def test_an_observer_that_fails_harms_nobody(tmp_path: Path) -> None:
+    seen = Seen()
+    seen.is_broken = True
+    async with stored_model(tmp_path, seen) as setting:
+        for n in range(3):
+            callers = [setting.begin(asked_at(n)), setting.begin(asked_at(n + 1))]
+            assert (await callers[0].predictions())[0]["score"] == score(n)
+            assert (await callers[1].predictions())[0]["score"] == score(n + 1)
+    assert len(seen.offered) == 6

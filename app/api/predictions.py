@@ -20,7 +20,7 @@ from app.contract import Limits
 from app.deadline import Deadline
 from app.errors import InvalidInput
 from app.features.source import FeatureRows, ValueStatus
-from app.predictor import Answer, Asked, DegradedReason, NotFiniteOutput, Predictor
+from app.predictor import Answer, Asked, Asker, DegradedReason, NotFiniteOutput, Predictor
 from app.served_model import ServedModel
 from app.telemetry.metrics import Metrics
 
@@ -64,8 +64,8 @@ class Call:
     """
 
     __slots__ = (
-        *("_answered", "_asked", "_deadline", "_metrics", "_model", "_parsed_s", "_peer"),
-        *("_predictor", "_priority", "_received_s", "_request_id", "_verbose"),
+        *("_answered", "_asked", "_asker", "_deadline", "_metrics", "_model", "_parsed_s"),
+        *("_predictor", "_priority", "_received_s", "_verbose"),
     )
 
     def __init__(
@@ -74,7 +74,7 @@ class Call:
         model: ServedModel,
         deadline: Deadline,
         priority: Priority,
-        peer: str,
+        asker: Asker,
         received_s: float,
         answered: Callable[[Reply], None],
     ) -> None:
@@ -83,10 +83,9 @@ class Call:
         self._model = model
         self._deadline = deadline
         self._priority = priority
-        self._peer = peer
+        self._asker = asker
         self._received_s = received_s
         self._answered = answered
-        self._request_id = new_request_id()
         self._asked: Asked | None = None
 
     def begin(self, body: bytes) -> None:
@@ -98,7 +97,7 @@ class Call:
             self._verbose = instances.verbose
             self._parsed_s = self._deadline.check()
             self._asked = self._predictor.begin(
-                self._model, instances, self._deadline, self._priority, self._peer, self.told
+                self._model, instances, self._deadline, self._priority, self._asker, self.told
             )
         except Exception as exc:
             self.refuse(exc)
@@ -112,7 +111,7 @@ class Call:
     def refuse(self, exc: Exception) -> None:
         """It cannot be answered."""
         label = self._model.id.model
-        self._give(_refused(exc, self._request_id, label, self._metrics))
+        self._give(_refused(exc, self._asker.request_id, label, self._metrics))
 
     def told(self, answer: Answer | Exception) -> None:
         """How the prediction ended."""
@@ -120,7 +119,7 @@ class Call:
         try:
             if isinstance(answer, Exception):
                 raise answer
-            reply = Reply(200, _body(answer, self._request_id, self._verbose))
+            reply = Reply(200, _body(answer, self._asker.request_id, self._verbose))
             answered_s = self._deadline.check()
         except Exception as exc:
             self.refuse(exc)
@@ -141,7 +140,9 @@ class Call:
         try:
             self._answered(reply)
         except Exception as exc:  # a defect of the door must not harm those in the same execution
-            log.error("a reply was lost", extra={"request_id": self._request_id}, exc_info=exc)
+            log.error(
+                "a reply was lost", extra={"request_id": self._asker.request_id}, exc_info=exc
+            )
 
 
 class PredictOperation:
@@ -177,7 +178,8 @@ class PredictOperation:
         except Exception as exc:
             answered(_refused(exc, new_request_id(), self.predictor.label(name), self.metrics))
             return None
-        return Call(self, model, deadline, priority, peer, received_s, answered)
+        asker = Asker(new_request_id(), peer, _routing_key(headers))
+        return Call(self, model, deadline, priority, asker, received_s, answered)
 
 
 def _refused(exc: Exception, request_id: str, label: str, metrics: Metrics) -> Reply:
@@ -208,6 +210,11 @@ def _priority(headers: Mapping[bytes, bytes]) -> Priority:
     if given == b"bulk":
         return Priority.BULK
     raise InvalidInput("Request-Priority: live or bulk", field="Request-Priority")
+
+
+def _routing_key(headers: Mapping[bytes, bytes]) -> str | None:
+    given = headers.get(b"routing-key")
+    return None if given is None else given.decode("latin-1")
 
 
 def _body(answer: Answer, request_id: str, verbose: bool) -> bytes:

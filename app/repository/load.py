@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from app.backends import open_backend
-from app.backends.backend import Backend
+from app.backends.backend import Backend, Tell
 from app.backends.execution_times import ExecutionTimes
 from app.batching.batcher import DynamicBatcher
 from app.batching.policy import BatchPolicy, Greedy, Hold
@@ -24,7 +25,7 @@ from app.repository.checks import check_signature, run_golden
 from app.repository.manifest import MODEL_FILE, Manifest, golden_tensors, signature_of
 from app.repository.vault import VaultedVersion
 from app.repository.verify import read_plan
-from app.served_model import ServedModel, VersionId
+from app.served_model import Candidate, OpenVersion, ServedModel, VersionId
 from app.telemetry.batches import BatchRecorder
 from app.telemetry.metrics import Metrics
 from app.telemetry.recorder import PredictionRecorder
@@ -49,15 +50,38 @@ class VersionOpener:
         Raises `InvalidModel` when any of it is not what its manifest and the contract say,
         `ConfigurationError` when it cannot be served like this.
         """
-        manifest = version.manifest
-        name = manifest.model
-        plan = await asyncio.to_thread(read_plan, version, contract)
+        name = version.manifest.model
         recorder = BatchRecorder(self.metrics, name)
+        parts, backend, times = await self._opened(version, contract, recorder.happened, stack)
+        batcher = self._batcher(backend, contract.batching, times, recorder)
+        await stack.enter_async_context(batcher)
+        predictions = self._recorder(name, contract, parts.source.plan)
+        stack.callback(predictions.close)
+        return ServedModel(**_parts(parts), batcher=batcher, recorder=predictions)
+
+    async def open_candidate(
+        self, version: VaultedVersion, contract: Contract, tell: Tell, stack: AsyncExitStack
+    ) -> Candidate:
+        """The version, ready to be executed in a process of its own by the contract's `shadow`,
+        unless a Triton executes it; `tell` is told what happens to that. Raises as `open` does."""
+        if not isinstance(contract.backend, TritonOptions):
+            isolated = {"isolated": contract.shadow.isolation}
+            backend_options = contract.backend.model_copy(update=isolated)
+            contract = contract.model_copy(update={"backend": backend_options})
+        parts, backend, _ = await self._opened(version, contract, tell, stack)
+        return Candidate(**_parts(parts), backend=backend)
+
+    async def _opened(
+        self, version: VaultedVersion, contract: Contract, tell: Tell, stack: AsyncExitStack
+    ) -> tuple[OpenVersion, Backend, ExecutionTimes]:
+        """What is the same whoever executes it: open, warm, its golden rows right."""
+        manifest = version.manifest
+        plan = await asyncio.to_thread(read_plan, version, contract)
         backend = await open_backend(
             _of_version(contract.backend, manifest),
             version.folder / MODEL_FILE,
             signature_of(manifest),
-            recorder.happened,
+            tell,
             self.workers,
         )
         stack.push_async_callback(backend.close)
@@ -79,23 +103,18 @@ class VersionOpener:
             most_rows=most_rows,
             what=_named(manifest),
         )
-        batcher = self._batcher(backend, contract.batching, times, recorder)
-        await stack.enter_async_context(batcher)
-        predictions = self._recorder(name, contract, plan)
-        stack.callback(predictions.close)
-        return ServedModel(
-            VersionId(name, manifest.version, version.sha256),
+        parts = OpenVersion(
+            VersionId(manifest.model, manifest.version, version.sha256),
             contract,
             decoder,
             self.open_source(plan) if plan.views else StaticSource(plan),
             MissingValues(contract.features, plan, manifest.training.means),
             encoder,
             encoder.for_rows(decoder.required, plan.references),
-            batcher,
             outputs,
-            predictions,
             manifest.training.golden.instances[0],
         )
+        return parts, backend, times
 
     def _batcher(
         self,
@@ -128,6 +147,11 @@ class VersionOpener:
             now_s=self.clock.now_s,
             max_ahead_s=MAX_AHEAD_S,
         )
+
+
+def _parts(version: OpenVersion) -> dict[str, Any]:
+    """By name, for a kind of open version that has more of them."""
+    return {part.name: getattr(version, part.name) for part in fields(OpenVersion)}
 
 
 def _named(manifest: Manifest) -> str:
