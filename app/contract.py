@@ -457,6 +457,12 @@ class Contract(_Section):
         decided = None if self.decision is None else self.decision.output
         return self.compared_output or decided or next(iter(self.outputs))
 
+    @property
+    def score_is_probability(self) -> bool:
+        """Whether the compared output lies between 0 and 1, as far as the contract says."""
+        labelled = self.outputs[self.score].labels is not None
+        return labelled or (self.labels is not None and self.labels.kind == "binary")
+
     def columns(self) -> tuple[Column, ...]:
         """Every column of every input, in order."""
         return tuple(column for tensor in self.inputs for column in tensor.columns)

@@ -16,6 +16,8 @@ from app.errors import FeaturesUnavailable, ModelNotReady
 from app.features.plan import FeaturePlan
 from app.features.registry_watch import RegistryWatch, require_registry
 from app.features.source import FeatureSource
+from app.predictor import Observer
+from app.release.state import worker_name
 from app.release.store import open_state
 from app.reload.blocking import BlockingCalls
 from app.reload.hot_reload import HotReload
@@ -85,6 +87,8 @@ class Runtime:
         )
         self._others = others
         self.models: dict[str, ServedModel | None] = {}
+        self.observers: dict[str, Observer] = {}
+        """By the name of the model: what sees its answers."""
         self.registry = RegistryWatch(
             settings.feature_repo,
             settings.registry_check_s,
@@ -127,7 +131,12 @@ class Runtime:
             isolated = self._isolated_verification
             source = VersionSource(repository, vault, opener, calls, asyncio.Lock(), isolated)
             poll_s = settings.repository_poll_s
-            self.reload = HotReload(self.models, source, store, poll_s, self.metrics)
+            tables = await stack.enter_async_context(...)
+            self.comparisons = Comparisons(tables, self.metrics, self.clock.now_s)
+            await stack.enter_async_context(self.comparisons)
+            self.reload = HotReload(
+                self.models, source, store, worker, poll_s, self._shadow_of, self.metrics
+            )
             await stack.enter_async_context(self.reload)
             await stack.enter_async_context(self.registry)
             watch = asyncio.create_task(self._watch_readiness(), name="readiness")

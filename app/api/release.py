@@ -1,4 +1,4 @@
-"""The verbs of a release over HTTP: load, roll back, unload."""
+"""The verbs of a release over HTTP: load, roll back, shadow, unload."""
 
 from typing import Annotated, Any
 
@@ -31,8 +31,16 @@ class Rollback(_Verb):
     """Back to the version that served before."""
 
 
+class ShowTo(_Verb):
+    """Which version is to be shown requests, and which share of them; without one, the share that
+    model.yaml says."""
+
+    version: Version
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
 class Unload(_Verb):
-    """Which version is not to be kept ready any more."""
+    """Which version is neither to be kept ready nor to be shown requests any more."""
 
     version: Version
 
@@ -58,9 +66,18 @@ def add_release(app: FastAPI, runtime: Runtime) -> None:
         by = _operator(request)
         return _document(await runtime.reload.verbs.rollback(name, asked.generation, by=by))
 
+    @app.post("/v1/models/{name}:shadow", tags=["release"])
+    async def shadow(name: str, request: Request, body: ShowTo) -> dict[str, Any]:
+        """Show a version what the champion answers, in a process of its own: its answers go to
+        nobody and are compared. 400 with the reason when it must not be executed."""
+        by = _operator(request)
+        verbs = runtime.reload.verbs
+        outcome = await verbs.shadow(name, int(body.version), body.share, body.generation, by=by)
+        return _document(outcome)
+
     @app.post("/v1/models/{name}:unload", tags=["release"])
     async def unload(name: str, request: Request, body: Unload) -> dict[str, Any]:
-        """Free a version that is ready and does not serve; 409 for the one that does."""
+        """Free a version that is ready or shown requests; 409 for the one that serves."""
         by = _operator(request)
         verbs = runtime.reload.verbs
         return _document(await verbs.unload(name, int(body.version), body.generation, by=by))

@@ -50,6 +50,10 @@ class Encoder:
         self.sources = frozenset(column.source for spec in inputs for column in spec.columns)
         """The features and fields that the columns are made of."""
 
+    def makes_the_same_as(self, other: "Encoder") -> bool:
+        """Whether both make the same tensors of the same values."""
+        return self._inputs == other._inputs and self._categories == other._categories
+
     def for_rows(self, fields: Sequence[str], features: Sequence[str] = ()) -> "RowEncoder | None":
         """The same for rows that hold these sources, in this order, and for columns of those; None
         where a tensor has others than floating-point numbers."""

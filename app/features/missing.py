@@ -74,6 +74,12 @@ class MissingValues:
             self._refused or self._refuses_unavailable or self._last_good or self._fixed
         )
         self._remembered_by = (features.missing, features.last_good_entities, plan)
+        self._given_by = (*self._remembered_by, self._refuses_unavailable, averages)
+
+    def gives_the_same_as(self, other: "MissingValues") -> bool:
+        """Whether both give the same for missing values of the same rows, once one has taken over
+        what the other remembers."""
+        return self._given_by == other._given_by
 
     def take_over(self, before: "MissingValues") -> None:
         """Go on with what another version remembers, where both keep the same values of the same

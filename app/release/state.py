@@ -1,5 +1,8 @@
 """What workers and replicas agree on: which version of a model serves, and which may be next."""
 
+import os
+import secrets
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -70,6 +73,8 @@ class ModelReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """By a manifest's digest, why the version that is being prepared cannot serve here."""
     refused: str = ""
     """Why the version that CURRENT names does not serve, where this worker has tried it."""
+    candidates: Mapping[str, str] = {}
+    """By a manifest's digest: empty where this worker shows the candidate requests, or why not."""
 
 
 class WorkerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,3 +120,8 @@ class StateStore(Protocol):
 
 
 PRESENCE_S = 3.0
+
+
+def worker_name() -> str:
+    """Of no other worker of any replica, nor of one that was here before."""
+    return f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"

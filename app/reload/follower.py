@@ -17,6 +17,7 @@ from app.release.state import (
     StateUnavailable,
     WorkerReport,
 )
+from app.reload.candidates import Candidates
 from app.reload.residents import Resident, Residents
 from app.tasks import ended
 from app.telemetry.metrics import Metrics
@@ -53,9 +54,9 @@ class Follower:
         """By their names."""
         return self._models
 
-    def add(self, residents: Residents) -> "FollowedModel":
+    def add(self, residents: Residents, candidates: Candidates) -> "FollowedModel":
         """Follow one more model."""
-        model = FollowedModel(residents, self._due.set, self._metrics)
+        model = FollowedModel(residents, candidates, self._due.set, self._metrics)
         self._models[residents.name] = model
         return model
 
@@ -151,8 +152,15 @@ class FollowedModel:
     `tell` is called when there is something to report.
     """
 
-    def __init__(self, residents: Residents, tell: Callable[[], None], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        residents: Residents,
+        candidates: Candidates,
+        tell: Callable[[], None],
+        metrics: Metrics,
+    ) -> None:
         self.residents = residents
+        self.candidates = candidates
         self.state = ReleaseState()
         """The latest that is known."""
         self.refused = ""
@@ -177,6 +185,7 @@ class FollowedModel:
             self.residents.ready,
             self._failed,
             self.refused,
+            self.candidates.report(),
         )
 
     def begin(self, state: ReleaseState, resident: Resident) -> None:
@@ -190,6 +199,7 @@ class FollowedModel:
         if state.generation <= self.state.generation:
             return
         self.state = state
+        self.candidates.follow(state.shadows, state.decided)
         if self._task is not None:
             self._task.cancel()
         if state.champion is not None and (ready := self._ready(state, state.champion)):
@@ -213,6 +223,7 @@ class FollowedModel:
     async def close(self) -> None:
         if self._task is not None:
             await ended(self._task)
+        await self.candidates.close()
 
     async def _carry_out(self, state: ReleaseState) -> None:
         if state.champion is not None and self._served < state.generation:

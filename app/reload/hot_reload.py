@@ -2,10 +2,7 @@
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
@@ -18,11 +15,13 @@ from app.release.state import (
     StateUnavailable,
     WorkerReport,
 )
+from app.reload.candidates import Candidates
 from app.reload.current_watch import CurrentWatch
 from app.reload.follower import FollowedModel, Follower
 from app.reload.residents import READ_WITHIN_S, TAKE_WITHIN_S, Resident, Residents, VersionSource
 from app.reload.verbs import ReleaseVerbs
 from app.served_model import ServedModel
+from app.shadow.shadow import Shadow
 from app.tasks import ended
 from app.telemetry.metrics import Metrics
 
@@ -44,16 +43,20 @@ class HotReload:
         models: MutableMapping[str, ServedModel | None],
         source: VersionSource,
         store: StateStore,
+        worker: str,
         poll_s: float,
+        shadow_of: Callable[[str], Shadow],
         metrics: Metrics,
     ) -> None:
+        """`worker` is the name of this one among all of all replicas, `shadow_of` gives each model's candidates what the champion answers."""
         self._models = models
         self._source = source
         self._store = store
         self._metrics = metrics
+        self._shadow_of = shadow_of
         self._residents: list[Residents] = []
         self._stack = AsyncExitStack()
-        self._follower = Follower(_worker_name(), store, metrics)
+        self._follower = Follower(worker, store, metrics)
         self.verbs = ReleaseVerbs(self._follower, source, metrics)
         self._follows_current = poll_s > 0
         self._watch = CurrentWatch(self._follower, self.verbs, source, self._add, poll_s, metrics)
@@ -106,7 +109,12 @@ class HotReload:
             await residents.close()
 
     def _add(self, name: str) -> FollowedModel:
-        return self._follower.add(self._made(name))
+        return self._followed(self._made(name))
+
+    def _followed(self, residents: Residents) -> FollowedModel:
+        name = residents.name
+        candidates = Candidates(name, self._shadow_of(name), self._source, self._metrics)
+        return self._follower.add(residents, candidates)
 
     def _made(self, name: str) -> Residents:
         residents = Residents(name, self._models, self._source, self._metrics)
@@ -138,9 +146,9 @@ class HotReload:
                 raise
             log.error("a new model cannot serve yet", extra={"model": name, "reason": str(exc)})
             del self._models[name]
-            self._follower.add(residents)
+            self._followed(residents)
         else:
-            self._follower.add(residents).begin(state, resident)
+            self._followed(residents).begin(state, resident)
 
     async def _may_wait(self, name: str) -> bool:
         """Whether a service that is running goes on without this model: others serve without it,
@@ -195,7 +203,10 @@ class HotReload:
         """Copies of versions that no state names any more are removed, a while after their use."""
         while True:
             states = [model.state for model in self._follower.models.values()]
-            named = [(state.champion, state.previous) for state in states]
+            named = [
+                (state.champion, state.previous, *(shadow.chosen for shadow in state.shadows))
+                for state in states
+            ]
             keep = {chosen.sha256 for each in named for chosen in each if chosen is not None}
             try:
                 await self._source.calls.call(
@@ -210,8 +221,3 @@ async def _champion(residents: Residents, state: ReleaseState) -> Resident:
     if state.champion is None:
         raise InvalidModel(f"{residents.name}: the release state names no champion")
     return await residents.open(state.champion.version, state.champion.sha256)
-
-
-def _worker_name() -> str:
-    """Of no other worker of any replica, nor of one that was here before."""
-    return f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -1,10 +1,12 @@
 """What an operator may ask for: load a version, roll back, unload."""
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 
 import msgspec
 
@@ -17,9 +19,17 @@ from app.errors import (
     NotFound,
     RepositoryUnavailable,
 )
-from app.release.state import Chosen, Preparation, ReleaseState, StateUnavailable, WorkerReport
+from app.release.state import (
+    Chosen,
+    ModelReport,
+    Preparation,
+    ReleaseState,
+    ShadowState,
+    StateUnavailable,
+    WorkerReport,
+)
 from app.reload.follower import FollowedModel, Follower
-from app.reload.residents import VersionSource
+from app.reload.residents import READ_WITHIN_S, VersionSource
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -27,8 +37,12 @@ log = logging.getLogger(__name__)
 _PREPARED_WITHIN_S = 300.0
 _SERVED_WITHIN_S = 10.0
 _CONVERGED_WITHIN_S = 2.0
+# Each worker starts a process.
+_SHOWN_WITHIN_S = 15.0
 _LOOK_EVERY_S = 0.05
 _GIVE_UP_AGAIN_S = 1.0
+MOST_CANDIDATES = 4
+"""Of one model that are shown requests: each is a process of its own in every worker."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -41,6 +55,8 @@ class Outcome(msgspec.Struct, frozen=True):
     generation: int
     changed: bool
     """False where it was so already."""
+    shadows: tuple[ShadowState, ...]
+    """The candidates that are shown requests."""
     converged: bool
     """Whether every worker serves it already; the others will within a second."""
 
@@ -112,23 +128,70 @@ class ReleaseVerbs:
             await self._change(model, after, "rollback", by)
             return _outcome(model, after, converged=False)
 
+    async def shadow(
+        self,
+        name: str,
+        version: int,
+        share: float | None = None,
+        generation: int | None = None,
+        *,
+        by: str,
+    ) -> Outcome:
+        """Show a version a share of the requests from now on, by default model.yaml's; the champion
+        goes on answering them. Of a version that is shown some already the share is changed."""
+        model = self._model(name)
+        with self._alone(name, "a shadow"), _told():
+            state = await self._state(model, generation)
+            source = self._source
+            manifest = await source.calls.call(
+                partial(source.repository.manifest, name, version), READ_WITHIN_S
+            )
+            chosen = Chosen(version, hashlib.sha256(manifest).hexdigest())
+            if share is None:
+                share = await model.candidates.usual_share()
+            began = state.generation + 1
+            shown = {each.chosen: each for each in state.shadows}
+            before = shown.get(chosen)
+            if before is not None and before.share == share:
+                return _outcome(model, state, changed=False)
+            if before is None and len(shown) >= MOST_CANDIDATES:
+                raise Conflict(
+                    f"{len(shown)} versions of {name!r} are shown requests already: unload one"
+                )
+            shown[chosen] = ShadowState(chosen, share, began if before is None else before.began)
+            after = msgspec.structs.replace(state, generation=began, shadows=tuple(shown.values()))
+            async with AsyncExitStack() as stack:
+                if before is None:
+                    await stack.enter_async_context(model.candidates.prepared(chosen))
+                await self._change(model, after, "shadow", by)
+
+            def shows(report: ModelReport) -> bool:
+                return report.candidates.get(chosen.sha256) == ""
+
+            converged = await self._converged(model, after, shows, _SHOWN_WITHIN_S)
+            return _outcome(model, after, converged=converged)
+
     async def unload(
         self, name: str, version: int, generation: int | None = None, *, by: str
     ) -> Outcome:
-        """Free a version that is ready and does not serve, or is being prepared."""
+        """Free a version that is ready and does not serve, is being prepared, or is shown requests.
+        """
         model = self._model(name)
         with _told():
             state = await self._state(model, generation)
             if state.champion is None:
                 raise Conflict(f"no version of {name!r} serves yet: load one first")
-            if state.champion.version == version:
+            shadows = tuple(each for each in state.shadows if each.chosen.version != version)
+            if state.champion.version == version and shadows == state.shadows:
                 raise Conflict(f"version {version} of {name!r} serves: load another one first")
-            after = msgspec.structs.replace(state, generation=state.generation + 1)
+            after = msgspec.structs.replace(
+                state, generation=state.generation + 1, shadows=shadows
+            )
             if state.previous is not None and state.previous.version == version:
                 after = msgspec.structs.replace(after, previous=None)
             if state.preparing is not None and state.preparing.chosen.version == version:
                 after = msgspec.structs.replace(after, preparing=None)
-            if (after.previous, after.preparing) == (state.previous, state.preparing):
+            if msgspec.structs.replace(after, generation=state.generation) == state:
                 return _outcome(model, state, changed=False)
             await self._change(model, after, "unload", by)
             return _outcome(model, after, converged=False)
@@ -263,6 +326,7 @@ class ReleaseVerbs:
                 champion=preparing.chosen,
                 previous=state.previous if before == preparing.chosen else before,
                 current=current,
+                shadows=tuple(s for s in state.shadows if s.chosen != preparing.chosen),
                 decided=state.generation + 1,
             )
             try:
@@ -274,15 +338,22 @@ class ReleaseVerbs:
             else:
                 return after
 
-    async def _converged(self, model: FollowedModel, state: ReleaseState) -> bool:
-        """Whether every worker that lives has done what the state says, or soon has."""
-        until_s = time.monotonic() + _CONVERGED_WITHIN_S
+    async def _converged(
+        self,
+        model: FollowedModel,
+        state: ReleaseState,
+        holds: Callable[[ModelReport], bool] = lambda report: True,
+        within_s: float = _CONVERGED_WITHIN_S,
+    ) -> bool:
+        """Whether every worker that lives has done what the state says, so that this holds, or soon
+        has."""
+        until_s = time.monotonic() + within_s
         while time.monotonic() < until_s:
             try:
                 reports = await self._follower.workers()
             except StateUnavailable:
                 return False  # what was asked for is done, whatever is not known now
-            if all(_follows(report, model, state) for report in reports):
+            if all(_follows(report, model, state, holds) for report in reports):
                 return True
             await asyncio.sleep(_LOOK_EVERY_S)
         return False
@@ -367,13 +438,21 @@ def _outcome(
         champion.sha256,
         state.generation,
         changed,
+        state.shadows,
         converged,
     )
 
 
-def _follows(report: WorkerReport, model: FollowedModel, state: ReleaseState) -> bool:
+def _follows(
+    report: WorkerReport,
+    model: FollowedModel,
+    state: ReleaseState,
+    holds: Callable[[ModelReport], bool],
+) -> bool:
     of_model = report.models.get(model.residents.name)
-    return of_model is not None and of_model.generation >= state.generation
+    return (
+        of_model is not None and of_model.generation >= state.generation and holds(of_model)
+    )
 
 
 def _overtaken(name: str, state: ReleaseState) -> Conflict:

@@ -41,6 +41,8 @@ _PREDICTION_BUCKETS = (
     *(round(0.05 * i, 2) for i in range(21)),
     *_MAGNITUDES,
 )
+_DIFFERENCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 10, 100, 1000)
+_DIFFERENCE_BUCKETS = (*(-d for d in reversed(_DIFFERENCES)), 0, *_DIFFERENCES)
 
 
 class Metrics:
@@ -245,6 +247,58 @@ class Metrics:
         self.repository_failures = Counter(
             "hikyaku_repository_failures",
             "Looks at the model repository that failed.",
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.shadow_rows = Counter(
+            "hikyaku_shadow_rows",
+            "Rows offered to a candidate, by what came of them: compared, not_finite, failed, or why "
+            "it was not shown them.",
+            ["model", "outcome"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.shadow_flips = Counter(
+            "hikyaku_shadow_flips",
+            "Compared rows on which the candidate decides otherwise than the champion.",
+            ["model"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.shadow_difference = Histogram(
+            "hikyaku_shadow_difference",
+            "Compared output of the candidate less that of the champion, row by row.",
+            ["model"],
+            buckets=_DIFFERENCE_BUCKETS,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.shadow_execution_duration = Histogram(
+            "hikyaku_shadow_execution_duration_seconds",
+            "From sending a block of rows to a candidate until it has answered.",
+            ["model"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.shadow_events = Counter(
+            "hikyaku_shadow_events",
+            "What happened to what executes a candidate beside its executions.",
+            ["model", "event"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.shadow_pending_rows = Gauge(
+            "hikyaku_shadow_pending_rows",
+            "Rows that wait for candidates.",
+            ["model"],
+            together=sum,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.unwritten_comparisons = Counter(
+            "hikyaku_unwritten_comparisons",
+            "Attempts to write what was counted of candidates that failed; the next one has all.",
             registry=self.registry,
             tallies=tallies,
         )

@@ -1,0 +1,130 @@
+"""What all workers have counted of the candidates: written every second, read when it is asked."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import add
+from types import TracebackType
+from typing import Any, Self
+
+from app.comparison.document import comparison_document
+from app.comparison.table import ComparisonTable
+from app.release.state import ReleaseState, ShadowState, StateUnavailable
+from app.release.tables import StoredTable, TableStore
+from app.shadow.shadow import Shadow
+from app.shadow.trial import TrialId
+from app.tasks import ended
+from app.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+KIND = "comparison"
+_WRITE_EVERY_S = 1.0
+
+
+class Comparisons:
+    """The shadow of every model in this worker, and its tables in the store; an async context
+    manager, which writes what is left when it is left itself.
+
+    `feature_now_s` says feature time, seconds since 1970.
+    """
+
+    def __init__(
+        self, tables: TableStore, metrics: Metrics, feature_now_s: Callable[[], float]
+    ) -> None:
+        self._tables = tables
+        self._metrics = metrics
+        self._feature_now_s = feature_now_s
+        self._shadows: dict[str, Shadow] = {}
+        self._writing: asyncio.Task[None] | None = None
+        self._fault = ""
+
+    def shadow(self, model: str) -> Shadow:
+        """Of this model, the same one every time."""
+        if model not in self._shadows:
+            shadow = self._shadows[model] = Shadow(self._metrics, self._feature_now_s)
+            pending = self._metrics.shadow_pending_rows.labels(model)
+            pending.set_function(lambda: float(shadow.pending_rows))
+        return self._shadows[model]
+
+    async def document(self, model: str, state: ReleaseState) -> dict[str, Any]:
+        """What all workers of all replicas have counted of the candidates that are shown what its
+        champion answers, as JSON. Raises `StateUnavailable`."""
+        stored = await self._tables.read(f"{KIND}:{model}:")
+        champion = state.champion
+        assert champion is not None  # a model that is followed serves
+        candidates = [
+            await asyncio.to_thread(_described, stored, model, state, shown)
+            for shown in state.shadows
+        ]
+        return {
+            "model": model,
+            "champion": {"version": str(champion.version), "sha256": champion.sha256},
+            "candidates": candidates,
+        }
+
+    async def __aenter__(self) -> Self:
+        self._writing = asyncio.create_task(self._write_often(), name="comparisons")
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._writing is not None:
+            await ended(self._writing)
+        await self._write()
+
+    async def _write_often(self) -> None:
+        while True:
+            await asyncio.sleep(_WRITE_EVERY_S)
+            try:
+                await self._write()
+            except Exception:  # a defect: it must not end what follows
+                log.exception("what was counted of candidates could not be written")
+
+    async def _write(self) -> None:
+        counted = {
+            _name(model, trial): table
+            for model, shadow in self._shadows.items()
+            for trial, table in shadow.take().items()
+        }
+        try:
+            await self._tables.write(counted)
+        except StateUnavailable as exc:
+            self._metrics.unwritten_comparisons.inc()
+            if str(exc) != self._fault:  # it is tried again every second
+                log.warning("what was counted of candidates waits", extra={"reason": str(exc)})
+            self._fault = str(exc)
+        else:
+            self._fault = ""
+
+
+def _name(model: str, trial: TrialId) -> str:
+    return f"{KIND}:{model}:{trial}"
+
+
+def _described(
+    stored: Mapping[str, StoredTable], model: str, state: ReleaseState, shown: ShadowState
+) -> dict[str, Any]:
+    """The trial of the present champion with this candidate; of several, by different contracts,
+    the one that was counted last."""
+    champion = state.champion
+    assert champion is not None
+    prefix = f"{KIND}:{model}:{TrialId.prefix(champion, shown.chosen, shown.began)}"
+    tables = {
+        name: reduce(add, map(ComparisonTable.decode, table.contents))
+        for name, table in stored.items()
+        if name.startswith(prefix) and table.contents
+    }
+    latest = max(tables, key=lambda name: tables[name].last_s, default=None)
+    return {
+        "version": str(shown.chosen.version),
+        "sha256": shown.chosen.sha256,
+        "share": shown.share,
+        "trial": None if latest is None else latest.removeprefix(f"{KIND}:{model}:"),
+        "comparison": None if latest is None else comparison_document(tables[latest]),
+    }
