@@ -226,7 +226,7 @@ def _transform(column: Column, categories: Categories) -> _Transform:
     if column.transform == "category":
         known = categories[column.source]
         return lambda value: known.get(value, np.nan)
-    return _TRANSFORMS[column.transform]
+    return PLAIN_TRANSFORMS[column.transform]
 
 
 def _number(value: Any) -> Any:
@@ -247,12 +247,13 @@ def _text(value: Any) -> Any:
     return "" if value is None else value
 
 
-_TRANSFORMS: Mapping[str, _Transform] = {
+PLAIN_TRANSFORMS: Mapping[str, _Transform] = {
     "number": _number,
     "minute_of_day": _minute_of_day,
     "day_of_week": _day_of_week,
     "text": _text,
 }
+"""Those for which nothing has to be learnt: by its name, what a transform makes of one value."""
 
 _FLOATS = {"float32": "f", "float64": "d"}
 """The sign of each floating-point type in `struct`."""

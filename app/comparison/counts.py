@@ -1,0 +1,96 @@
+"""How often each number was seen, by group: additive, and small where few numbers are."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Keys = NDArray[np.int64]
+
+_CLOSE = 1 << 15
+
+
+class GroupedCounts:
+    """For each of `groups` groups, how often each key, any integer, was counted in it."""
+
+    __slots__ = ("_counts", "_keys")
+
+    def __init__(self, groups: int) -> None:
+        self._keys: Keys = np.empty(0, dtype=np.int64)
+        """Ascending: of all groups."""
+        self._counts = np.zeros((groups, 0), dtype=np.int64)
+
+    def add(self, keys: Keys, groups: NDArray[np.integer]) -> None:
+        """Count each key once in its group; of `groups` `[m, len(keys)]` in `m` of them."""
+        if not len(keys):
+            return
+        distinct, which = _distinct(keys)
+        places = self._places(distinct)
+        cells = groups * len(self._keys) + places[which]
+        counted = np.bincount(cells.ravel(), minlength=self._counts.size)
+        self._counts += counted.reshape(self._counts.shape)
+
+    def add_to(self, group: int, keys: Keys) -> None:
+        """Count each key once in this group."""
+        distinct, counts = np.unique(keys, return_counts=True)
+        places = self._places(distinct)
+        self._counts[group, places] += counts
+
+    def of(self, group: int) -> tuple[Keys, NDArray[np.int64]]:
+        """The keys that were counted in a group, ascending, and how often."""
+        counted = np.flatnonzero(self._counts[group])
+        return self._keys[counted], self._counts[group, counted]
+
+    def __add__(self, other: "GroupedCounts") -> "GroupedCounts":
+        total = GroupedCounts(len(self._counts))
+        for part in (self, other):
+            places = total._places(part._keys)
+            total._counts[:, places] += part._counts
+        return total
+
+    def packed(self, group: int) -> list[int]:
+        """A group as a list: each key less the one before it, and its count, by turns. Most of
+        these numbers are small, and so is what msgpack makes of them."""
+        keys, counts = self.of(group)
+        packed = np.empty(2 * len(keys), dtype=np.int64)
+        packed[::2] = np.diff(keys, prepend=0)
+        packed[1::2] = counts
+        return packed.tolist()
+
+    def unpack(self, group: int, packed: Sequence[int]) -> None:
+        """Add what was packed. Raises `ValueError` for what is no such list."""
+        numbers = np.array(packed, dtype=np.int64)
+        if len(numbers) % 2 or (numbers[1::2] < 1).any() or (numbers[2::2] < 1).any():
+            raise ValueError("no keys in order with their counts")
+        places = self._places(np.cumsum(numbers[::2]))
+        self._counts[group, places] += numbers[1::2]
+
+    def _places(self, keys: Keys) -> NDArray[np.intp]:
+        """Where the keys, ascending, are; those that are new have been taken in."""
+        places = np.searchsorted(self._keys, keys)
+        if len(places) and (
+            places[-1] == len(self._keys) or not np.array_equal(self._keys[places], keys)
+        ):
+            self._take_in(keys)
+            places = np.searchsorted(self._keys, keys)
+        return places
+
+    def _take_in(self, new: Keys) -> None:
+        before, counts = self._keys, self._counts
+        self._keys = np.union1d(before, new)
+        self._counts = np.zeros((len(counts), len(self._keys)), dtype=np.int64)
+        self._counts[:, np.searchsorted(self._keys, before)] = counts
+
+
+def _distinct(keys: Keys) -> tuple[Keys, NDArray[np.intp]]:
+    """The distinct keys, ascending, and which of them each key is."""
+    low = keys.min()
+    above = keys - low
+    span = int(above.max()) + 1
+    if span > _CLOSE:
+        distinct, which = np.unique(keys, return_inverse=True)
+        return distinct, which
+    # To sort them takes five times as long.
+    seen = np.zeros(span, dtype=np.intp)
+    seen[above] = 1
+    return np.flatnonzero(seen) + low, (np.cumsum(seen) - 1)[above]
