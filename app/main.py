@@ -95,7 +95,7 @@ def create_application(
     runtime = Runtime(
         settings, metrics, open_features, others, isolated_verification=isolated_verification
     )
-    predictor = Predictor(runtime.models, runtime.clock)
+    predictor = Predictor(runtime.models, runtime.clock, runtime.observers)
     doorkeeper = Doorkeeper(settings.max_body_bytes, operators_of(settings))
     hot_paths = HotPaths(doorkeeper, PredictOperation(predictor, metrics), metrics)
     bodies = BodyReader(settings.max_body_bytes, MAX_BODY_S, hot_paths.bodies)

@@ -131,13 +131,19 @@ class Runtime:
             isolated = self._isolated_verification
             source = VersionSource(repository, vault, opener, calls, asyncio.Lock(), isolated)
             poll_s = settings.repository_poll_s
-            tables = await stack.enter_async_context(...)
-            self.comparisons = Comparisons(tables, self.metrics, self.clock.now_s)
-            await stack.enter_async_context(self.comparisons)
+            worker = worker_name()
+            tables = await stack.enter_async_context(
+                open_tables(
+                    settings.state_redis_url, state, worker, TABLE_KINDS, self._table_refused
+                )
+            )
+            comparisons = Comparisons(tables, self.metrics, self.clock.now_s)
+            self.comparisons = await stack.enter_async_context(comparisons)
             self.reload = HotReload(
-                self.models, source, store, worker, poll_s, self._shadow_of, self.metrics
+                self.models, source, store, worker, poll_s, self._shadow, self.metrics
             )
             await stack.enter_async_context(self.reload)
+            await stack.enter_async_context(self.comparisons.tidied(self.reload))
             await stack.enter_async_context(self.registry)
             watch = asyncio.create_task(self._watch_readiness(), name="readiness")
             stack.push_async_callback(ended, watch)
@@ -151,6 +157,14 @@ class Runtime:
         traceback: TracebackType | None,
     ) -> None:
         await self._stack.aclose()
+
+    def _shadow(self, model: str) -> Shadow:
+        """Of this model; it observes what is answered."""
+        shadow = self.observers[model] = self.comparisons.shadow(model)
+        return shadow
+
+    def _table_refused(self, kind: str) -> None:
+        self.metrics.refused_tables.labels(kind).inc()
 
     def serving(self) -> Mapping[str, int | None]:
         """Of each model the version that answers, None while there is none."""
