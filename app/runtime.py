@@ -17,8 +17,8 @@ from app.features.plan import FeaturePlan
 from app.features.registry_watch import RegistryWatch, require_registry
 from app.features.source import FeatureSource
 from app.predictor import Observer
-from app.release.state import worker_name
-from app.release.store import open_state
+from app.release.state import ReleaseState, worker_name
+from app.release.store import open_state, open_tables
 from app.reload.blocking import BlockingCalls
 from app.reload.hot_reload import HotReload
 from app.reload.residents import VersionSource
@@ -28,6 +28,8 @@ from app.repository.signing import TrustedKeys
 from app.repository.store import is_url, open_repository
 from app.repository.vault import Vault
 from app.served_model import ServedModel
+from app.shadow.comparisons import TABLE_KINDS, Comparisons
+from app.shadow.shadow import Shadow
 from app.tasks import ended
 from app.telemetry.metrics import Metrics
 
@@ -143,7 +145,9 @@ class Runtime:
                 self.models, source, store, worker, poll_s, self._shadow, self.metrics
             )
             await stack.enter_async_context(self.reload)
-            await stack.enter_async_context(self.comparisons.tidied(self.reload))
+            await stack.enter_async_context(
+                self.comparisons.tidied(self.reload.workers, self._states)
+            )
             await stack.enter_async_context(self.registry)
             watch = asyncio.create_task(self._watch_readiness(), name="readiness")
             stack.push_async_callback(ended, watch)
@@ -162,6 +166,9 @@ class Runtime:
         """Of this model; it observes what is answered."""
         shadow = self.observers[model] = self.comparisons.shadow(model)
         return shadow
+
+    def _states(self) -> Mapping[str, ReleaseState]:
+        return {name: model.state for name, model in self.reload.followed.items()}
 
     def _table_refused(self, kind: str) -> None:
         self.metrics.refused_tables.labels(kind).inc()

@@ -19,7 +19,7 @@ LAYERS = [
     {"release"},
     {"predictor"},
     {"repository"},
-    {"config"},
+    {"config", "shadow"},
     {"reload"},
     {"runtime"},
     {"api"},

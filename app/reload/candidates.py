@@ -1,4 +1,4 @@
-"""The candidates of one model that are open in this process, and shown what the champion answers."""
+"""The candidates of one model that are open in this process, and shown requests."""
 
 import asyncio
 import hashlib
@@ -190,9 +190,7 @@ class Candidates:
         opened = self._open.pop(chosen)
         await self._shadow.hide(chosen)
         await opened.stack.aclose()
-        log.info(
-            "a candidate is freed", extra={"model": self._name, "version": chosen.version}
-        )
+        log.info("a candidate is freed", extra={"model": self._name, "version": chosen.version})
         await self._source.calls.call(give_back, TAKE_WITHIN_S)
 
     def _happened(self, event: Event) -> None:

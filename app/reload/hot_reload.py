@@ -48,7 +48,8 @@ class HotReload:
         shadow_of: Callable[[str], Shadow],
         metrics: Metrics,
     ) -> None:
-        """`worker` is the name of this one among all of all replicas, `shadow_of` gives each model's candidates what the champion answers."""
+        """`worker` is our name among those of all replicas; `shadow_of` gives what shows a
+        model's candidates its answers."""
         self._models = models
         self._source = source
         self._store = store

@@ -174,8 +174,7 @@ class ReleaseVerbs:
     async def unload(
         self, name: str, version: int, generation: int | None = None, *, by: str
     ) -> Outcome:
-        """Free a version that is ready and does not serve, is being prepared, or is shown requests.
-        """
+        """Free a version that is ready and does not serve, is being prepared or shown requests."""
         model = self._model(name)
         with _told():
             state = await self._state(model, generation)
@@ -184,9 +183,7 @@ class ReleaseVerbs:
             shadows = tuple(each for each in state.shadows if each.chosen.version != version)
             if state.champion.version == version and shadows == state.shadows:
                 raise Conflict(f"version {version} of {name!r} serves: load another one first")
-            after = msgspec.structs.replace(
-                state, generation=state.generation + 1, shadows=shadows
-            )
+            after = msgspec.structs.replace(state, generation=state.generation + 1, shadows=shadows)
             if state.previous is not None and state.previous.version == version:
                 after = msgspec.structs.replace(after, previous=None)
             if state.preparing is not None and state.preparing.chosen.version == version:
@@ -450,9 +447,7 @@ def _follows(
     holds: Callable[[ModelReport], bool],
 ) -> bool:
     of_model = report.models.get(model.residents.name)
-    return (
-        of_model is not None and of_model.generation >= state.generation and holds(of_model)
-    )
+    return of_model is not None and of_model.generation >= state.generation and holds(of_model)
 
 
 def _overtaken(name: str, state: ReleaseState) -> Conflict:

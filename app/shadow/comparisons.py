@@ -2,16 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import reduce
 from operator import add
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from app.comparison.document import comparison_document
 from app.comparison.table import ComparisonTable
-from app.release.state import ReleaseState, ShadowState, StateUnavailable
-from app.release.tables import StoredTable, TableStore
+from app.release.state import ReleaseState, ShadowState, StateUnavailable, WorkerReport
+from app.release.tables import Kinds, StoredTable, TableStore
 from app.shadow.shadow import Shadow
 from app.shadow.trial import TrialId
 from app.tasks import ended
@@ -21,6 +22,12 @@ log = logging.getLogger(__name__)
 
 KIND = "comparison"
 _WRITE_EVERY_S = 1.0
+_TIDY_EVERY_S = 30.0
+_KEPT_TRIALS = 8
+"""Of those of a model that have ended."""
+
+States: TypeAlias = Callable[[], Mapping[str, ReleaseState]]
+TABLE_KINDS: Kinds = {KIND: ComparisonTable.decode}
 
 
 class Comparisons:
@@ -64,6 +71,19 @@ class Comparisons:
             "candidates": candidates,
         }
 
+    @asynccontextmanager
+    async def tidied(
+        self, workers: Callable[[], Awaitable[Sequence[WorkerReport]]], states: States
+    ) -> AsyncIterator[None]:
+        """Until the block ends the tables of workers that are gone are put together, and those of
+        trials that ended long ago removed. `workers` are those that live, `states` the release
+        states by model."""
+        tidying = asyncio.create_task(self._tidy_often(workers, states), name="tidy comparisons")
+        try:
+            yield
+        finally:
+            await ended(tidying)
+
     async def __aenter__(self) -> Self:
         self._writing = asyncio.create_task(self._write_often(), name="comparisons")
         return self
@@ -85,6 +105,28 @@ class Comparisons:
                 await self._write()
             except Exception:  # a defect: it must not end what follows
                 log.exception("what was counted of candidates could not be written")
+
+    async def _tidy_often(
+        self, workers: Callable[[], Awaitable[Sequence[WorkerReport]]], states: States
+    ) -> None:
+        while True:
+            await asyncio.sleep(_TIDY_EVERY_S)
+            try:
+                await self._tables.fold([report.worker for report in await workers()])
+                for model, state in states().items():
+                    await self._remove_old(model, state)
+            except StateUnavailable as exc:
+                log.info("tables are not tidied now", extra={"reason": str(exc)})
+            except Exception:  # a defect: it must not end what follows
+                log.exception("tables could not be tidied")
+
+    async def _remove_old(self, model: str, state: ReleaseState) -> None:
+        """All but the trials that began last, and those that go on."""
+        begun = {shown.began for shown in state.shadows}
+        names = await self._tables.read(f"{KIND}:{model}:")
+        ended = [name for name in names if TrialId.began_of(name) not in begun]
+        for name in sorted(ended, key=TrialId.began_of)[:-_KEPT_TRIALS]:
+            await self._tables.remove(name)
 
     async def _write(self) -> None:
         counted = {

@@ -239,9 +239,7 @@ class Lane:
             try:
                 said.fill(
                     start,
-                    await self.candidate.backend.execute(
-                        take_rows(inputs, start, stop), deadline
-                    ),
+                    await self.candidate.backend.execute(take_rows(inputs, start, stop), deadline),
                     stop - start,
                 )
             except BackendDied:

@@ -6,7 +6,7 @@ from app.comparison.pairs import FloatArray, Pairs
 from app.comparison.table import ComparisonTable
 from app.predictor import Answer, Asker
 from app.release.state import Chosen, ShadowState
-from app.served_model import Candidate, ServedModel
+from app.served_model import Candidate, ServedModel, VersionId
 from app.shadow.block import Block
 from app.shadow.lane import Lane
 from app.shadow.sampling import SamplingPolicy, policy_of

@@ -40,9 +40,12 @@ class TrialId:
         return f"{self.prefix(self.champion, self.candidate, self.began)}{self.contracts}"
 
     @staticmethod
-    def prefix(
-        champion: VersionId | Chosen, candidate: VersionId | Chosen, began: int
-    ) -> str:
+    def began_of(text: str) -> int:
+        """The generation in a text that ends with such an id."""
+        return int(text.rsplit("-", 2)[1])
+
+    @staticmethod
+    def prefix(champion: VersionId | Chosen, candidate: VersionId | Chosen, began: int) -> str:
         """How the trials of these two begin, whatever their contracts."""
         versions = (f"{each.version}.{each.sha256[:12]}" for each in (champion, candidate))
         return f"{'-'.join(versions)}-{began}-"
@@ -124,7 +127,9 @@ class _TrialMetrics:
         self._not_finite.inc(int((answered & ~finite).sum()))
         self._compared.inc(int((answered & finite).sum()))
         decided = (pairs.champion_decision != NO_DECISION) & finite
-        self._flips.inc(int((decided & (pairs.champion_decision != pairs.candidate_decision)).sum()))
+        self._flips.inc(
+            int((decided & (pairs.champion_decision != pairs.candidate_decision)).sum())
+        )
         difference: FloatArray = (pairs.candidate - pairs.champion)[finite]
         self._difference.observe_all(difference[np.isfinite(difference)])
 

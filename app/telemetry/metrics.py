@@ -252,8 +252,7 @@ class Metrics:
         )
         self.shadow_rows = Counter(
             "hikyaku_shadow_rows",
-            "Rows offered to a candidate, by what came of them: compared, not_finite, failed, or why "
-            "it was not shown them.",
+            "Rows offered to a candidate: compared, not_finite, failed, or why they were dropped.",
             ["model", "outcome"],
             registry=self.registry,
             tallies=tallies,
@@ -299,6 +298,13 @@ class Metrics:
         self.unwritten_comparisons = Counter(
             "hikyaku_unwritten_comparisons",
             "Attempts to write what was counted of candidates that failed; the next one has all.",
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.refused_tables = Counter(
+            "hikyaku_refused_tables",
+            "Counts that were left out because their table would have become too large.",
+            ["kind"],
             registry=self.registry,
             tallies=tallies,
         )
