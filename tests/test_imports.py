@@ -53,6 +53,7 @@ OWNERS = {
         "api/service.py",
         "api/openapi.py",
         "api/release.py",
+        "api/comparison.py",
         "api/lineage.py",
         "api/gateway.py",
     },
