@@ -139,15 +139,13 @@ class Runtime:
                     settings.state_redis_url, state, worker, TABLE_KINDS, self._table_refused
                 )
             )
-            comparisons = Comparisons(tables, self.metrics, self.clock.now_s)
+            comparisons = Comparisons(tables, self._states, self.metrics, self.clock.now_s)
             self.comparisons = await stack.enter_async_context(comparisons)
             self.reload = HotReload(
                 self.models, source, store, worker, poll_s, self._shadow, self.metrics
             )
             await stack.enter_async_context(self.reload)
-            await stack.enter_async_context(
-                self.comparisons.tidied(self.reload.workers, self._states)
-            )
+            await stack.enter_async_context(self.comparisons.tidied(self.reload.workers))
             await stack.enter_async_context(self.registry)
             watch = asyncio.create_task(self._watch_readiness(), name="readiness")
             stack.push_async_callback(ended, watch)

@@ -34,13 +34,19 @@ class Comparisons:
     """The shadow of every model in this worker, and its tables in the store; an async context
     manager, which writes what is left when it is left itself.
 
-    `feature_now_s` says feature time, seconds since 1970.
+    `states` are the release states by model, as far as they are known here; `feature_now_s` says
+    feature time, seconds since 1970.
     """
 
     def __init__(
-        self, tables: TableStore, metrics: Metrics, feature_now_s: Callable[[], float]
+        self,
+        tables: TableStore,
+        states: States,
+        metrics: Metrics,
+        feature_now_s: Callable[[], float],
     ) -> None:
         self._tables = tables
+        self._states = states
         self._metrics = metrics
         self._feature_now_s = feature_now_s
         self._shadows: dict[str, Shadow] = {}
@@ -55,10 +61,11 @@ class Comparisons:
             pending.set_function(lambda: float(shadow.pending_rows))
         return self._shadows[model]
 
-    async def document(self, model: str, state: ReleaseState) -> dict[str, Any]:
+    async def document(self, model: str) -> dict[str, Any]:
         """What all workers of all replicas have counted of the candidates that are shown what its
         champion answers, as JSON. Raises `StateUnavailable`."""
         stored = await self._tables.read(f"{KIND}:{model}:")
+        state = self._states()[model]
         champion = state.champion
         assert champion is not None  # a model that is followed serves
         candidates = [
@@ -73,12 +80,11 @@ class Comparisons:
 
     @asynccontextmanager
     async def tidied(
-        self, workers: Callable[[], Awaitable[Sequence[WorkerReport]]], states: States
+        self, workers: Callable[[], Awaitable[Sequence[WorkerReport]]]
     ) -> AsyncIterator[None]:
         """Until the block ends the tables of workers that are gone are put together, and those of
-        trials that ended long ago removed. `workers` are those that live, `states` the release
-        states by model."""
-        tidying = asyncio.create_task(self._tidy_often(workers, states), name="tidy comparisons")
+        trials that ended long ago removed. `workers` are those that live."""
+        tidying = asyncio.create_task(self._tidy_often(workers), name="tidy comparisons")
         try:
             yield
         finally:
@@ -106,14 +112,12 @@ class Comparisons:
             except Exception:  # a defect: it must not end what follows
                 log.exception("what was counted of candidates could not be written")
 
-    async def _tidy_often(
-        self, workers: Callable[[], Awaitable[Sequence[WorkerReport]]], states: States
-    ) -> None:
+    async def _tidy_often(self, workers: Callable[[], Awaitable[Sequence[WorkerReport]]]) -> None:
         while True:
             await asyncio.sleep(_TIDY_EVERY_S)
             try:
                 await self._tables.fold([report.worker for report in await workers()])
-                for model, state in states().items():
+                for model, state in self._states().items():
                     await self._remove_old(model, state)
             except StateUnavailable as exc:
                 log.info("tables are not tidied now", extra={"reason": str(exc)})
