@@ -168,6 +168,9 @@ class Lane:
                 self._rows -= block.rows
                 try:
                     await self._compare(block)
+                except asyncio.CancelledError:
+                    self._drop(block, "ended")
+                    raise
                 except Exception as exc:  # a defect: the candidate must go on being shown others
                     log.error("a comparison failed", extra=self._named(), exc_info=exc)
                     self._drop(block, "defect")

@@ -66,7 +66,7 @@ class Trial:
         self._table: ComparisonTable | None = None
         self._pairs: list[Pairs] = []
         self._rows = 0
-        self._metrics = _TrialMetrics(metrics, trial.candidate.model)
+        self._metrics = _TrialMetrics(metrics, trial.candidate.model, contract.score)
 
     def count(self, pairs: Pairs, took_s: float) -> None:
         """Of one block."""
@@ -104,7 +104,7 @@ class Trial:
 class _TrialMetrics:
     """Its series, looked up once."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, output: str) -> None:
         self._rows = metrics.shadow_rows
         self._model = model
         self._compared = metrics.shadow_rows.labels(model, "compared")
@@ -112,6 +112,7 @@ class _TrialMetrics:
         self._not_finite = metrics.shadow_rows.labels(model, "not_finite")
         self._flips = metrics.shadow_flips.labels(model)
         self._difference = metrics.shadow_difference.labels(model)
+        self._prediction = metrics.prediction.labels(model, "candidate", output)
         self._execution = metrics.shadow_execution_duration.labels(model)
 
     def executed(self, took_s: float) -> None:
@@ -126,6 +127,7 @@ class _TrialMetrics:
         self._failed.inc(int(pairs.failed.sum()))
         self._not_finite.inc(int((answered & ~finite).sum()))
         self._compared.inc(int((answered & finite).sum()))
+        self._prediction.observe_all(pairs.candidate[finite])
         decided = (pairs.champion_decision != NO_DECISION) & finite
         self._flips.inc(
             int((decided & (pairs.champion_decision != pairs.candidate_decision)).sum())

@@ -55,6 +55,16 @@ class Service:
                     return document
                 await asyncio.sleep(0.05)
 
+    async def until_shown(self) -> None:
+        """Every worker shows every candidate requests."""
+        async with asyncio.timeout(SHOWN_S):
+            while True:
+                document = (await self.client.get(f"/v1/models/{self.model}")).json()
+                workers = document["workers"].values()
+                if not any(reason for each in workers for reason in each["candidates"].values()):
+                    return
+                await asyncio.sleep(0.05)
+
     async def metrics(self) -> str:
         return (await self.client.get("/metrics")).text
 
