@@ -276,7 +276,7 @@ class ComparisonTable:
         for index, name in enumerate(CLUSTERED):
             self._clustered[:, index] += _cluster_sums(*of_clusters[name])
         for guardrail, counts in self._harmed.items():
-            if guardrail != "flip" or self.decisions:
+            if guardrail != "flip" or self.decisions > 0:
                 n, harmed = of_clusters[guardrail]
                 _count_blocks(counts, n, n * (n + 1) / 2 + harmed)
         if self.bounded:
@@ -308,7 +308,7 @@ class ComparisonTable:
         for name, counts in self._distributions.items():
             counts.add(grid.codes(scores[name]), groups)
         self._joint.add_to(0, _joint_keys(champion, candidate))
-        if self.decisions:
+        if self.decisions > 0:
             ours, theirs = (
                 np.minimum(decision[rows.compared], MOST_DECISIONS - 1) - NO_DECISION
                 for decision in (pairs.champion_decision, pairs.candidate_decision)
