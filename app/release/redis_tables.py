@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -40,8 +41,8 @@ _REMOVED = b""
 _MOST_HELD = 10_000
 # Whoever reads what it has written finds that all is well; after a fold it writes once more.
 _ROUNDS = 4
-_WORDS = 3
-"""Commands for a table that is written or looked at."""
+# Whoever has read the index before a table was somewhere else is done with reading.
+_LATE_S = 10.0
 
 
 class _Place(NamedTuple):
@@ -50,11 +51,11 @@ class _Place(NamedTuple):
 
     name: str
     worker: str
-    part: str
+    part: int
 
     def member(self) -> bytes:
         """Of the index."""
-        return "\0".join(self).encode()
+        return f"{self.name}\0{self.worker}\0{self.part}".encode()
 
     def key(self) -> bytes:
         return f"hikyaku:table:{self.name}:{self.worker}:{self.part}".encode()
@@ -80,12 +81,10 @@ class RedisTables:
         self._kinds = kinds
         self._own = OwnTables(refused)
         self._part = 0
-        self._places: dict[str, _Place] = {}
-        """Where each of its tables is for certain."""
-        self._used: dict[str, set[_Place]] = {}
-        """Where it may be as well."""
-        self._former: set[_Place] = set()
-        """Where it is to be no more."""
+        self._places: dict[str, set[_Place]] = {}
+        """Where each of its tables may be; one place, where nothing is due."""
+        self._former: dict[_Place, float] = {}
+        """Where it is to be no more, from that monotonic instant on."""
         self._writing = asyncio.Lock()
         self._writes = RedisLine(address, self._lost, _LONGEST_PAUSE_S)
         self._reads = RedisLine(address, longest_pause_s=_LONGEST_PAUSE_S)
@@ -145,10 +144,8 @@ class RedisTables:
             workers = {place.worker for place in places} - {_FOLDED, self._worker}
             gone = self._absences.gone(workers, living)
             folded = 0
-            for name, of_name in _by_name(places, "").items():
-                of_gone = [place for place in of_name if place.worker in gone]
-                if of_gone:
-                    folded += await self._folded(name, of_gone)
+            for name in sorted({place.name for place in places if place.worker in gone}):
+                folded += await self._folded(name, gone)
             return folded
 
     async def close(self) -> None:
@@ -162,60 +159,58 @@ class RedisTables:
 
     async def _store(self) -> None:
         """One round trip: write what is due and look how all tables stand."""
-        former = list(self._former)
-        commands = [word for place in former for word in _clear(place)]
-        first = len(commands)
+        part, now_s = self._part, time.monotonic()
+        former = [place for place, from_s in self._former.items() if from_s <= now_s]
+        clearing = [word for place in former for word in _clear(place)]
         due = self._own.due()
-        for name, document in due.items():
-            commands += self._words(name, document)
+        asking = {name: self._ask(name, document) for name, document in due.items()}
+        commands = [word for words in asking.values() for word in words] + clearing
         if not commands:
             return
         replies = await self._writes.ask(*commands, within_s=_ANSWER_S)
         _require(_INDEX, replies)
-        self._former.difference_update(former)
-        answers = iter(replies[first:])
+        for place in former:
+            self._former.pop(place, None)
+        answers = iter(replies)
         for name, document in due.items():
-            _, there, [held, removed] = _take(answers, _WORDS)
+            *_, there, [held, removed] = _take(answers, len(asking[name]))
             found = Found(there != 0, int(held or 0), removed is not None)
             self._own.told(name, document is not None, found)
-            self._settle(name, document is not None, found.removed)
+            if found.removed:
+                self._leave(name, set())
+            elif document is not None:
+                self._leave(name, {_Place(name, self._worker, part)})
+        if self._part != part:  # the answers were the last that the connection brought
+            self._own.rewrite()
 
-    def _words(self, name: str, document: bytes | None) -> Sequence[bytes]:
-        """`_WORDS` commands."""
+    def _ask(self, name: str, document: bytes | None) -> Sequence[bytes]:
+        """Commands, the last of which tell whether its table is there and what is held of it."""
+        places = self._places.setdefault(name, set())
         held = command(b"HMGET", _held_key(name), self._worker.encode(), _REMOVED)
         if document is None:
-            place = self._places.get(name, self._now(name))
-            return command(b"PING"), command(b"EXISTS", place.key()), held
-        place = self._now(name)
-        self._used.setdefault(name, set()).add(place)
-        return (
-            command(b"SADD", _INDEX, place.member()),
-            command(b"SET", place.key(), document),
-            held,
-        )
+            keys = [place.key() for place in places] or [_folded_key(name)]
+            return command(b"EXISTS", *keys), held
+        place = _Place(name, self._worker, self._part)
+        places.add(place)
+        stored = command(b"SET", place.key(), document)
+        return command(b"SADD", _INDEX, place.member()), stored, held
 
-    def _settle(self, name: str, stored: bool, removed: bool) -> None:
-        """What is elsewhere of the table can go, now that it is certain where it is."""
-        if removed:
-            self._former |= self._used.pop(name, set())
-            self._places.pop(name, None)
-        elif stored:
-            self._places[name] = self._now(name)
-            self._former |= self._used[name] - {self._places[name]}
-            self._used[name] = {self._places[name]}
-
-    def _now(self, name: str) -> _Place:
-        return _Place(name, self._worker, str(self._part))
+    def _leave(self, name: str, but: set[_Place]) -> None:
+        """Its table is to be nowhere else, now that it is certain where it is."""
+        from_s = time.monotonic() + _LATE_S
+        self._former |= dict.fromkeys(self._places.pop(name, set()) - but, from_s)
+        if but:
+            self._places[name] = but
 
     async def _index(self) -> Collection[_Place]:
         [members] = await self._reads.ask(command(b"SMEMBERS", _INDEX), within_s=_ANSWER_S)
         _require(_INDEX, [members])
-        return {_Place(*member.decode().split("\0")) for member in members}
+        return {_place(member) for member in members}
 
-    async def _folded(self, name: str, places: Sequence[_Place]) -> int:
+    async def _folded(self, name: str, gone: Collection[str]) -> int:
         """How many workers' tables have been folded: none when somebody wrote them meanwhile."""
         try:
-            return await self._fold(name, places)
+            return await self._fold(name, gone)
         except BaseException as exc:
             self._folds.close("folding was given up")  # and with it what it watches
             if isinstance(exc, NoAnswer) or not isinstance(exc, HikyakuError):
@@ -224,17 +219,27 @@ class RedisTables:
             log.error("a table is not folded", extra={"table": name}, exc_info=exc)
             return 0
 
-    async def _fold(self, name: str, places: Sequence[_Place]) -> int:
-        keys = [place.key() for place in places]
-        *watched, of_folded, of_held = await self._folds.ask(
+    async def _fold(self, name: str, gone: Collection[str]) -> int:
+        # The index as well: a worker that is not gone may go on elsewhere.
+        *done, members = await self._folds.ask(
             command(b"UNWATCH"),
-            command(b"WATCH", _folded_key(name), _held_key(name), *keys),
+            command(b"WATCH", _INDEX, _folded_key(name), _held_key(name)),
+            command(b"SMEMBERS", _INDEX),
+            within_s=_ANSWER_S,
+        )
+        _require(_INDEX, [*done, members])
+        places = [p for p in map(_place, members) if p.name == name and p.worker in gone]
+        if not places:
+            return 0
+        keys = [place.key() for place in places]
+        watched, *found, of_folded, of_held = await self._folds.ask(
+            command(b"WATCH", *keys),
             *(command(b"GET", key) for key in keys),
             *_ask_folded(name),
             within_s=_ANSWER_S,
         )
-        _require(_folded_key(name), [*watched, of_folded, of_held])
-        documents = _documents(places, iter(watched[2:]))
+        _require(_folded_key(name), [watched, *found, of_folded, of_held])
+        documents = _documents(places, iter(found))
         held, removed = _held(of_held)
         taken = {} if removed else counted(documents, held)
         words = [command(b"DEL", *keys), command(b"SREM", _INDEX, *(p.member() for p in places))]
@@ -246,7 +251,7 @@ class RedisTables:
             numbers = [(worker, document.number) for worker, document in taken.items()]
             words += [
                 command(b"SET", _folded_key(name), encode_document(0, 0, content)),
-                command(b"SADD", _INDEX, _Place(name, _FOLDED, "").member()),
+                command(b"SADD", _INDEX, _Place(name, _FOLDED, 0).member()),
                 *(
                     command(b"HSET", _held_key(name), worker.encode(), b"%d" % number)
                     for worker, number in numbers
@@ -280,6 +285,11 @@ def _held_key(name: str) -> bytes:
 
 def _ask_folded(name: str) -> Sequence[bytes]:
     return command(b"GET", _folded_key(name)), command(b"HGETALL", _held_key(name))
+
+
+def _place(member: bytes) -> _Place:
+    name, worker, part = member.decode().split("\0")
+    return _Place(name, worker, int(part))
 
 
 def _clear(place: _Place) -> Sequence[bytes]:

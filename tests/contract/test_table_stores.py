@@ -1,57 +1,23 @@
 """What every store of workers' tables promises, on a real Redis and in files."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Self
 
-import msgspec
 import pytest
 
-from app.errors import HikyakuError
 from app.local.redis_server import own_redis
 from app.release.store import open_tables
-from app.release.tables import MOST_BYTES, StoredTable, TableStore
-
-
-class Numbers:
-    """A table that counts how often it was told of each number: what is lost or doubled shows."""
-
-    def __init__(self, *numbers: int, size: int = 0) -> None:
-        self.counts = Counter(numbers)
-        self.size = size
-
-    def __add__(self, other: Self) -> Self:
-        both = type(self)(size=max(self.size, other.size))
-        both.counts = self.counts + other.counts
-        return both
-
-    def encode(self) -> bytes:
-        return msgspec.msgpack.encode((sorted(self.counts.items()), bytes(self.size)))
-
-    @classmethod
-    def decode(cls, content: bytes) -> Self:
-        try:
-            counts, filling = msgspec.msgpack.decode(content)
-        except msgspec.MsgspecError as exc:
-            raise HikyakuError(str(exc)) from exc
-        made = cls(size=len(filling))
-        made.counts = Counter(dict(counts))
-        return made
-
+from app.release.tables import MOST_BYTES, TableStore
+from loadtests.prove_tables import KINDS, Numbers, total
 
 Opening = Callable[[str], "asyncio.Future[TableStore]"]
 NAME = "numbers:m:1-2-ab"
 
 
-def summed(table: StoredTable) -> dict[int, int]:
-    return dict(sum((Numbers.decode(each).counts for each in table.contents), Counter[int]()))
-
-
 async def numbers(store: TableStore, name: str = NAME) -> dict[int, int]:
-    return {n: c for each in (await store.read(name)).values() for n, c in summed(each).items()}
+    return {n: c for each in (await store.read(name)).values() for n, c in total(each).items()}
 
 
 def once(*numbers: int) -> dict[int, int]:
@@ -76,11 +42,10 @@ async def opening(
     url = None
     if request.param == "redis":
         url = f"{redis_url.rpartition('/')[0]}/{next(databases)}"
-    kinds = {"numbers": Numbers.decode}
     REFUSED.clear()
     async with AsyncExitStack() as stack:
         yield lambda worker: stack.enter_async_context(
-            open_tables(url, tmp_path, worker, kinds, REFUSED.append, gone_s=0)
+            open_tables(url, tmp_path, worker, KINDS, REFUSED.append, gone_s=0)
         )
 
 
@@ -107,7 +72,7 @@ async def test_who_is_gone_is_folded_once(opening: Opening) -> None:
     assert await stores[0].fold(["w0", "w1"]) == 2
     assert await stores[1].fold(["w0", "w1"]) == 0
     table = (await stores[1].read(NAME))[NAME]
-    assert summed(table) == once(0, 1, 2, 3)
+    assert total(table) == once(0, 1, 2, 3)
     assert len(table.contents) == 3
     assert table.writes == {"w0": 1, "w1": 1, "w2": 1, "w3": 1}
     assert await stores[0].fold(["w0"]) == 1
