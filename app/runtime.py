@@ -139,7 +139,9 @@ class Runtime:
                     settings.state_redis_url, state, worker, TABLE_KINDS, self._table_refused
                 )
             )
-            comparisons = Comparisons(tables, self._states, self.metrics, self.clock.now_s)
+            comparisons = Comparisons(
+                tables, self.models, self._states, self.metrics, self.clock.now_s
+            )
             self.comparisons = await stack.enter_async_context(comparisons)
             self.reload = HotReload(
                 self.models, source, store, worker, poll_s, self._shadow, self.metrics

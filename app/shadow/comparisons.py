@@ -13,6 +13,8 @@ from app.comparison.document import comparison_document
 from app.comparison.table import ComparisonTable
 from app.release.state import ReleaseState, ShadowState, StateUnavailable, WorkerReport
 from app.release.tables import Kinds, StoredTable, TableStore
+from app.served_model import ServedModel
+from app.shadow.block import decision_numbers
 from app.shadow.shadow import Shadow
 from app.shadow.trial import TrialId
 from app.tasks import ended
@@ -34,18 +36,20 @@ class Comparisons:
     """The shadow of every model in this worker, and its tables in the store; an async context
     manager, which writes what is left when it is left itself.
 
-    `states` are the release states by model, as far as they are known here; `feature_now_s` says
+    `models` are those that serve, `states` the release states by model, as far as they are known here; `feature_now_s` says
     feature time, seconds since 1970.
     """
 
     def __init__(
         self,
         tables: TableStore,
+        models: Mapping[str, ServedModel | None],
         states: States,
         metrics: Metrics,
         feature_now_s: Callable[[], float],
     ) -> None:
         self._tables = tables
+        self._models = models
         self._states = states
         self._metrics = metrics
         self._feature_now_s = feature_now_s
@@ -68,8 +72,10 @@ class Comparisons:
         state = self._states()[model]
         champion = state.champion
         assert champion is not None  # a model that is followed serves
+        served = self._models[model]
+        names = () if served is None else tuple(decision_numbers(served.contract))[1:]
         candidates = [
-            await asyncio.to_thread(_described, stored, model, state, shown)
+            await asyncio.to_thread(_described, stored, model, state, shown, names)
             for shown in state.shadows
         ]
         return {
@@ -154,10 +160,14 @@ def _name(model: str, trial: TrialId) -> str:
 
 
 def _described(
-    stored: Mapping[str, StoredTable], model: str, state: ReleaseState, shown: ShadowState
+    stored: Mapping[str, StoredTable],
+    model: str,
+    state: ReleaseState,
+    shown: ShadowState,
+    decisions: Sequence[bool | str],
 ) -> dict[str, Any]:
     """The trial of the present champion with this candidate; of several, by different contracts,
-    the one that was counted last."""
+    the one that was counted last. `decisions` are the names of the numbered ones."""
     champion = state.champion
     assert champion is not None
     prefix = f"{KIND}:{model}:{TrialId.prefix(champion, shown.chosen, shown.began)}"
@@ -172,5 +182,5 @@ def _described(
         "sha256": shown.chosen.sha256,
         "share": shown.share,
         "trial": None if latest is None else latest.removeprefix(f"{KIND}:{model}:"),
-        "comparison": None if latest is None else comparison_document(tables[latest]),
+        "comparison": None if latest is None else comparison_document(tables[latest], decisions),
     }
