@@ -36,8 +36,8 @@ class Comparisons:
     """The shadow of every model in this worker, and its tables in the store; an async context
     manager, which writes what is left when it is left itself.
 
-    `models` are those that serve, `states` the release states by model, as far as they are known here; `feature_now_s` says
-    feature time, seconds since 1970.
+    `models` are those that serve, `states` the release states by model, as far as they are known
+    here; `feature_now_s` says feature time, seconds since 1970.
     """
 
     def __init__(
