@@ -134,8 +134,8 @@ class Comparisons:
         """All but the trials that began last, and those that go on."""
         begun = {shown.began for shown in state.shadows}
         names = await self._tables.read(f"{KIND}:{model}:")
-        ended = [name for name in names if TrialId.began_of(name) not in begun]
-        for name in sorted(ended, key=TrialId.began_of)[:-_KEPT_TRIALS]:
+        over = [name for name in names if TrialId.began_of(name) not in begun]
+        for name in sorted(over, key=TrialId.began_of)[:-_KEPT_TRIALS]:
             await self._tables.remove(name)
 
     async def _write(self) -> None:

@@ -1,17 +1,39 @@
 """A candidate is shown the very rows that the champion answered, and cannot harm anybody."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from app.backends.backend import BackendDied
-from app.errors import BackendError, DeadlineExceeded, ModelNotReady, Overloaded
+from app.contract import Contract
+from app.deadline import Deadline
+from app.errors import (
+    BackendError,
+    DeadlineExceeded,
+    FeaturesUnavailable,
+    ModelNotReady,
+    Overloaded,
+)
+from app.features.encoding import Encoder
+from app.features.plan import NO_FEATURES, FeaturePlan
+from app.features.source import EntityColumns, FeatureRows
+from app.features.static_source import StaticSource
 from app.shadow.sampling import ShareOfKeys
 from app.tensors import Tensors
 from tests.shadow.lanes import as_champion, lane, probabilities
-from tests.tiny_models import LABELS, binary, multiclass
+from tests.tiny_models import (
+    DRIVER_VALUES,
+    DRIVERS,
+    LABELS,
+    Kind,
+    binary,
+    contract,
+    multiclass,
+    stored,
+)
 
 NOW = {"shadow": {"hold_ms": 0}}
 
@@ -225,6 +247,87 @@ async def test_what_waits_when_a_candidate_is_given_up_is_counted(tmp_path: Path
         await setting.ask(row(4))
         await setting.lane.close()
         assert setting.told.drops == [("ended", 2), ("ended", 2), ("ended", 1)]
+
+
+DRIVER = {"driver_id": 1, "city": "kyoto"}
+
+
+def plan_of(kind: Kind) -> FeaturePlan:
+    return DRIVERS if kind == "stored" else NO_FEATURES
+
+
+class CountingSource(StaticSource):
+    """The drivers' values, and how often they were asked for."""
+
+    def __init__(self, plan: FeaturePlan, *, is_down: bool = False) -> None:
+        super().__init__(plan, DRIVER_VALUES)
+        self.fetched = 0
+        self._is_down = is_down
+
+    async def fetch(self, entities: EntityColumns, rows: int, deadline: Deadline) -> FeatureRows:
+        self.fetched += 1
+        if self._is_down:
+            raise FeaturesUnavailable("down")
+        return await super().fetch(entities, rows, deadline)
+
+
+def score(inputs: Tensors) -> Tensors:
+    """What the tiny model with stored features says, where none is missing."""
+    return {"y": inputs["x"] @ np.array([[1.0], [10.0], [100.0], [1000.0]], np.float32)}
+
+
+async def test_the_features_that_were_read_are_not_read_again(tmp_path: Path) -> None:
+    source = CountingSource(DRIVERS)
+    parts = {"source": source}
+    async with lane(tmp_path, score, kind="stored", candidate=parts, **NOW) as setting:
+        await setting.ask({**DRIVER, "distance": 5})
+        told = await setting.told.about(1)
+    assert told.column("candidate") == told.column("champion") == [stored(4, 7, 2, 5)]
+    assert source.fetched == 0
+
+
+@pytest.mark.parametrize("kind", ["binary", "stored"])
+async def test_other_categories_have_the_same_values_encoded_anew(
+    tmp_path: Path, kind: Kind
+) -> None:
+    inputs = Contract.model_validate(contract(kind)).inputs
+    encoder = Encoder(inputs, {"city": ["kyoto"]})
+    parts = {"encoder": encoder, "row_encoder": None, "source": CountingSource(plan_of(kind))}
+    says = score if kind == "stored" else as_champion
+    asked = [row(1), row(2)] if kind == "binary" else [{**DRIVER, "distance": d} for d in (5, 6)]
+    async with lane(tmp_path, says, kind=kind, candidate=parts, **NOW) as setting:
+        answer = await setting.ask(*asked)
+        told = await setting.told.about(2)
+    [executed] = setting.backend.executed
+    np.testing.assert_array_equal(executed["x"], answer.inputs["x"])
+    assert not np.shares_memory(executed["x"], answer.inputs["x"])
+    assert told.column("candidate") == pytest.approx(told.column("champion"), abs=1e-6)
+    assert parts["source"].fetched == 0
+
+
+async def test_features_of_another_plan_are_read_by_the_candidate_itself(tmp_path: Path) -> None:
+    plan = replace(DRIVERS, views=(replace(DRIVERS.views[0], ttl_s=60.0), *DRIVERS.views[1:]))
+    source = CountingSource(plan)
+    parts = {"source": source}
+    async with lane(tmp_path, score, kind="stored", candidate=parts, **NOW) as setting:
+        await setting.ask({**DRIVER, "distance": 5})
+        told = await setting.told.about(1)
+    assert told.column("candidate") == [stored(4, 7, 2, 5)]
+    assert source.fetched == 1
+
+
+async def test_features_that_cannot_be_read_are_no_failure_of_the_candidate(
+    tmp_path: Path,
+) -> None:
+    plan = replace(DRIVERS, views=(replace(DRIVERS.views[0], ttl_s=60.0), *DRIVERS.views[1:]))
+    features = {"when_unavailable": "refuse"}
+    parts = {"source": CountingSource(plan, is_down=True)}
+    async with lane(
+        tmp_path, score, kind="stored", candidate=parts, features=features, **NOW
+    ) as setting:
+        await setting.ask({**DRIVER, "distance": 5})
+        told = await setting.told.about(1)
+    assert (told.drops, told.compared) == ([("features_unavailable", 1)], [])
 
 
 async def test_rows_are_told_apart_by_the_segments_of_the_contract(tmp_path: Path) -> None:
