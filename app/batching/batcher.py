@@ -407,12 +407,14 @@ class DynamicBatcher:
         for answer in answers:
             answer.add_done_callback(end)
         parts = await asyncio.gather(*answers)
+        rows = sum(entry.rows for entry in entries)
         whole = Execution(
             concatenate([part.outputs for part in parts]),
+            rows,
             parts[0].execution.started_s,
             max(part.execution.finished_s for part in parts),
         )
-        return Executed(whole, 0, sum(entry.rows for entry in entries))
+        return Executed(whole, 0, rows)
 
     def _runners(self) -> "set[asyncio.Task[None]]":
         """Those that have not ended."""

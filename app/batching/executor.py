@@ -174,7 +174,7 @@ class Executor:
         except Exception as exc:  # a defect of the backend must not end the loop that serves all
             return self._fault(exc, rows)
         else:
-            self._succeeded(batch, Execution(outputs, started_s, self._now_s()), rows)
+            self._succeeded(batch, Execution(outputs, rows, started_s, self._now_s()), rows)
             return None
         finally:
             slot.batch = ()

@@ -18,10 +18,11 @@ class Execution:
     `read` is what is made of the outputs once for all its callers, by the first of them.
     """
 
-    __slots__ = ("finished_s", "outputs", "read", "started_s")
+    __slots__ = ("finished_s", "outputs", "read", "rows", "started_s")
 
-    def __init__(self, outputs: Tensors, started_s: float, finished_s: float) -> None:
+    def __init__(self, outputs: Tensors, rows: int, started_s: float, finished_s: float) -> None:
         self.outputs = outputs
+        self.rows = rows
         self.started_s = started_s
         self.finished_s = finished_s
         self.read: Any = None

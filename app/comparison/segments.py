@@ -55,11 +55,20 @@ def _numbering(name: str, segment: Segment) -> Callable[[Sequence[Any]], Sequenc
     transform = PLAIN_TRANSFORMS[segment.transform]
 
     def number(values: Sequence[Any]) -> IntArray:
-        numbers = np.array([_as_number(transform, value) for value in values], dtype=np.float64)
+        numbers = np.array(
+            values
+            if segment.transform == "number" and all(map(_is_float, values))
+            else [_as_number(transform, value) for value in values],
+            dtype=np.float64,
+        )
         places = np.searchsorted(edges, numbers, side="right")
         return np.where(np.isnan(numbers), len(edges) + 1, places).astype(np.int32)
 
     return number
+
+
+def _is_float(value: Any) -> bool:
+    return type(value) is float
 
 
 def _as_text(value: Any) -> str | None:

@@ -1,22 +1,23 @@
-"""Rows that the champion has answered and a candidate is to execute at once."""
+"""Rows that the champion has answered and a candidate executes at once, and what both say."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from app.comparison.pairs import NO_DECISION, FloatArray, IntArray
+from app.comparison.pairs import NO_DECISION, FloatArray, IntArray, Pairs
+from app.comparison.segments import SegmentReader
 from app.contract import Contract
+from app.errors import BackendError
 from app.features.source import FeatureRows, joined
 from app.instances import Instances
+from app.outputs import Prediction
 from app.predictor import Answer, Asker
-from app.served_model import ServedModel
+from app.served_model import Candidate, ServedModel
 from app.tensors import Tensors, concatenate, take_rows
 
 
-@dataclass(frozen=True, slots=True)
-class Offered:
+class Offered(NamedTuple):
     """The instances `start` to `stop` of a request."""
 
     asker: Asker
@@ -37,10 +38,6 @@ class Block:
         self.offered: list[Offered] = []
         self.rows = 0
 
-    def add(self, offered: Offered) -> None:
-        self.offered.append(offered)
-        self.rows += offered.stop - offered.start
-
     def inputs(self) -> Tensors:
         """The rows as the champion got them; those that came together are not copied apart."""
         runs: list[tuple[Tensors, int, int]] = []
@@ -55,11 +52,12 @@ class Block:
 
     def instances(self, order: Sequence[str]) -> Instances:
         """What was asked, the values of each row in this order of the fields."""
-        positions = self.offered[0].answer.instances.positions
-        rows = [row for o in self.offered for row in o.answer.instances.rows[o.start : o.stop]]
-        if list(positions) != list(order):
-            places = [positions[name] for name in order]
-            rows = [tuple(row[place] for place in places) for row in rows]
+        instances = _instances(self.offered)
+        positions = instances.positions
+        if list(positions) == list(order):
+            return instances
+        places = [positions[name] for name in order]
+        rows = [tuple(row[place] for place in places) for row in instances.rows]
         return Instances(rows, {name: at for at, name in enumerate(order)}, {}, verbose=False)
 
     def features(self) -> FeatureRows:
@@ -71,44 +69,91 @@ class Block:
             parts.append(features.rows.part(first + each.start, first + each.stop))
         return joined(parts)
 
-    def fields(self) -> Mapping[str, Sequence[Any]]:
-        """For each field of the instances its value in every row."""
-        return self.instances(tuple(self.offered[0].answer.instances.positions)).fields
+    def answers(self) -> Iterator[Prediction]:
+        """What the champion answered, row by row."""
+        for offered in self.offered:
+            yield from offered.answer.predictions[offered.start : offered.stop]
 
-    def champion_numbers(self) -> FloatArray:
-        """The compared output as it was answered: `[rows]`, or `[rows, labels]` of labelled
-        numbers; NaN where that was null."""
-        contract = self.champion.contract
-        name = contract.score
-        labels = contract.outputs[name].labels
-        said = [p[name] for o in self.offered for p in o.answer.predictions[o.start : o.stop]]
-        if labels is None:
-            return np.array(said, np.float64)
-        nothing = dict.fromkeys(labels, np.nan)
-        rows = [[value[label] for label in labels] for value in (s or nothing for s in said)]
-        return np.array(rows, np.float64)
 
-    def champion_decisions(self) -> IntArray:
-        """As numbers: 0 or 1 of a threshold, a label's place; `NO_DECISION` where there is none."""
-        contract = self.champion.contract
-        if contract.decision is None:
-            return np.full(self.rows, NO_DECISION, np.int32)
-        number = decision_numbers(contract)
-        said = [p["decision"] for o in self.offered for p in o.answer.predictions[o.start : o.stop]]
-        return np.array([number[decision] for decision in said], np.int32)
+class Said:
+    """What a candidate says about the rows of a block; of those that it does not answer nothing.
 
-    def champion_row_s(self) -> FloatArray:
-        """Seconds of execution for each row: those of its execution over all the rows of that."""
-        seconds = np.empty(self.rows)
-        row = 0
-        for each in self.offered:
-            outputs = each.answer.executed.execution.outputs
-            executed = len(next(iter(outputs.values())))
-            took_s = each.answer.finished_s - each.answer.started_s
-            stop = row + each.stop - each.start
-            seconds[row:stop] = took_s / executed
-            row = stop
-        return seconds
+    `numbers`: the compared output, `[rows]`, or `[rows, labels]` of labelled numbers, NaN where
+    there is none. `decisions`: as numbers (`decision_numbers`). `took_s`: until it had answered.
+    """
+
+    __slots__ = ("_candidate", "decisions", "failed", "numbers", "took_s")
+
+    def __init__(self, candidate: Candidate, rows: int) -> None:
+        labels = candidate.contract.outputs[candidate.contract.score].labels
+        self._candidate = candidate
+        self.numbers = np.full((rows,) if labels is None else (rows, len(labels)), np.nan)
+        self.decisions = np.full(rows, NO_DECISION, np.int32)
+        self.failed = np.ones(rows, np.bool_)
+        self.took_s = 0.0
+
+    def fill(self, start: int, rows: int, outputs: Tensors) -> None:
+        """Of so many rows from `start` on. Raises `BackendError` for another number of them."""
+        for name, tensor in outputs.items():
+            if len(tensor) != rows:
+                raise BackendError(f"output {name!r} has {len(tensor)} rows for a block of {rows}")
+        candidate, stop = self._candidate, start + rows
+        self.numbers[start:stop] = candidate.outputs.numbers(candidate.contract.score, outputs)
+        self.decisions[start:stop] = candidate.outputs.decisions(outputs)
+        self.failed[start:stop] = False
+
+
+def pairs_of(blocks: Sequence[tuple[Block, Said]], segments: SegmentReader) -> Pairs:
+    """What both said, of one block at least; all of one champion and one candidate."""
+    contract = blocks[0][0].champion.contract
+    offered = [each for block, _ in blocks for each in block.offered]
+    answers = [answer for block, _ in blocks for answer in block.answers()]
+    champion = _numbers(answers, contract)
+    candidate = np.concatenate([said.numbers for _, said in blocks])
+    if champion.ndim == 2:
+        # What both say about the label that the champion says; where it says none, all is NaN.
+        label = np.where(np.isfinite(champion), champion, -np.inf).argmax(axis=1)[:, None]
+        champion = np.take_along_axis(champion, label, axis=1)[:, 0]
+        candidate = np.take_along_axis(candidate, label, axis=1)[:, 0]
+    rows = [block.rows for block, _ in blocks]
+    return Pairs(
+        np.repeat(np.arange(len(blocks), dtype=np.int32), rows),
+        champion,
+        candidate,
+        _decisions(answers, contract),
+        np.concatenate([said.decisions for _, said in blocks]),
+        np.concatenate([said.failed for _, said in blocks]),
+        segments.read(_instances(offered).fields, len(answers)),
+        np.repeat(
+            [(a.finished_s - a.started_s) / a.executed.execution.rows for _, a, _, _ in offered],
+            [stop - start for _, _, start, stop in offered],
+        ),
+        np.repeat([said.took_s / n for n, (_, said) in zip(rows, blocks, strict=True)], rows),
+    )
+
+
+def _instances(offered: Sequence[Offered]) -> Instances:
+    rows = [row for _, answer, start, stop in offered for row in answer.instances.rows[start:stop]]
+    return Instances(rows, offered[0].answer.instances.positions, {}, verbose=False)
+
+
+def _numbers(answers: Sequence[Prediction], contract: Contract) -> FloatArray:
+    """The compared output as it was answered: `[rows]`, or `[rows, labels]` of labelled numbers;
+    NaN where that was null."""
+    name = contract.score
+    labels = contract.outputs[name].labels
+    said = [answer[name] for answer in answers]
+    if labels is None:
+        return np.array(said, np.float64)
+    nothing = dict.fromkeys(labels, np.nan)
+    return np.array([[(each or nothing)[label] for label in labels] for each in said], np.float64)
+
+
+def _decisions(answers: Sequence[Prediction], contract: Contract) -> IntArray:
+    if contract.decision is None:
+        return np.full(len(answers), NO_DECISION, np.int32)
+    number = decision_numbers(contract)
+    return np.array([number[answer["decision"]] for answer in answers], np.int32)
 
 
 def decision_numbers(contract: Contract) -> dict[Any, int]:

@@ -8,11 +8,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
-import numpy as np
-
 from app.backends.backend import BackendDied
-from app.comparison.pairs import NO_DECISION, FloatArray, Pairs
-from app.comparison.segments import SegmentReader
 from app.deadline import Deadline
 from app.errors import (
     BackendError,
@@ -24,7 +20,7 @@ from app.errors import (
 )
 from app.predictor import Answer, Asker
 from app.served_model import Candidate, ServedModel
-from app.shadow.block import Block, Offered, decision_numbers
+from app.shadow.block import Block, Offered, Said
 from app.shadow.sampling import SamplingPolicy
 from app.tasks import ended
 from app.tensors import Tensors, row_count, take_rows
@@ -38,10 +34,8 @@ _MOST_PARTS = 16
 class Compared(Protocol):
     """Is told what came of a candidate's rows; neither raises nor blocks."""
 
-    def pairs(self, block: Block, pairs: Pairs, numbers: FloatArray, took_s: float) -> None:
-        """Both have answered, or the candidate has failed. `numbers` are the candidate's for each
-        row: `[rows]`, or `[rows, labels]` of labelled numbers, NaN where it gave none. `took_s` is
-        how long its execution took."""
+    def answered(self, block: Block, said: Said) -> None:
+        """The candidate has answered, or failed."""
         ...
 
     def dropped(self, champion: ServedModel, reason: str, rows: int) -> None:
@@ -60,18 +54,18 @@ class Lane:
     def __init__(
         self,
         candidate: Candidate,
-        policy: SamplingPolicy,
+        policy: SamplingPolicy | None,
         compared: Compared,
         feature_now_s: Callable[[], float],
     ) -> None:
-        """`feature_now_s` says feature time, seconds since 1970."""
+        """Without a `policy` it is shown everything. `feature_now_s` says feature time, seconds
+        since 1970."""
         self.candidate = candidate
         self.policy = policy
         self._compared = compared
         self._feature_now_s = feature_now_s
         self._shadow = candidate.contract.shadow
-        self._segments = SegmentReader(candidate.contract, candidate.decoder.required)
-        self._decision_numbers = decision_numbers(candidate.contract)
+        self._block_rows = self._shadow.block_rows
         self._open: Block | None = None
         self._closing: asyncio.TimerHandle | None = None
         self._waiting: deque[Block] = deque()
@@ -83,25 +77,26 @@ class Lane:
         self._runner = asyncio.create_task(self._run(), name="shadow")
 
     @property
-    def segment_names(self) -> tuple[tuple[str, ...], ...]:
-        """Of the segments that pairs are told apart by, by dimension."""
-        return self._segments.names
-
-    @property
     def pending_rows(self) -> int:
         """Rows that wait for the candidate."""
         return self._rows + (0 if self._open is None else self._open.rows)
 
     def offer(self, asker: Asker, answer: Answer) -> None:
         """Neither raises nor blocks."""
-        if not self.policy.admits(asker.request_id, self._routing_key(asker, answer)):
+        policy = self.policy
+        if policy is not None and not policy.admits(
+            asker.request_id, self._routing_key(asker, answer)
+        ):
             return
-        start, rows = 0, len(answer.predictions)
+        start, rows, most = 0, len(answer.predictions), self._block_rows
         while start < rows:
-            block = self._block(answer.model)
-            stop = min(rows, start + self._shadow.block_rows - block.rows)
-            block.add(Offered(asker, answer, start, stop))
-            if block.rows == self._shadow.block_rows:
+            block = self._open
+            if block is None or block.champion is not answer.model:
+                block = self._another(answer.model)
+            stop = min(rows, start + most - block.rows)
+            block.offered.append(Offered(asker, answer, start, stop))
+            block.rows += stop - start
+            if block.rows == most:
                 self._close()
             start = stop
 
@@ -127,14 +122,12 @@ class Lane:
         value = instances.rows[0][instances.positions[field]]
         return None if value is None else str(value)
 
-    def _block(self, champion: ServedModel) -> Block:
-        """The one that is being gathered, of this champion."""
-        if self._open is not None and self._open.champion is not champion:
-            self._close()
-        if self._open is None:
-            self._open = Block(champion, time.monotonic())
-            loop = asyncio.get_running_loop()
-            self._closing = loop.call_later(self._shadow.hold_ms / 1000, self._close)
+    def _another(self, champion: ServedModel) -> Block:
+        """The block that rows of this champion are gathered in from now on."""
+        self._close()
+        self._open = Block(champion, time.monotonic())
+        loop = asyncio.get_running_loop()
+        self._closing = loop.call_later(self._shadow.hold_ms / 1000, self._close)
         return self._open
 
     def _close(self) -> None:
@@ -193,7 +186,7 @@ class Lane:
             return
         except (InvalidInput, BackendError) as exc:
             log.warning("no inputs for a candidate", extra=self._named() | {"reason": str(exc)})
-            self._tell(block, _Said(self.candidate, block.rows), 0.0)
+            self._compared.answered(block, Said(self.candidate, block.rows))
             return
         started_s = time.monotonic()
         try:
@@ -203,7 +196,8 @@ class Lane:
         except (ModelNotReady, Overloaded):
             self._drop(block, "not_ready")
         else:
-            self._tell(block, said, time.monotonic() - started_s)
+            said.took_s = time.monotonic() - started_s
+            self._compared.answered(block, said)
 
     async def _inputs(self, block: Block, deadline: Deadline) -> Tensors:
         """The very rows of the champion, as this candidate takes them; stored features are read
@@ -228,23 +222,21 @@ class Lane:
         self._way = _way(champion, self.candidate)
         self.candidate.missing.take_over(champion.missing)
 
-    async def _said(self, inputs: Tensors, deadline: Deadline) -> "_Said":
+    async def _said(self, inputs: Tensors, deadline: Deadline) -> Said:
         """What the candidate says about the rows. A batch that fails is executed in halves, until
         it is known which rows fail or that has cost enough. Raises what is no answer of it:
         `DeadlineExceeded`, `ModelNotReady`, `Overloaded`."""
         rows = row_count(inputs)
-        said = _Said(self.candidate, rows)
+        said = Said(self.candidate, rows)
         parts = deque([(0, rows)])
         for _ in range(_MOST_PARTS):
             if not parts:
                 break
             start, stop = parts.popleft()
             try:
-                said.fill(
-                    start,
-                    await self.candidate.backend.execute(take_rows(inputs, start, stop), deadline),
-                    stop - start,
-                )
+                part = take_rows(inputs, start, stop)
+                outputs = await self.candidate.backend.execute(part, deadline)
+                said.fill(start, stop - start, outputs)
             except BackendDied:
                 continue  # they may be what killed it: they are not tried again
             except BackendError:
@@ -253,56 +245,9 @@ class Lane:
                     parts += [(start, middle), (middle, stop)]
         return said
 
-    def _tell(self, block: Block, said: "_Said", took_s: float) -> None:
-        champion = block.champion_numbers()
-        candidate = said.numbers
-        if champion.ndim == 2:
-            # What both say about the label that the champion says; where it says none, all is NaN.
-            label = np.where(np.isfinite(champion), champion, -np.inf).argmax(axis=1)[:, None]
-            champion_score = np.take_along_axis(champion, label, axis=1)[:, 0]
-            candidate_score = np.take_along_axis(candidate, label, axis=1)[:, 0]
-        else:
-            champion_score, candidate_score = champion, candidate
-        pairs = Pairs(
-            np.zeros(block.rows, np.int32),
-            champion_score,
-            candidate_score,
-            block.champion_decisions(),
-            said.decisions,
-            said.failed,
-            self._segments.read(block.fields(), block.rows),
-            block.champion_row_s(),
-            np.full(block.rows, took_s / block.rows),
-        )
-        self._compared.pairs(block, pairs, candidate, took_s)
-
     def _named(self) -> dict[str, object]:
         identity = self.candidate.id
         return {"model": identity.model, "candidate": identity.version}
-
-
-class _Said:
-    """What a candidate says about the rows of a block; of those that it does not answer nothing."""
-
-    __slots__ = ("_candidate", "decisions", "failed", "numbers")
-
-    def __init__(self, candidate: Candidate, rows: int) -> None:
-        contract = candidate.contract
-        labels = contract.outputs[contract.score].labels
-        self._candidate = candidate
-        self.numbers = np.full((rows,) if labels is None else (rows, len(labels)), np.nan)
-        self.decisions = np.full(rows, NO_DECISION, np.int32)
-        self.failed = np.ones(rows, np.bool_)
-
-    def fill(self, start: int, outputs: Tensors, rows: int) -> None:
-        """Of so many rows from `start` on. Raises `BackendError` for another number of them."""
-        for name, tensor in outputs.items():
-            if len(tensor) != rows:
-                raise BackendError(f"output {name!r} has {len(tensor)} rows for a block of {rows}")
-        candidate, stop = self._candidate, start + rows
-        self.numbers[start:stop] = candidate.outputs.numbers(candidate.contract.score, outputs)
-        self.decisions[start:stop] = candidate.outputs.decisions(outputs)
-        self.failed[start:stop] = False
 
 
 class _Way(Enum):

@@ -24,7 +24,7 @@ class ShareOfRequests:
         self._share = share
 
     def admits(self, request_id: str, routing_key: str | None) -> bool:
-        return self._share >= 1 or drawn(request_id) < self._share
+        return drawn(request_id) < self._share
 
 
 class ShareOfKeys:
@@ -38,8 +38,6 @@ class ShareOfKeys:
         self._requests = ShareOfRequests(share)
 
     def admits(self, request_id: str, routing_key: str | None) -> bool:
-        if self._share >= 1:
-            return True
         if routing_key is None:
             return self._requests.admits(request_id, None)
         key = routing_key.encode("utf-8", "surrogatepass")
@@ -52,8 +50,10 @@ def drawn(request_id: str) -> float:
     return int(request_id[-_DRAWN:], 16) / _RANGE
 
 
-def policy_of(shadow: Shadow, share: float, salt: str) -> SamplingPolicy:
-    """What the contract asks for, with this share."""
+def policy_of(shadow: Shadow, share: float, salt: str) -> SamplingPolicy | None:
+    """What the contract asks for, with this share; None where that admits all."""
+    if share >= 1:
+        return None
     if shadow.by == "routing_key":
         return ShareOfKeys(share, salt)
     return ShareOfRequests(share)

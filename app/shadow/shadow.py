@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Collection, Mapping
 
-from app.comparison.pairs import FloatArray, Pairs
+from app.comparison.segments import SegmentReader
 from app.comparison.table import ComparisonTable
 from app.predictor import Answer, Asker
 from app.release.state import Chosen, ShadowState
 from app.served_model import Candidate, ServedModel, VersionId
-from app.shadow.block import Block
+from app.shadow.block import Block, Said
 from app.shadow.lane import Lane
 from app.shadow.sampling import SamplingPolicy, policy_of
 from app.shadow.trial import Trial, TrialId
@@ -83,6 +83,7 @@ class _Shown:
         self.state = state
         self._candidate = candidate
         self._metrics = metrics
+        self._segments = SegmentReader(candidate.contract, candidate.decoder.required)
         self._trials: dict[VersionId, Trial] = {}
         self._latest: tuple[ServedModel, Trial] | None = None
         self.lane = Lane(candidate, self._policy(), self, feature_now_s)
@@ -102,13 +103,13 @@ class _Shown:
         self._latest = None
         return trials
 
-    def pairs(self, block: Block, pairs: Pairs, numbers: FloatArray, took_s: float) -> None:
-        self._trial(block.champion).count(pairs, took_s)
+    def answered(self, block: Block, said: Said) -> None:
+        self._trial(block.champion).count(block, said)
 
     def dropped(self, champion: ServedModel, reason: str, rows: int) -> None:
         self._trial(champion).drop(reason, rows)
 
-    def _policy(self) -> SamplingPolicy:
+    def _policy(self) -> SamplingPolicy | None:
         candidate = self._candidate
         return policy_of(candidate.contract.shadow, self.state.share, candidate.id.model)
 
@@ -119,7 +120,7 @@ class _Shown:
         if trial is None:
             trial_id = TrialId.of(champion, self._candidate, self.state.began)
             contract = self._candidate.contract
-            trial = Trial(trial_id, contract, self.lane.segment_names, self._metrics)
+            trial = Trial(trial_id, contract, self._segments, self._metrics)
             self._trials[champion.id] = trial
         self._latest = champion, trial
         return trial

@@ -7,12 +7,13 @@ from functools import partial
 
 import numpy as np
 
-from app.comparison.pairs import NO_DECISION, FloatArray, Pairs, joined
-from app.comparison.table import ComparisonTable, Names
+from app.comparison.pairs import NO_DECISION, FloatArray, Pairs
+from app.comparison.segments import SegmentReader
+from app.comparison.table import ComparisonTable
 from app.contract import Contract
 from app.release.state import Chosen
 from app.served_model import Candidate, ServedModel, VersionId
-from app.shadow.block import decision_numbers
+from app.shadow.block import Block, Said, decision_numbers, pairs_of
 from app.telemetry.metrics import Metrics
 
 # So many rows cost less than half a millisecond to count.
@@ -54,25 +55,27 @@ class TrialId:
 class Trial:
     """Counts pairs, many at a time."""
 
-    def __init__(self, trial: TrialId, contract: Contract, names: Names, metrics: Metrics) -> None:
-        """`names` of the segments, by dimension."""
+    def __init__(
+        self, trial: TrialId, contract: Contract, segments: SegmentReader, metrics: Metrics
+    ) -> None:
         self.id = trial
+        self._segments = segments
         self._empty = partial(
             ComparisonTable.empty,
-            names,
+            segments.names,
             len(decision_numbers(contract)) - 1,
             contract.score_is_probability,
         )
         self._table: ComparisonTable | None = None
-        self._pairs: list[Pairs] = []
+        self._answered: list[tuple[Block, Said]] = []
         self._rows = 0
         self._metrics = _TrialMetrics(metrics, trial.candidate.model, contract.score)
 
-    def count(self, pairs: Pairs, took_s: float) -> None:
-        """Of one block."""
-        self._pairs.append(pairs)
-        self._rows += len(pairs)
-        self._metrics.executed(took_s)
+    def count(self, block: Block, said: Said) -> None:
+        """What both say about the rows of a block."""
+        self._answered.append((block, said))
+        self._rows += block.rows
+        self._metrics.executed(said.took_s)
         if self._rows >= _ROWS_AT_ONCE:
             self._settle()
 
@@ -88,9 +91,9 @@ class Trial:
 
     def _settle(self) -> None:
         """What was kept back is counted."""
-        if self._pairs:
-            pairs = joined(self._pairs)
-            self._pairs.clear()
+        if self._answered:
+            pairs = pairs_of(self._answered, self._segments)
+            self._answered.clear()
             self._rows = 0
             self._counted().add(pairs, time.time())
             self._metrics.compared(pairs)

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from app.backends.execution_times import ExecutionTimes
 from app.batching.priority import Priority
 from app.clock import WallClock
-from app.comparison.pairs import FloatArray, Pairs
+from app.comparison.pairs import Pairs
+from app.comparison.segments import SegmentReader
 from app.deadline import Deadline
 from app.predictor import Answer, Asker, Predictor
 from app.served_model import Candidate, OpenVersion, ServedModel
-from app.shadow.block import Block
+from app.shadow.block import Block, Said, pairs_of
 from app.shadow.lane import Lane
-from app.shadow.sampling import SamplingPolicy, ShareOfRequests
+from app.shadow.sampling import SamplingPolicy
 from app.tensors import Signature, Tensors
 from tests.tiny_models import Kind, loaded, write_model
 
@@ -59,13 +60,15 @@ class Told:
 
     def __init__(self) -> None:
         self.compared: list[Pairs] = []
-        self.numbers: list[FloatArray] = []
+        self.said: list[Said] = []
         self.drops: list[tuple[str, int]] = []
         self._news = asyncio.Event()
 
-    def pairs(self, block: Block, pairs: Pairs, numbers: FloatArray, took_s: float) -> None:
-        self.compared.append(pairs)
-        self.numbers.append(numbers)
+    def answered(self, block: Block, said: Said) -> None:
+        champion = block.champion
+        segments = SegmentReader(champion.contract, champion.decoder.required)
+        self.compared.append(pairs_of([(block, said)], segments))
+        self.said.append(said)
         self._news.set()
 
     def dropped(self, champion: ServedModel, reason: str, rows: int) -> None:
@@ -149,7 +152,7 @@ async def lane(
         parts = {part.name: getattr(champion, part.name) for part in fields(OpenVersion)}
         backend, told = Gated(execute), Told()
         shown = Candidate(**parts | dict(candidate or {}), backend=backend)
-        made = Lane(shown, policy or ShareOfRequests(1.0), told, lambda: 0.0)
+        made = Lane(shown, policy, told, lambda: 0.0)
         try:
             yield Setting(champion, made, backend, told)
         finally:

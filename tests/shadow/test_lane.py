@@ -207,7 +207,7 @@ async def test_of_labels_both_say_something_about_the_label_of_the_champion(
     assert pairs.champion == pytest.approx([multiclass(3, 1)["left"]], abs=1e-6)
     assert pairs.candidate == pytest.approx([0.2])
     assert (pairs.champion_decision[0], pairs.candidate_decision[0]) == (0, 1)
-    assert told.numbers[0].shape == (1, len(LABELS))
+    assert told.said[0].numbers.shape == (1, len(LABELS))
 
 
 async def test_what_the_policy_does_not_admit_is_not_shown(tmp_path: Path) -> None:

@@ -41,8 +41,11 @@ def test_another_salt_draws_other_keys() -> None:
 
 @pytest.mark.parametrize("by", ["request", "routing_key"])
 def test_all_is_all(by: str) -> None:
-    policy = policy_of(Shadow.model_validate({"by": by}), 1.0, "salt")
-    assert all(policy.admits(request, key) for request, key in zip(REQUESTS, KEYS, strict=True))
+    shadow = Shadow.model_validate({"by": by})
+    assert policy_of(shadow, 1.0, "salt") is None
+    almost = policy_of(shadow, 1 - 1e-12, "salt")
+    assert almost is not None
+    assert all(almost.admits(request, key) for request, key in zip(REQUESTS, KEYS, strict=True))
 
 
 def test_a_request_without_a_key_is_drawn_by_itself() -> None:
