@@ -110,6 +110,24 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     command.set_defaults(run=_with_settings(_evaluate))
 
+    command = commands.add_parser("compare", help="have two versions answer the same rows")
+    command.add_argument("model", help="name of a published model")
+    command.add_argument("champion", type=_positive, nargs="?", help="version that answers")
+    command.add_argument("candidate", type=_positive, nargs="?", help="version beside it")
+    rows = command.add_mutually_exclusive_group(required=True)
+    rows.add_argument(
+        "--from",
+        dest="rows",
+        type=Path,
+        metavar="ROWS",
+        help="parquet file: a column for each field of an instance and each stored feature",
+    )
+    rows.add_argument(
+        "--pairs", type=Path, metavar="PAIRS", help="parquet file of what both have said already"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write all of it there")
+    command.set_defaults(run=_with_settings(_compare))
+
     features = commands.add_parser("features", help="fill the online store")
     actions = features.add_subparsers(required=True, metavar="action")
     action = actions.add_parser("apply", help="write the definitions into Feast's registry")
@@ -340,6 +358,22 @@ def _evaluate(arguments: argparse.Namespace, settings: "Settings") -> int:
         min_auc=arguments.min_auc,
         report_file=arguments.json,
     )
+
+
+def _compare(arguments: argparse.Namespace, settings: "Settings") -> int:
+    from app.evaluation.compare import compare, compare_pairs
+    from app.repository.signing import TrustedKeys
+    from app.repository.store import open_repository
+
+    repository = open_repository(settings.model_repository)
+    name = _known_model(arguments.model, settings)
+    if arguments.pairs is not None:
+        return compare_pairs(repository, name, arguments.pairs, arguments.json)
+    if arguments.candidate is None:
+        raise ConfigurationError("name the versions of champion and candidate")
+    trusted = None if settings.trusted_keys is None else TrustedKeys(settings.trusted_keys)
+    versions = (arguments.champion, arguments.candidate)
+    return compare(repository, trusted, name, versions, arguments.rows, arguments.json)
 
 
 def _apply(arguments: argparse.Namespace, settings: "Settings") -> int:

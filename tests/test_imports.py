@@ -85,6 +85,7 @@ OWNERS = {
     "sklearn": {"evaluation/scores.py"},
     "httpx": {"evaluation/replay.py"},
     "pyarrow": {
+        "evaluation/compare.py",
         "features/on_demand.py",
         "features/push.py",
         "features/row_file.py",

@@ -27,19 +27,18 @@ class GroupedCounts:
         distinct, which = _distinct(keys)
         places = self._places(distinct)
         cells = groups * len(self._keys) + places[which]
-        counted = np.bincount(cells.ravel(), minlength=self._counts.size)
-        self._counts += counted.reshape(self._counts.shape)
+        in_cells = np.bincount(cells.ravel(), minlength=self._counts.size)
+        self._counts += in_cells.reshape(self._counts.shape)
 
-    def add_to(self, group: int, keys: Keys) -> None:
-        """Count each key once in this group."""
-        distinct, counts = np.unique(keys, return_counts=True)
-        places = self._places(distinct)
+    def add_counted(self, group: int, keys: Keys, counts: NDArray[np.int64]) -> None:
+        """Count keys, ascending, so many times each in this group."""
+        places = self._places(keys)
         self._counts[group, places] += counts
 
     def of(self, group: int) -> tuple[Keys, NDArray[np.int64]]:
         """The keys that were counted in a group, ascending, and how often."""
-        counted = np.flatnonzero(self._counts[group])
-        return self._keys[counted], self._counts[group, counted]
+        there = np.flatnonzero(self._counts[group])
+        return self._keys[there], self._counts[group, there]
 
     def __add__(self, other: "GroupedCounts") -> "GroupedCounts":
         total = GroupedCounts(len(self._counts))
@@ -77,9 +76,25 @@ class GroupedCounts:
 
     def _take_in(self, new: Keys) -> None:
         before, counts = self._keys, self._counts
-        self._keys = np.union1d(before, new)
+        self._keys = new if not len(before) else np.union1d(before, new)
         self._counts = np.zeros((len(counts), len(self._keys)), dtype=np.int64)
-        self._counts[:, np.searchsorted(self._keys, before)] = counts
+        if len(before):
+            self._counts[:, np.searchsorted(self._keys, before)] = counts
+
+
+def counted(keys: Keys) -> tuple[Keys, NDArray[np.int64]]:
+    """The distinct keys, ascending, and how often each is there."""
+    if not len(keys):
+        return keys, keys
+    low = keys.min()
+    above = keys - low
+    if above.max() > _CLOSE:
+        distinct, counts = np.unique(keys, return_counts=True)
+        return distinct, counts
+    # To sort them takes longer.
+    of_all = np.bincount(above)
+    there = np.flatnonzero(of_all)
+    return there + low, of_all[there]
 
 
 def _distinct(keys: Keys) -> tuple[Keys, NDArray[np.intp]]:
@@ -90,7 +105,9 @@ def _distinct(keys: Keys) -> tuple[Keys, NDArray[np.intp]]:
     if span > _CLOSE:
         distinct, which = np.unique(keys, return_inverse=True)
         return distinct, which
-    # To sort them takes five times as long.
-    seen = np.zeros(span, dtype=np.intp)
-    seen[above] = 1
-    return np.flatnonzero(seen) + low, (np.cumsum(seen) - 1)[above]
+    seen = np.zeros(span, dtype=np.bool_)
+    seen[above] = True
+    there = np.flatnonzero(seen)
+    place = np.empty(span, dtype=np.intp)
+    place[there] = np.arange(len(there))
+    return there + low, place[above]

@@ -91,7 +91,7 @@ class Association:
     `spearman`: the correlation of ranks, those that tie having the mean of theirs. `kendall_tau_b`:
     of pairs of rows, by how much more often both order them alike than otherwise (Kendall, *The
     treatment of ties in ranking problems*, Biometrika 33(3), 1945). Scores in one bin of the coarse
-    grid (up to 12.5 % apart) tie, which takes a little from both where candidates hardly differ.
+    grid, up to 12.5 % apart, tie: the pairs that are left are ordered alike a little more often.
     """
 
     spearman: float | None

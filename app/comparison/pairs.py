@@ -52,3 +52,15 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
         np.concatenate(blocks),
         *(np.concatenate([getattr(part, name) for part in parts]) for name in Pairs.__slots__[1:]),
     )
+
+
+def scores(champion: FloatArray, candidate: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The compared output of both, from what they said: `[n]`, or `[n, labels]` of labelled
+    numbers. Of those it is what each says about the label that the champion says most of, and NaN
+    where the champion says no finite number about some label."""
+    if champion.ndim == 1:
+        return champion, candidate
+    said = np.isfinite(champion).all(axis=1)
+    label = np.where(np.isfinite(champion), champion, -np.inf).argmax(axis=1)
+    rows = np.arange(len(champion))
+    return np.where(said, champion[rows, label], np.nan), candidate[rows, label]

@@ -1,6 +1,6 @@
 """What is counted of the pairs of one trial: sums and counts, so that the tables of workers add."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import chain
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.comparison import grid
-from app.comparison.counts import GroupedCounts, Keys
+from app.comparison.counts import GroupedCounts, Keys, counted
 from app.comparison.intervals import ClusterSums
 from app.comparison.pairs import NO_DECISION, Pairs
 from app.errors import HikyakuError
 
 Names: TypeAlias = tuple[tuple[str, ...], ...]
 Guardrail: TypeAlias = Literal["error", "not_finite", "flip"]
-Clustered: TypeAlias = Literal["difference", "absolute_difference", "flip", "error", "not_finite"]
+Clustered: TypeAlias = Literal["error", "not_finite", "flip", "difference", "absolute_difference"]
 Distribution: TypeAlias = Literal["difference", "champion", "candidate"]
 
 WHOLE = ""
@@ -35,6 +35,13 @@ CLUSTERED: Sequence[Clustered] = get_args(Clustered)
 DISTRIBUTIONS: Sequence[Distribution] = get_args(Distribution)
 _CLUSTER_SUMS = len(ClusterSums.__struct_fields__)
 _JOINT_CODES = 1 << 16
+_KINDS_BY_GROUP = {
+    "distributions": len(DISTRIBUTIONS),
+    "decided": 1,
+    "harmed": len(GUARDRAILS),
+    "shift": 1,
+}
+_OF_ALL = ("joint", "champion_s", "candidate_s")
 
 
 class UnreadableTable(HikyakuError):
@@ -152,7 +159,7 @@ class _Wire(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     last_s: float
     dropped: dict[str, int]
     time_sums: tuple[float, float]
-    whole: tuple[list[int], list[int], list[int]]
+    of_all: list[list[int]]
     groups: dict[int, "_WireGroup"]
 
 
@@ -190,12 +197,10 @@ class ComparisonTable:
     _sums: NDArray[np.float64] = field(init=False)
     _clustered: NDArray[np.float64] = field(init=False)
     _extremes: NDArray[np.float64] = field(init=False)
-    _distributions: dict[Distribution, GroupedCounts] = field(init=False)
-    _decided: GroupedCounts = field(init=False)
-    _harmed: dict[Guardrail, GroupedCounts] = field(init=False)
-    _shift: GroupedCounts = field(init=False)
-    _joint: GroupedCounts = field(init=False)
-    _times: tuple[GroupedCounts, GroupedCounts] = field(init=False)
+    _by_group: dict[str, GroupedCounts] = field(init=False)
+    """By what is counted: of each of its kinds all groups, then those of the next kind."""
+    _of_all: dict[str, GroupedCounts] = field(init=False)
+    """What is not told apart by segments."""
     _time_sums: NDArray[np.float64] = field(init=False)
     _first_group: NDArray[np.int64] = field(init=False)
     """Of each dimension; group 0 is all rows."""
@@ -208,12 +213,10 @@ class ComparisonTable:
         self._sums = np.zeros((groups, len(_Sum)))
         self._clustered = np.zeros((groups, len(CLUSTERED), _CLUSTER_SUMS))
         self._extremes = np.tile([np.inf, -np.inf], (groups, 1))
-        self._distributions = {name: GroupedCounts(groups) for name in DISTRIBUTIONS}
-        self._decided = GroupedCounts(groups)
-        self._harmed = {name: GroupedCounts(groups) for name in GUARDRAILS}
-        self._shift = GroupedCounts(groups)
-        self._joint = GroupedCounts(1)
-        self._times = (GroupedCounts(1), GroupedCounts(1))
+        self._by_group = {
+            what: GroupedCounts(groups * kinds) for what, kinds in _KINDS_BY_GROUP.items()
+        }
+        self._of_all = {what: GroupedCounts(1) for what in _OF_ALL}
         self._time_sums = np.zeros(2)
 
     @classmethod
@@ -266,33 +269,29 @@ class ComparisonTable:
             .astype(np.float64)
             for values in (rows.difference, np.abs(rows.difference))
         )
-        of_clusters: Mapping[Clustered, tuple[NDArray[np.float64], NDArray[np.float64]]] = {
-            "difference": (compared, difference),
-            "absolute_difference": (compared, absolute),
-            "flip": (compared, flips),
-            "error": (answered + failed, failed),
-            "not_finite": (answered, not_finite),
-        }
-        for index, name in enumerate(CLUSTERED):
-            self._clustered[:, index] += _cluster_sums(*of_clusters[name])
-        for guardrail, counts in self._harmed.items():
-            if guardrail != "flip" or self.decisions > 0:
-                n, harmed = of_clusters[guardrail]
-                _count_blocks(counts, n, n * (n + 1) / 2 + harmed)
+        judged = answered + failed
+        # In the order of CLUSTERED, which begins with the GUARDRAILS.
+        n = np.stack([judged, answered, compared, compared, compared])
+        sums = np.stack([failed, not_finite, flips, difference, absolute])
+        self._clustered += _cluster_sums(n, sums)
+        guarded = len(GUARDRAILS) if self.decisions > 0 else GUARDRAILS.index("flip")
+        sizes, harmed = n[:guarded], sums[:guarded]
+        self._count_blocks("harmed", sizes, sizes * (sizes + 1) / 2 + harmed)
         if self.bounded:
-            means = np.divide(difference, compared, out=np.zeros_like(compared), where=compared > 0)
+            means = difference / np.maximum(compared, 1)
             steps = np.clip(np.floor(means * SHIFT_STEPS), -SHIFT_STEPS, SHIFT_STEPS - 1)
-            _count_blocks(self._shift, compared, steps)
+            self._count_blocks("shift", compared[np.newaxis], steps[np.newaxis])
+
+    def _count_blocks(self, what: str, n: NDArray[np.float64], keys: NDArray[np.float64]) -> None:
+        """Count the keys `[kinds, blocks, groups]` of the blocks that have any rows, `n`, in a
+        group."""
+        kinds, _, groups = there = np.nonzero(n)
+        self._by_group[what].add(keys[there].astype(np.int64), kinds * len(self._sums) + groups)
 
     def _add_scores(self, rows: "_Rows", pairs: Pairs, groups: NDArray[np.int64]) -> None:
         """Of the rows that were compared, in these groups."""
-        scores: Mapping[Distribution, NDArray[np.float64]] = {
-            "difference": rows.difference,
-            "champion": pairs.champion[rows.compared],
-            "candidate": pairs.candidate[rows.compared],
-        }
-        champion, candidate = scores["champion"], scores["candidate"]
-        flat, parts = groups.ravel(), len(groups)
+        champion, candidate = pairs.champion[rows.compared], pairs.candidate[rows.compared]
+        flat, count = groups.ravel(), len(self._sums)
         for place, values in (
             (_Sum.DIFFERENCE_2, rows.difference * rows.difference),
             (_Sum.CHAMPION, champion),
@@ -300,28 +299,31 @@ class ComparisonTable:
             (_Sum.CANDIDATE, candidate),
             (_Sum.CANDIDATE_2, candidate * candidate),
         ):
-            weights = np.tile(values, parts)
-            self._sums[:, place] += np.bincount(flat, weights, minlength=len(self._sums))
-        differences = np.tile(rows.difference, parts)
+            self._sums[:, place] += np.bincount(flat, _repeated(values, groups), minlength=count)
+        differences = _repeated(rows.difference, groups)
         np.minimum.at(self._extremes[:, 0], flat, differences)
         np.maximum.at(self._extremes[:, 1], flat, differences)
-        for name, counts in self._distributions.items():
-            counts.add(grid.codes(scores[name]), groups)
-        self._joint.add_to(0, _joint_keys(champion, candidate))
+        # In the order of DISTRIBUTIONS.
+        every = np.concatenate([rows.difference, champion, candidate])
+        kinds = np.concatenate([groups, groups + count, groups + 2 * count], axis=1)
+        self._by_group["distributions"].add(grid.codes(every), kinds)
+        self._of_all["joint"].add_counted(0, *_joint_counts(champion, candidate))
         if self.decisions > 0:
             ours, theirs = (
                 np.minimum(decision[rows.compared], MOST_DECISIONS - 1) - NO_DECISION
                 for decision in (pairs.champion_decision, pairs.candidate_decision)
             )
-            self._decided.add(ours.astype(np.int64) * (MOST_DECISIONS + 1) + theirs, groups)
+            keys = ours.astype(np.int64) * (MOST_DECISIONS + 1) + theirs
+            self._by_group["decided"].add(keys, groups)
 
     def _add_times(self, pairs: Pairs) -> None:
-        seconds = np.stack([pairs.champion_s, pairs.candidate_s])
-        known = np.isfinite(seconds).all(axis=0) & ~pairs.failed
-        seconds = seconds[:, known]
-        self._time_sums += seconds.sum(axis=1)
-        for counts, of_one in zip(self._times, seconds, strict=True):
-            counts.add_to(0, grid.codes(of_one))
+        known = np.isfinite(pairs.champion_s) & np.isfinite(pairs.candidate_s) & ~pairs.failed
+        for place, (what, of_rows) in enumerate(
+            (("champion_s", pairs.champion_s), ("candidate_s", pairs.candidate_s))
+        ):
+            seconds = of_rows[known]
+            self._time_sums[place] += seconds.sum()
+            self._of_all[what].add_counted(0, *counted(grid.codes(seconds)))
 
     def __add__(self, other: "ComparisonTable") -> "ComparisonTable":
         """Both together; neither changes. Raises `UnreadableTable` for one of another trial."""
@@ -343,28 +345,17 @@ class ComparisonTable:
         total._time_sums = self._time_sums + other._time_sums
         total._extremes[:, 0] = np.minimum(self._extremes[:, 0], other._extremes[:, 0])
         total._extremes[:, 1] = np.maximum(self._extremes[:, 1], other._extremes[:, 1])
-        ours, theirs = self._counted(), other._counted()
-        total._set_counted([one + two for one, two in zip(ours, theirs, strict=True)])
-        total._joint = self._joint + other._joint
-        champion, candidate = zip(self._times, other._times, strict=True)
-        total._times = (champion[0] + champion[1], candidate[0] + candidate[1])
+        total._by_group = {
+            what: counts + other._by_group[what] for what, counts in self._by_group.items()
+        }
+        total._of_all = {
+            what: counts + other._of_all[what] for what, counts in self._of_all.items()
+        }
         return total
-
-    def _counted(self) -> list[GroupedCounts]:
-        """All that is counted by group."""
-        return [*self._distributions.values(), self._decided, *self._harmed.values(), self._shift]
-
-    def _set_counted(self, counted: Sequence[GroupedCounts]) -> None:
-        each = iter(counted)
-        self._distributions = {name: next(each) for name in DISTRIBUTIONS}
-        self._decided = next(each)
-        self._harmed = {name: next(each) for name in GUARDRAILS}
-        self._shift = next(each)
 
     def encode(self) -> bytes:
         """As msgpack, with the number of its form. Groups without a row are left out."""
         present = np.flatnonzero(self._sums[:, _Sum.ROWS]).tolist()
-        counted = self._counted()
         return msgspec.msgpack.encode(
             _Wire(
                 _FORM,
@@ -376,13 +367,13 @@ class ComparisonTable:
                 self.last_s,
                 self.dropped,
                 (float(self._time_sums[0]), float(self._time_sums[1])),
-                (self._joint.packed(0), self._times[0].packed(0), self._times[1].packed(0)),
+                [counts.packed(0) for counts in self._of_all.values()],
                 {
                     group: _WireGroup(
                         self._sums[group].tolist(),
                         self._clustered[group].ravel().tolist(),
                         (float(self._extremes[group, 0]), float(self._extremes[group, 1])),
-                        [counts.packed(group) for counts in counted],
+                        [counts.packed(place) for counts, place in self._places(group)],
                     )
                     for group in present
                 },
@@ -409,16 +400,25 @@ class ComparisonTable:
         table.blocks, table.dropped = wire.blocks, wire.dropped
         table.first_s, table.last_s = wire.first_s, wire.last_s
         table._time_sums = np.array(wire.time_sums)
-        of_whole = (table._joint, *table._times)
-        for counts, packed in zip(of_whole, wire.whole, strict=True):
+        for counts, packed in zip(table._of_all.values(), wire.of_all, strict=True):
             counts.unpack(0, packed)
         for group, of_group in wire.groups.items():
             table._sums[group] = of_group.sums
             table._clustered[group] = np.reshape(of_group.clustered, table._clustered.shape[1:])
             table._extremes[group] = of_group.extremes
-            for counts, packed in zip(table._counted(), of_group.counted, strict=True):
-                counts.unpack(group, packed)
+            counted_of = zip(table._places(group), of_group.counted, strict=True)
+            for (counts, place), packed in counted_of:
+                counts.unpack(place, packed)
         return table
+
+    def _places(self, group: int) -> Iterator[tuple[GroupedCounts, int]]:
+        """All that is counted of a group: in which counts, and where in them."""
+        for what, kinds in _KINDS_BY_GROUP.items():
+            for kind in range(kinds):
+                yield self._by_group[what], kind * len(self._sums) + group
+
+    def _of(self, what: str, kind: int, group: int) -> Counts:
+        return Counts(*self._by_group[what].of(kind * len(self._sums) + group))
 
     def groups(self) -> list[Group]:
         """All rows first, by the name `WHOLE`; then the segments that occurred, in the order of
@@ -430,10 +430,12 @@ class ComparisonTable:
     def joint(self) -> Counts:
         """Of all rows that were compared: counts of both scores on the coarse grid. A key is made
         by `joint_bins`."""
-        return Counts(*self._joint.of(0))
+        return Counts(*self._of_all["joint"].of(0))
 
     def execution_time(self) -> ExecutionTime:
-        champion, candidate = (Counts(*counts.of(0)) for counts in self._times)
+        champion, candidate = (
+            Counts(*self._of_all[what].of(0)) for what in ("champion_s", "candidate_s")
+        )
         return ExecutionTime(
             champion.total,
             float(self._time_sums[0]),
@@ -444,7 +446,7 @@ class ComparisonTable:
 
     def _group(self, group: int, name: str) -> Group:
         sums = self._sums[group]
-        decided = Counts(*self._decided.of(group)).as_dict()
+        decided = self._of("decided", 0, group).as_dict()
         return Group(
             name=name,
             rows=int(sums[_Sum.ROWS]),
@@ -462,14 +464,18 @@ class ComparisonTable:
             least=float(self._extremes[group, 0]),
             largest=float(self._extremes[group, 1]),
             distributions={
-                kind: Counts(*counts.of(group)) for kind, counts in self._distributions.items()
+                name: self._of("distributions", kind, group)
+                for kind, name in enumerate(DISTRIBUTIONS)
             },
             clustered={
                 kind: ClusterSums(*self._clustered[group, place].tolist())
                 for place, kind in enumerate(CLUSTERED)
             },
-            blocks={kind: _by_size(counts.of(group)) for kind, counts in self._harmed.items()},
-            shift=Counts(*self._shift.of(group)) if self.bounded else None,
+            blocks={
+                name: _by_size(self._of("harmed", kind, group))
+                for kind, name in enumerate(GUARDRAILS)
+            },
+            shift=self._of("shift", 0, group) if self.bounded else None,
         )
 
 
@@ -479,10 +485,20 @@ def joint_bins(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
     return keys // _JOINT_CODES - half, keys % _JOINT_CODES - half
 
 
-def _joint_keys(champion: NDArray[np.float64], candidate: NDArray[np.float64]) -> NDArray[np.int64]:
+def _joint_counts(
+    champion: NDArray[np.float64], candidate: NDArray[np.float64]
+) -> tuple[Keys, NDArray[np.int64]]:
+    """The keys of `joint` that these rows have, ascending, and how many have them."""
+    if not len(champion):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    ours, theirs = (grid.codes(scores, grid.COARSE_BITS) for scores in (champion, candidate))
+    # Numbers that are close together are counted faster.
+    low, least = ours.min(), theirs.min()
+    span = theirs.max() - least + 1
+    cells, counts = counted((ours - low) * span + theirs - least)
     half = _JOINT_CODES // 2
-    ours, theirs = (grid.codes(scores, grid.COARSE_BITS) + half for scores in (champion, candidate))
-    return ours * _JOINT_CODES + theirs
+    ours, theirs = cells // span + low, cells % span + least
+    return (ours + half) * _JOINT_CODES + theirs + half, counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,17 +523,16 @@ class _Rows:
         return cls(kind, compared, pairs.candidate[compared] - pairs.champion[compared])
 
 
-def _count_blocks(counts: GroupedCounts, n: NDArray[np.float64], keys: NDArray[np.float64]) -> None:
-    """Count the keys `[blocks, groups]` of the blocks that have any rows, `n`, in a group."""
-    _, groups = there = np.nonzero(n)
-    counts.add(keys[there].astype(np.int64), groups)
+def _repeated(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Once for each dimension of the groups."""
+    return np.broadcast_to(values, groups.shape).ravel()
 
 
-def _by_size(counted: tuple[Keys, Keys]) -> dict[tuple[int, int], int]:
+def _by_size(counts: Counts) -> dict[tuple[int, int], int]:
     """Blocks by how many rows `n` they have and how many of those were harmed: the keys are the
     harmed ones after the n (n + 1) / 2 keys of smaller blocks."""
     sizes = {}
-    for key, count in Counts(*counted).as_dict().items():
+    for key, count in counts.as_dict().items():
         n = (isqrt(8 * key + 1) - 1) // 2
         sizes[n, key - n * (n + 1) // 2] = count
     return sizes
@@ -529,15 +544,6 @@ def _decisions_of(key: int) -> tuple[int, int]:
 
 
 def _cluster_sums(n: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[groups, 6]`, in the order of `ClusterSums`, of blocks `[blocks, groups]`."""
-    return np.stack(
-        [
-            (n > 0).sum(axis=0),
-            n.sum(axis=0),
-            (n * n).sum(axis=0),
-            s.sum(axis=0),
-            (s * s).sum(axis=0),
-            (n * s).sum(axis=0),
-        ],
-        axis=1,
-    )
+    """`[groups, kinds, 6]`, in the order of `ClusterSums`, of blocks `[kinds, blocks, groups]`."""
+    sums = [of.sum(axis=1) for of in (n > 0, n, n * n, s, s * s, n * s)]
+    return np.stack(sums, axis=2).transpose(1, 0, 2)
