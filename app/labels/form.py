@@ -1,6 +1,7 @@
 """What labels of a model look like, and what is kept of a prediction to judge it by them."""
 
 import hashlib
+from math import isfinite
 from typing import Literal
 
 import msgspec
@@ -38,12 +39,14 @@ class LabelForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def row(self) -> np.dtype[np.void]:
         """How a prediction is kept: which version (its place among those of the bucket), when it
-        was made and when its label counts (seconds since 1970), what it said, its segments."""
+        was made and when its label counts (seconds since 1970), of how many its request is, what
+        it said, its segments."""
         return np.dtype(
             [
                 ("version", "<u2"),
                 ("predicted_s", "<f8"),
                 ("horizon_s", "<f8"),
+                ("of_rows", "<u4"),
                 ("numbers", "<f8", (self.width,)),
                 ("segments", "u1", (len(self.segments),)),
             ]
@@ -60,7 +63,8 @@ class LabelForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             case "class" if isinstance(label, str) and label in self.classes:
                 return float(self.classes.index(label))
             case "number" if isinstance(label, int | float) and not isinstance(label, bool):
-                return float(label)
+                if isfinite(number := float(label)):
+                    return number
         raise InvalidInput(f"label: {self._expected}, or null", field="label")
 
     @property

@@ -219,6 +219,7 @@ class LabelSample:
         rows["version"] = index = self._index(model.id)
         predicted_s = np.repeat([each.predicted_s for each in offered], counts)
         rows["predicted_s"] = predicted_s
+        rows["of_rows"] = np.repeat(counts, counts)
         rows["horizon_s"] = horizon_s = self._horizon(instances.fields, predicted_s)
         numbers = model.outputs.numbers(self.form.score, outputs)
         rows["numbers"] = numbers.reshape(total, self.form.width)
