@@ -56,6 +56,7 @@ OWNERS = {
         "api/release.py",
         "api/comparison.py",
         "api/lineage.py",
+        "api/feedback.py",
         "api/gateway.py",
     },
     "uvicorn": {"server.py", "api/http_cold.py", "api/http_protocol.py"},

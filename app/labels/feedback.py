@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -15,6 +16,7 @@ from app.clock import FeatureClock
 from app.features.redis_connection import Reply, command
 from app.labels.bucket import LABEL, LABEL_VALUE, META, ROW, Keys, Meta, Place
 from app.labels.form import LabelForm
+from app.labels.recorder import LabelRecorder
 from app.labels.sample import LabelSample
 from app.labels.transactions import STEP_S, required
 from app.labels.writer import Written
@@ -44,12 +46,15 @@ class Outcome(Enum):
     NOT_SAMPLED = "the request is not among those whose predictions are kept"
 
 
+InstanceNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+
+
 class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A label for the instance (counted from 0) of a request; None: there will never be one."""
 
     request_id: str
     label: bool | int | float | str | None
-    instance: int = 0
+    instance: InstanceNumber = 0
 
 
 class Feedback:
@@ -61,17 +66,13 @@ class Feedback:
         keys: Keys,
         clock: FeatureClock,
         sample: Callable[[], LabelSample],
-        delayed: Callable[[float], None],
-        counts: Counter[Outcome],
+        recorder: LabelRecorder,
     ) -> None:
-        """`delayed` is told the delay of each label that is accepted, in seconds of feature time.
-        """
         self._line = line
         self._keys = keys
         self._clock = clock
         self._sample = sample
-        self._delayed = delayed
-        self._counts = counts
+        self._recorder = recorder
         self._forms: dict[bytes, LabelForm | None] = {}
 
     async def tell(self, labels: Sequence[Told]) -> list[Outcome]:
@@ -87,7 +88,8 @@ class Feedback:
         outcomes: list[Outcome] = []
         for start in range(0, len(labels), _AT_ONCE):
             outcomes += await self._some(labels[start : start + _AT_ONCE])
-        self._counts.update(outcomes)
+        for outcome, count in Counter(outcomes).items():
+            self._recorder.told(outcome.name.lower(), count)
         return outcomes
 
     async def _some(self, labels: Sequence[Told]) -> list[Outcome]:
@@ -95,7 +97,7 @@ class Feedback:
         waiting = []
         for place, label in enumerate(labels):
             request = RequestId.parse(label.request_id)
-            if request is None or not 0 <= label.instance < 1 << 32:
+            if request is None:
                 outcomes[place] = Outcome.UNKNOWN
             else:
                 waiting.append(_Waiting(place, label, request))
@@ -204,7 +206,7 @@ class Feedback:
         accepted = {each.place for each, outcome in decided if outcome is Outcome.ACCEPTED}
         for each, _, predicted_s in fresh:
             if each.place in accepted:
-                self._delayed(max(now_s - predicted_s, 0.0))
+                self._recorder.delayed(max(now_s - predicted_s, 0.0))
         return decided
 
     async def _missing(

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import Counter
 from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Self
@@ -12,10 +11,13 @@ from typing import Self
 from app.clock import FeatureClock
 from app.contract import Contract
 from app.errors import ModelNotReady, NotFound
+from app.features.redis_connection import command
 from app.labels.bucket import Keys
+from app.labels.document import live_quality
 from app.labels.feedback import Feedback, Outcome, Told
 from app.labels.maturity import Maturity, read_quality
 from app.labels.quality import QualityTable
+from app.labels.recorder import LabelRecorder
 from app.labels.sample import LabelSample, SegmentReader
 from app.labels.transactions import Transactions
 from app.labels.writer import SampleWriter
@@ -53,7 +55,6 @@ class LabelKeeper:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._metrics.before_reading(self._record)
         for work, name in ((self._write, "labels kept"), (self._look, "labels due")):
             self._tasks.append(asyncio.create_task(work(), name=name))
         return self
@@ -73,8 +74,6 @@ class LabelKeeper:
             log.warning("the last predictions were not kept for labels", exc_info=failure)
         for model in self._models.values():
             model.give_up()
-        self._record()
-        self._metrics.forget(self._record)
         for line in self._lines:
             line.close("the worker ends")
 
@@ -88,11 +87,15 @@ class LabelKeeper:
             return model.sample
         sample = LabelSample(contract, segments, fields, self._clock)
         if model is None:
-            keys = Keys(name)
             model = self._models[name] = _Model(
-                keys, self._writing, self._taking, self._telling, self._clock, sample
+                name,
+                self._writing,
+                self._taking,
+                self._telling,
+                self._clock,
+                sample,
+                self._metrics,
             )
-            self._delay_of(name, model)
         model.begin(sample)
         return sample
 
@@ -115,3 +118,106 @@ class LabelKeeper:
             return None
         table = await read_quality(self._taking, model.keys, model.sample.form)
         return model.sample, table
+
+    async def _write(self) -> None:
+        trouble = ""
+        while True:
+            await asyncio.sleep(_WRITE_EVERY_S)
+            try:
+                await self._write_all()
+                trouble = ""
+            except StateUnavailable as exc:
+                if not trouble:  # it is tried again ten times a second
+                    trouble = str(exc)
+                    log.warning("predictions wait to be kept", extra={"reason": trouble})
+            except Exception as exc:
+                log.error("predictions were not kept: a defect", exc_info=exc)
+
+    async def _write_all(self) -> None:
+        for model in self._models.values():
+            await model.write()
+
+    async def _look(self) -> None:
+        """The more there is to be done the less pause there is."""
+        more = False
+        while True:
+            await asyncio.sleep(0 if more else _LOOK_EVERY_S)
+            more = False
+            for model in self._models.values():
+                try:
+                    more |= await model.mature(self._worker)
+                except StateUnavailable as exc:
+                    log.debug("no predictions are taken out", extra={"reason": str(exc)})
+                except Exception as exc:
+                    log.error("predictions were not taken out: a defect", exc_info=exc)
+
+
+class _Model:
+    """What is kept of one model. Its contract may change: what was sampled by the one before is
+    still written."""
+
+    def __init__(
+        self,
+        name: str,
+        writing: Transactions,
+        taking: Transactions,
+        telling: RedisLine,
+        clock: FeatureClock,
+        sample: LabelSample,
+        metrics: Metrics,
+    ) -> None:
+        self.sample = sample
+        self.keys = Keys(name)
+        self._recorder = LabelRecorder(metrics, name)
+        self._writing, self._taking, self._clock = writing, taking, clock
+        self._writers: list[SampleWriter] = []
+        self._maturity = Maturity(self.keys, taking, clock)
+        self.feedback = Feedback(telling, self.keys, clock, lambda: self.sample, self._recorder)
+        self._shown: tuple[bytes, int] | None = None
+        """The form of the quality that is told by the metrics, and when it changed."""
+        self._shown_s = 0.0
+
+    def begin(self, sample: LabelSample) -> None:
+        self.sample = sample
+        self._writers.append(
+            SampleWriter(sample, self.keys, self._writing, self._clock, self._recorder.kept)
+        )
+
+    async def write(self) -> None:
+        for writer in self._writers:
+            await writer.write()
+        # What the others have sampled is written. Their requests may still be under way.
+        del self._writers[:-_MOST_WRITERS]
+
+    def give_up(self) -> None:
+        for writer in self._writers:
+            writer.give_up()
+
+    async def mature(self, worker: bytes) -> bool:
+        more = await self._maturity.take_turn(worker)
+        if not more:
+            await self._maturity.gather(self.sample.form)
+            await self._show()
+        return more
+
+    async def _show(self) -> None:
+        """The metrics of quality, when it has changed."""
+        if time.monotonic() - self._shown_s < _SHOW_EVERY_S:
+            return
+        self._shown_s = time.monotonic()
+        form = self.sample.form
+        async with self._taking.alone():
+            reads = (command(b"GET", key) for key in (self.keys.changes, self.keys.charged))
+            changes, charged = await self._taking.read(*reads)
+        labels = self.sample.contract.labels
+        assert labels is not None
+        self._recorder.filled(int(charged or 0), 1_000_000 * labels.max_megabytes)
+        shown = (form.digest, int(changes or 0))
+        if shown != self._shown and shown[1]:
+            table = await read_quality(self._taking, self.keys, form)
+            self._recorder.quality(*await asyncio.to_thread(live_quality, form, table))
+            self._shown = shown
+
+
+_MOST_WRITERS = 4
+_SHOW_EVERY_S = 10.0

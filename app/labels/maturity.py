@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import struct
 import time
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import msgspec
 
 from app.clock import FeatureClock
 from app.features.redis_connection import Reply, command
-from app.labels.bucket import CHARGE, META, Keys, Meta, read_bucket
+from app.labels.bucket import CHARGE, META, Kept, Keys, Meta, read_bucket
 from app.labels.form import LabelForm
 from app.labels.quality import QualityTable, judged
 from app.labels.transactions import Transactions
@@ -101,10 +102,12 @@ class Maturity:
         for digest, contents in by_form.items():
             form = await self._form(digest)
             if form is None:
-                log.error("predictions are of a form that is not known", extra={"form": digest})
+                log.error("predictions are of an unknown form", extra={"form": digest.hex()})
                 continue
-            table = judged(form, [read_bucket(form, content) for content in contents])
-            commands.append(command(b"RPUSH", self._keys.quality(digest), table.encode()))
+            kept = [each for content in contents if (each := _read(form, content)) is not None]
+            if kept:
+                table = judged(form, kept).encode()
+                commands.append(command(b"RPUSH", self._keys.quality(digest), table))
         commands.append(command(b"INCR", self._keys.changes))
         return commands
 
@@ -120,12 +123,23 @@ class Maturity:
             if count <= _MOST_TABLES:
                 return
             for _ in range(_ATTEMPTS):
-                [contents] = await self._transactions.look([key], command(b"LRANGE", key, b"0", b"-1"))
+                [contents] = await self._transactions.look(
+                    [key], command(b"LRANGE", key, b"0", b"-1")
+                )
                 kept, gathered = await asyncio.to_thread(_gathered, contents)
                 trim = (b"LTRIM", key, b"0", b"%d" % (kept - 1)) if kept else (b"DEL", key)
                 commands = (command(*trim), command(b"RPUSH", key, gathered))
                 if await self._transactions.make(*commands) is not None:
                     return
+
+
+def _read(form: LabelForm, content: dict[bytes, bytes]) -> Kept | None:
+    """None of what no software of ours has written: it must not stand in the way of the rest."""
+    try:
+        return read_bucket(form, content)
+    except (ValueError, struct.error) as exc:
+        log.error("predictions that cannot be read are left out", exc_info=exc)
+        return None
 
 
 def _gathered(contents: Sequence[bytes]) -> tuple[int, bytes]:
@@ -134,7 +148,9 @@ def _gathered(contents: Sequence[bytes]) -> tuple[int, bytes]:
     kept = len(contents)
     table = QualityTable()
     content = b""
-    while kept and len(contents[kept - 1]) <= 2 * len(content) or kept > len(contents) - _MOST_TABLES:
+    while kept and (
+        kept > len(contents) - _MOST_TABLES or len(contents[kept - 1]) <= 2 * len(content)
+    ):
         kept -= 1
         table = QualityTable.decode(contents[kept]) + table
         content = table.of_the_last().encode()

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -51,9 +51,9 @@ class SampleWriter:
         keys: Keys,
         transactions: Transactions,
         clock: FeatureClock,
-        counts: Counter[str],
+        count: Callable[[str, int], None],
     ) -> None:
-        """`counts`: rows by what became of them."""
+        """`count` is told what became of so many rows."""
         self.sample = sample
         labels = sample.contract.labels
         assert labels is not None
@@ -62,7 +62,7 @@ class SampleWriter:
         self._keys = keys
         self._transactions = transactions
         self._clock = clock
-        self._counts = counts
+        self._count_rows = count
         self._batch: list[Piece] = []
         self._number = 0
         self._record = b""
@@ -148,15 +148,16 @@ class SampleWriter:
         return commands
 
     def _count(self, kept: int, otherwise: str = "full") -> None:
-        self._counts["kept"] += _rows(self._batch[:kept])
-        self._counts[otherwise] += _rows(self._batch[kept:])
+        self._count_rows("kept", _rows(self._batch[:kept]))
+        self._count_rows(otherwise, _rows(self._batch[kept:]))
         for piece in self._batch[kept:]:
             self.sample.forget(piece)
         self._count_left_out()
 
     def _count_left_out(self) -> None:
         left_out, self.sample.left_out = self.sample.left_out, Counter()
-        self._counts.update(left_out)
+        for reason, rows in left_out.items():
+            self._count_rows(reason, rows)
 
 
 def _due(key: bytes, condition: bytes, at_s: float, bucket: bytes) -> bytes:
