@@ -1,8 +1,8 @@
 """The operation that takes the truth about predictions."""
 
 from collections import Counter
-from collections.abc import Container, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Container, Sequence
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from app.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
 from app.instances import malformed, misfit
 from app.labels.feedback import InstanceNumber, Outcome, Told
+from app.labels.keeper import Labels
 
 MOST_LABELS = 10_000
 """In one body."""
@@ -26,14 +27,6 @@ _RESULTS = {
     for outcome in Outcome
 }
 _EXAMPLE = {"request_id": "0" * 32, "instance": 0, "label": True}
-
-
-class Labels(Protocol):
-    """Who joins labels to predictions."""
-
-    async def tell(self, name: str, labels: Sequence[Told]) -> list[Outcome]:
-        """What became of each, in order. Raises `NotFound`, `InvalidInput`, `ModelNotReady`."""
-        ...
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
@@ -62,8 +55,9 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
 _decoder = msgspec.json.Decoder(_Body)
 
 
-def add_feedback(app: FastAPI, models: Container[str], labels: Labels) -> None:
-    """Add the operation, which needs an operator (app/api/admit.py)."""
+def add_feedback(app: FastAPI, models: Container[str], labels: Callable[[], Labels]) -> None:
+    """Add the operation, which needs an operator (app/api/admit.py); `labels` are there once the
+    service has started."""
 
     @app.post(
         "/v1/models/{name}:feedback",
@@ -86,12 +80,12 @@ def add_feedback(app: FastAPI, models: Container[str], labels: Labels) -> None:
         body = _decoded(await request.body())
         alone = body.alone
         if alone is not None:
-            [outcome] = await labels.tell(name, [alone])
+            [outcome] = await labels().tell(name, [alone])
             return _json(_one(outcome))
         assert not isinstance(body.labels, msgspec.UnsetType)
         if len(body.labels) > MOST_LABELS:
             raise PayloadTooLarge(f"labels: {len(body.labels):,}, at most {MOST_LABELS:,}")
-        return _json(_several(await labels.tell(name, body.labels)))
+        return _json(_several(await labels().tell(name, body.labels)))
 
 
 def _decoded(body: bytes) -> _Body:

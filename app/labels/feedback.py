@@ -83,8 +83,8 @@ class Feedback:
         some may have been accepted.
         """
         form = self._sample().form
-        for label in labels:
-            form.number_of(label.label)
+        for place, label in enumerate(labels):
+            form.number_of(label.label, f"labels[{place}].label" if len(labels) > 1 else "label")
         outcomes: list[Outcome] = []
         for start in range(0, len(labels), _AT_ONCE):
             outcomes += await self._some(labels[start : start + _AT_ONCE])

@@ -52,9 +52,9 @@ class LabelForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ]
         )
 
-    def number_of(self, label: bool | float | str | None) -> float:
+    def number_of(self, label: bool | float | str | None, field: str = "label") -> float:
         """A label as a number: 0 or 1, the place of the class, the number; `VOID` of None. Raises
-        `InvalidInput` for what is no label of this kind."""
+        `InvalidInput` for what is no label of this kind, with the name of its `field`."""
         if label is None:
             return VOID
         match self.kind:
@@ -65,7 +65,7 @@ class LabelForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             case "number" if isinstance(label, int | float) and not isinstance(label, bool):
                 if isfinite(number := float(label)):
                     return number
-        raise InvalidInput(f"label: {self._expected}, or null", field="label")
+        raise InvalidInput(f"{field}: {self._expected}, or null", field=field)
 
     @property
     def _expected(self) -> str:

@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from app.contract import LabelHorizon
+from app.comparison.segments import SegmentReader
+from app.contract import Contract, LabelHorizon
 from app.errors import InvalidModel
 
 Instants: TypeAlias = NDArray[np.float64]
@@ -39,6 +40,14 @@ def horizon_reader(horizon: LabelHorizon, fields: Collection[str]) -> ReadHorizo
         return np.where((ahead_s > 0) & (ahead_s < _LONGEST_S), horizon_s, np.nan)
 
     return read
+
+
+def check_labels(contract: Contract, fields: Collection[str]) -> None:
+    """Raises `InvalidModel` where the labels or segments of the contract need a field that its
+    instances do not have."""
+    SegmentReader(contract, fields)
+    if contract.labels is not None:
+        horizon_reader(contract.labels.horizon, fields)
 
 
 def _instant(value: Any) -> float:

@@ -3,13 +3,13 @@
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.clock import FeatureClock
-from app.comparison.pairs import IntArray
+from app.comparison.segments import SegmentReader
 from app.contract import Contract
 from app.instances import together
 from app.labels.bucket import (
@@ -40,23 +40,6 @@ _OPEN_S = 120.0
 """No request is answered, and no candidate shown it, longer after its id was given."""
 _TURN_S = 60.0
 _MOST_OPEN = 4_096
-
-
-class SegmentReader(Protocol):
-    """app/comparison/segments.py"""
-
-    names: tuple[tuple[str, ...], ...]
-
-    def read(self, fields: Mapping[str, Sequence[Any]], rows: int) -> IntArray: ...
-
-
-class NoSegments:
-    """Of a contract that tells no segments apart."""
-
-    names: tuple[tuple[str, ...], ...] = ()
-
-    def read(self, fields: Mapping[str, Sequence[Any]], rows: int) -> IntArray:
-        return np.empty((rows, 0), np.int32)
 
 
 class Piece(NamedTuple):

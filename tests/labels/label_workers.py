@@ -75,14 +75,14 @@ class Worker:
 
     async def predict_as(self, request_id: str, *instances: Mapping[str, Any]) -> str:
         decoded = self.model.decoder.decode(json.dumps({"instances": instances}).encode())
-        told: list[Answer | Exception] = []
-        asked = self._predictor.begin(
-            self.model, decoded, Deadline.after(10), Priority.LIVE, Asker(request_id), told.append
+        told: asyncio.Future[Answer | Exception] = asyncio.Future()
+        asker = Asker(request_id)
+        self._predictor.begin(
+            self.model, decoded, Deadline.after(10), Priority.LIVE, asker, told.set_result
         )
-        while not asked.done():
-            await asyncio.sleep(0)
-        assert isinstance(told[0], Answer), told
-        self.answered[request_id] = [p.get("probability") for p in told[0].predictions]
+        answer = await told
+        assert isinstance(answer, Answer), answer
+        self.answered[request_id] = [p.get("probability", 0.0) for p in answer.predictions]
         return request_id
 
     async def keep(self, *instances: Mapping[str, Any]) -> str:
