@@ -171,9 +171,9 @@ class InstanceDecoder:
         try:
             return self._decoder.decode(body)
         except msgspec.ValidationError as exc:
-            raise _named_fault(str(exc)) from None
+            raise misfit(str(exc)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise _malformed(str(exc), body) from None
+            raise malformed(str(exc), body) from None
 
     def schema(self, prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """JSON schema of the request body, and of the components that it refers to, whose names
@@ -204,7 +204,7 @@ def _request_type(fields: Sequence[Any], names: Mapping[str, str]) -> Any:
     )
 
 
-def _named_fault(text: str) -> InvalidInput:
+def misfit(text: str) -> InvalidInput:
     """`Expected `float`, got `str` - at `$.instances[0].distance`` → names that field."""
     fault, _, path = text.rpartition(" - at ") if " - at " in text else (text, "", "")
     field = path.strip("`").removeprefix("$").removeprefix(".")
@@ -217,7 +217,7 @@ def _named_fault(text: str) -> InvalidInput:
     return InvalidInput(f"{field}: {fault[0].lower()}{fault[1:]}", field=field)
 
 
-def _malformed(text: str, body: bytes) -> InvalidInput:
+def malformed(text: str, body: bytes) -> InvalidInput:
     """Names the key in whose value the syntax breaks, where it breaks in a plain value."""
     position = re.search(r"byte (\d+)", text)
     read = body[: int(position[1])] if position else b""

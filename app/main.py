@@ -97,6 +97,7 @@ def create_application(
     )
     predictor = Predictor(runtime.models, runtime.clock, runtime.observers)
     doorkeeper = Doorkeeper(settings.max_body_bytes, operators_of(settings))
-    hot_paths = HotPaths(doorkeeper, PredictOperation(predictor, metrics), metrics)
+    predict = PredictOperation(predictor, metrics, lambda model: runtime.labels.new_id(model))
+    hot_paths = HotPaths(doorkeeper, predict, metrics)
     bodies = BodyReader(settings.max_body_bytes, MAX_BODY_S, hot_paths.bodies)
     return Gateway(hot_paths, create_service(runtime), bodies)

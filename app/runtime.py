@@ -16,7 +16,8 @@ from app.errors import FeaturesUnavailable, ModelNotReady
 from app.features.plan import FeaturePlan
 from app.features.registry_watch import RegistryWatch, require_registry
 from app.features.source import FeatureSource
-from app.predictor import Observer
+from app.labels.keeper import LabelKeeper, Labels, NoLabels
+from app.predictor import Answer, Asker, Observer
 from app.release.state import ReleaseState, worker_name
 from app.release.store import open_state, open_tables
 from app.reload.blocking import BlockingCalls
@@ -90,6 +91,7 @@ class Runtime:
         self._others = others
         self.models: dict[str, ServedModel | None] = {}
         self.observers: dict[str, Observer] = {}
+        self.labels: Labels = NoLabels()
         """By the name of the model: what sees its answers."""
         self.registry = RegistryWatch(
             settings.feature_repo,
@@ -139,6 +141,11 @@ class Runtime:
                     settings.state_redis_url, state, worker, TABLE_KINDS, self._table_refused
                 )
             )
+            if settings.state_redis_url is not None:
+                keeper = LabelKeeper(
+                    settings.state_redis_url, self.models, self.clock, self.metrics
+                )
+                self.labels = await stack.enter_async_context(keeper)
             comparisons = Comparisons(
                 tables, self.models, self._states, self.metrics, self.clock.now_s
             )
@@ -163,8 +170,9 @@ class Runtime:
         await self._stack.aclose()
 
     def _shadow(self, model: str) -> Shadow:
-        """Of this model; it observes what is answered."""
-        shadow = self.observers[model] = self.comparisons.shadow(model)
+        """Of this model; it observes what is answered, after it was kept for labels."""
+        shadow = self.comparisons.shadow(model)
+        self.observers[model] = _Observers(self.labels, shadow)
         return shadow
 
     def _states(self) -> Mapping[str, ReleaseState]:
@@ -199,6 +207,17 @@ class Runtime:
         """Of the models that read stored features."""
         served = {name: model for name, model in self.models.items() if model is not None}
         return {name: m.source.plan for name, m in served.items() if m.source.plan.views}
+
+
+class _Observers:
+    """Several as one."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def offer(self, asker: Asker, answer: Answer) -> None:
+        for observer in self._observers:
+            observer.offer(asker, answer)
 
 
 def _location(repository: str) -> str:

@@ -9,7 +9,7 @@ APP = Path(__file__).parent.parent / "app"
 
 # Each room may import from those that stand before it; `core` is the path of a prediction.
 LAYERS = [
-    {"errors", "heartbeat", "tasks"},
+    {"errors", "heartbeat", "request_ids", "tasks"},
     {"deadline", "breaker", "clock", "listener", "tensors", "telemetry"},
     {"contract", "supervisor"},
     {"features", "backends"},
@@ -18,6 +18,7 @@ LAYERS = [
     {"served_model"},
     {"release"},
     {"predictor"},
+    {"labels"},
     {"repository"},
     {"config", "shadow"},
     {"reload"},
@@ -55,6 +56,7 @@ OWNERS = {
         "api/release.py",
         "api/comparison.py",
         "api/lineage.py",
+        "api/feedback.py",
         "api/gateway.py",
     },
     "uvicorn": {"server.py", "api/http_cold.py", "api/http_protocol.py"},

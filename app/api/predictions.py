@@ -3,9 +3,8 @@
 import base64
 import logging
 import math
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -21,13 +20,13 @@ from app.deadline import Deadline
 from app.errors import InvalidInput
 from app.features.source import FeatureRows, ValueStatus
 from app.predictor import Answer, Asked, Asker, DegradedReason, NotFiniteOutput, Predictor
+from app.request_ids import RequestIds
 from app.served_model import ServedModel
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 _PREDICT_PATH = re.compile(r"/v1/models/([^/:]+):predict")
-_IDS_AT_ONCE = 256
 _PLAIN = (
     b'{"predictions":%b,%b,"request_id":"%b",'
     b'"route":"champion","degraded":false,"degraded_reasons":[]}'
@@ -40,20 +39,8 @@ def predicted_model(path: str) -> str | None:
     return match[1] if match else None
 
 
-def new_request_id() -> str:
-    """128 random bits in hexadecimal."""
-    return next(_request_ids)
-
-
-def _random_ids() -> Iterator[str]:
-    """The kernel is asked for many at a time: a call costs it three times what an id costs us."""
-    while True:
-        drawn = os.urandom(16 * _IDS_AT_ONCE).hex()
-        for start in range(0, len(drawn), 32):
-            yield drawn[start : start + 32]
-
-
-_request_ids = _random_ids()
+new_request_id = RequestIds().next
+"""The id of a request that no model answers."""
 
 
 class Call:
@@ -148,9 +135,16 @@ class Call:
 class PredictOperation:
     """Answers `POST /v1/models/{name}:predict`."""
 
-    def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        metrics: Metrics,
+        new_id: Callable[[ServedModel], str] = lambda model: new_request_id(),
+    ) -> None:
+        """`new_id` gives the id of a request to the model."""
         self.predictor = predictor
         self.metrics = metrics
+        self._new_id = new_id
 
     def label(self, name: str) -> str:
         """The name as a metric's label."""
@@ -178,7 +172,7 @@ class PredictOperation:
         except Exception as exc:
             answered(_refused(exc, new_request_id(), self.predictor.label(name), self.metrics))
             return None
-        asker = Asker(new_request_id(), peer, _routing_key(headers))
+        asker = Asker(self._new_id(model), peer, _routing_key(headers))
         return Call(self, model, deadline, priority, asker, received_s, answered)
 
 

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from app import __version__
 from app.api.answers import Reply, as_request_error, refusal
 from app.api.comparison import add_comparison
+from app.api.feedback import add_feedback
 from app.api.lineage import add_lineage
 from app.api.openapi import describe_predictions
 from app.api.predictions import new_request_id
@@ -51,6 +52,7 @@ def create_service(runtime: Runtime) -> FastAPI:
     _add_health(app, runtime)
     _add_models(app, runtime)
     add_release(app, runtime)
+    add_feedback(app, runtime.models, lambda: runtime.labels)
     add_comparison(app, runtime.models, lambda: runtime.comparisons)
     repository = open_repository(runtime.settings.model_repository)
     add_lineage(app, repository, runtime.serving, lambda: runtime.reads)

@@ -20,6 +20,7 @@ from app.features.plan import FeaturePlan
 from app.features.source import MAX_AHEAD_S, FeatureSource, ValueStatus
 from app.features.static_source import StaticSource
 from app.instances import InstanceDecoder
+from app.labels.horizon import check_labels
 from app.outputs import OutputReader
 from app.repository.checks import check_signature, run_golden
 from app.repository.manifest import MODEL_FILE, Manifest, golden_tensors, signature_of
@@ -87,6 +88,7 @@ class VersionOpener:
         stack.push_async_callback(backend.close)
         check_signature(backend.signature, signature_of(manifest))
         decoder = InstanceDecoder(contract, plan)
+        check_labels(contract, decoder.required)
         encoder = Encoder(contract.inputs, manifest.training.categories)
         outputs = OutputReader(contract.outputs, contract.decision, backend.signature)
         # Golden rows show what the model does with a null, whatever the contract puts in its place.

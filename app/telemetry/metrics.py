@@ -323,6 +323,68 @@ class Metrics:
             registry=self.registry,
             tallies=tallies,
         )
+        self.label_predictions = Counter(
+            "hikyaku_label_predictions",
+            "Predictions of the sample that labels are kept for, by whether they are kept.",
+            ["model", "outcome"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.labels = Counter(
+            "hikyaku_labels",
+            "Labels that were told, by what became of them.",
+            ["model", "outcome"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.label_delay = Histogram(
+            "hikyaku_label_delay_seconds",
+            "From the prediction to its label, by feature time.",
+            ["model"],
+            buckets=_AGE_BUCKETS_S,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.label_bytes = Gauge(
+            "hikyaku_label_bytes",
+            "What the predictions that wait for their horizon take in the state Redis.",
+            ["model"],
+            together=max,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.label_limit = Gauge(
+            "hikyaku_label_limit_bytes",
+            "What they may take: model.yaml's labels.max_megabytes.",
+            ["model"],
+            together=max,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.quality_rows = Gauge(
+            "hikyaku_quality_rows",
+            "Predictions of the version that are judged: their horizon has passed.",
+            ["model", "role"],
+            together=max,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.quality_coverage = Gauge(
+            "hikyaku_quality_coverage",
+            "Share of the champion's predictions past their horizon that have a label.",
+            ["model"],
+            together=max,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.quality = Gauge(
+            "hikyaku_quality",
+            "How good the predictions past their horizon were, by the figure.",
+            ["model", "role", "figure"],
+            together=max,
+            registry=self.registry,
+            tallies=tallies,
+        )
         self.open_connections = Gauge(
             "hikyaku_open_connections",
             "HTTP connections, idle ones included.",

@@ -1,0 +1,302 @@
+"""Everything that one worker does about labels, as an async context manager."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from app.clock import FeatureClock
+from app.comparison.pairs import FloatArray
+from app.comparison.segments import SegmentReader
+from app.contract import Contract
+from app.errors import ModelNotReady, NotFound
+from app.features.redis_connection import command
+from app.labels.bucket import Keys
+from app.labels.document import live_quality, quality_document
+from app.labels.feedback import Feedback, Outcome, Told
+from app.labels.maturity import Maturity, read_quality
+from app.labels.recorder import LabelRecorder
+from app.labels.sample import LabelSample
+from app.labels.transactions import Transactions
+from app.labels.writer import SampleWriter
+from app.predictor import Answer, Asker, Observer
+from app.release.redis_line import RedisLine, state_address
+from app.release.state import StateUnavailable
+from app.request_ids import RequestIds
+from app.served_model import ServedModel, VersionId
+from app.tasks import ended
+from app.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_WRITE_EVERY_S = 0.1
+_LOOK_EVERY_S = 1.0
+_LAST_WRITE_S = 2.0
+_LONGEST_PAUSE_S = 1.0
+
+
+class Labels(Observer, Protocol):
+    """What becomes of labels in one worker. It observes all models."""
+
+    def new_id(self, model: ServedModel) -> str:
+        """The id of a request to this model."""
+        ...
+
+    def compared(
+        self, model: str, request_id: str, candidate: VersionId, numbers: FloatArray
+    ) -> None:
+        """What a candidate says about a request that was offered (`LabelSample.compared`)."""
+        ...
+
+    async def tell(self, model: str, labels: Sequence[Told]) -> list[Outcome]:
+        """What became of each label, in order (`Feedback.tell`). Raises `NotFound` for a model
+        that takes none, `InvalidInput`, and `ModelNotReady` while they cannot be kept: what was
+        told may have been accepted then, and may be told again."""
+        ...
+
+    async def document(self, model: str) -> dict[str, Any] | None:
+        """How good predictions past their horizon were (`quality_document`); None of a model
+        without labels. Raises `StateUnavailable`."""
+        ...
+
+
+class NoLabels:
+    """Without a state Redis."""
+
+    def __init__(self) -> None:
+        self._ids = RequestIds()
+
+    def new_id(self, model: ServedModel) -> str:
+        return self._ids.next()
+
+    def offer(self, asker: Asker, answer: Answer) -> None: ...
+
+    def compared(
+        self, model: str, request_id: str, candidate: VersionId, numbers: FloatArray
+    ) -> None: ...
+
+    async def tell(self, model: str, labels: Sequence[Told]) -> list[Outcome]:
+        raise NotFound("labels are kept in the state Redis: STATE_REDIS_URL is not set")
+
+    async def document(self, model: str) -> dict[str, Any] | None:
+        return None
+
+
+class LabelKeeper:
+    """Keeps the predictions of every model that has labels, joins what is told about them, and
+    judges them once their horizon has passed, in the Redis at `url`; an async context manager,
+    which writes what is left when it is left itself.
+
+    It has three connections: two are for transactions, of what is kept and of what is taken out.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        models: Mapping[str, ServedModel | None],
+        clock: FeatureClock,
+        metrics: Metrics,
+    ) -> None:
+        """`models` are those that serve, and may change. Raises `ConfigurationError` for an
+        address that is none; asks nothing yet."""
+        address = state_address(url)
+        lines = [RedisLine(address, longest_pause_s=_LONGEST_PAUSE_S) for _ in range(3)]
+        self._lines = lines
+        self._writing, self._taking = Transactions(lines[0]), Transactions(lines[1])
+        self._telling = lines[2]
+        self._served = models
+        self._clock = clock
+        self._metrics = metrics
+        self._worker = secrets.token_hex(8).encode()
+        self._plain_ids = RequestIds()
+        self._samples: dict[str, tuple[Contract, LabelSample | None]] = {}
+        """Of the contract by which each model served last."""
+        self._models: dict[str, _Model] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        for work, name in ((self._write, "labels kept"), (self._look, "labels due")):
+            self._tasks.append(asyncio.create_task(work(), name=name))
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            await ended(task)
+        try:
+            async with asyncio.timeout(_LAST_WRITE_S):
+                await self._write_all()
+        except (StateUnavailable, TimeoutError) as failure:
+            log.warning("the last predictions were not kept for labels", exc_info=failure)
+        for model in self._models.values():
+            model.give_up()
+        for line in self._lines:
+            line.close("the worker ends")
+
+    def new_id(self, model: ServedModel) -> str:
+        sample = self._sample(model)
+        return self._plain_ids.next() if sample is None else sample.ids.next()
+
+    def offer(self, asker: Asker, answer: Answer) -> None:
+        sample = self._sample(answer.model)
+        if sample is not None:
+            sample.offer(asker, answer)
+
+    def compared(
+        self, model: str, request_id: str, candidate: VersionId, numbers: FloatArray
+    ) -> None:
+        if model in self._models:
+            self._models[model].sample.compared(request_id, candidate, numbers)
+
+    async def tell(self, model: str, labels: Sequence[Told]) -> list[Outcome]:
+        served = self._served.get(model)
+        if served is None:
+            raise ModelNotReady(f"model {model!r} is not ready yet")
+        if self._sample(served) is None:
+            raise NotFound("this model takes no labels: its model.yaml declares none")
+        try:
+            return await self._models[model].feedback.tell(labels)
+        except StateUnavailable as exc:
+            raise ModelNotReady(f"labels cannot be kept now: {exc}") from exc
+
+    async def document(self, model: str) -> dict[str, Any] | None:
+        served = self._served.get(model)
+        if served is None or self._sample(served) is None:
+            return None
+        form, keys = self._models[model].sample.form, self._models[model].keys
+        table = await read_quality(self._taking, keys, form)
+        return await asyncio.to_thread(quality_document, form, table)
+
+    def _sample(self, model: ServedModel) -> LabelSample | None:
+        """By the model's contract; None of one without labels. A prediction asks, too."""
+        name = model.id.model
+        known = self._samples.get(name)
+        if known is None or (known[0] is not model.contract and known[0] != model.contract):
+            known = self._samples[name] = (model.contract, self._begun(model))
+        return known[1]
+
+    def _begun(self, model: ServedModel) -> LabelSample | None:
+        if model.contract.labels is None:
+            return None
+        fields = model.decoder.required
+        segments = SegmentReader(model.contract, fields)
+        sample = LabelSample(model.contract, segments, fields, self._clock)
+        name = model.id.model
+        if name not in self._models:
+            lines = (self._writing, self._taking, self._telling)
+            self._models[name] = _Model(name, *lines, self._clock, sample, self._metrics)
+        self._models[name].begin(sample)
+        return sample
+
+    async def _write(self) -> None:
+        trouble = ""
+        while True:
+            await asyncio.sleep(_WRITE_EVERY_S)
+            try:
+                await self._write_all()
+                trouble = ""
+            except StateUnavailable as exc:
+                if not trouble:  # it is tried again ten times a second
+                    trouble = str(exc)
+                    log.warning("predictions wait to be kept", extra={"reason": trouble})
+            except Exception as exc:
+                log.error("predictions were not kept: a defect", exc_info=exc)
+
+    async def _write_all(self) -> None:
+        for model in list(self._models.values()):
+            await model.write()
+
+    async def _look(self) -> None:
+        """The more there is to be done the less pause there is."""
+        more = False
+        while True:
+            await asyncio.sleep(0 if more else _LOOK_EVERY_S)
+            more = False
+            for served in self._served.values():
+                if served is not None:
+                    self._sample(served)
+            for model in list(self._models.values()):
+                try:
+                    more |= await model.mature(self._worker)
+                except StateUnavailable as exc:
+                    log.debug("no predictions are taken out", extra={"reason": str(exc)})
+                except Exception as exc:
+                    log.error("predictions were not taken out: a defect", exc_info=exc)
+
+
+class _Model:
+    """What is kept of one model. Its contract may change: what was sampled by the one before is
+    still written."""
+
+    def __init__(
+        self,
+        name: str,
+        writing: Transactions,
+        taking: Transactions,
+        telling: RedisLine,
+        clock: FeatureClock,
+        sample: LabelSample,
+        metrics: Metrics,
+    ) -> None:
+        self.sample = sample
+        self.keys = Keys(name)
+        self._recorder = LabelRecorder(metrics, name)
+        self._writing, self._taking, self._clock = writing, taking, clock
+        self._writers: list[SampleWriter] = []
+        self._maturity = Maturity(self.keys, taking, clock)
+        self.feedback = Feedback(telling, self.keys, clock, lambda: self.sample, self._recorder)
+        self._shown: tuple[bytes, int] | None = None
+        """The form of the quality that is told by the metrics, and when it changed."""
+        self._shown_s = 0.0
+
+    def begin(self, sample: LabelSample) -> None:
+        self.sample = sample
+        self._writers.append(
+            SampleWriter(sample, self.keys, self._writing, self._clock, self._recorder.kept)
+        )
+
+    async def write(self) -> None:
+        for writer in self._writers:
+            await writer.write()
+        # What the others have sampled is written. Their requests may still be under way.
+        del self._writers[:-_MOST_WRITERS]
+
+    def give_up(self) -> None:
+        for writer in self._writers:
+            writer.give_up()
+
+    async def mature(self, worker: bytes) -> bool:
+        more = await self._maturity.take_turn(worker)
+        if not more:
+            await self._maturity.gather(self.sample.form)
+            await self._show()
+        return more
+
+    async def _show(self) -> None:
+        """The metrics of quality, when it has changed."""
+        if time.monotonic() - self._shown_s < _SHOW_EVERY_S:
+            return
+        self._shown_s = time.monotonic()
+        form = self.sample.form
+        async with self._taking.alone():
+            reads = (command(b"GET", key) for key in (self.keys.changes, self.keys.charged))
+            changes, charged = await self._taking.read(*reads)
+        labels = self.sample.contract.labels
+        assert labels is not None
+        self._recorder.filled(int(charged or 0), 1_000_000 * labels.max_megabytes)
+        shown = (form.digest, int(changes or 0))
+        if shown != self._shown and shown[1]:
+            table = await read_quality(self._taking, self.keys, form)
+            self._recorder.quality(*await asyncio.to_thread(live_quality, form, table))
+            self._shown = shown
+
+
+_MOST_WRITERS = 4
+_SHOW_EVERY_S = 10.0
