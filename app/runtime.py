@@ -29,6 +29,7 @@ from app.repository.store import is_url, open_repository
 from app.repository.vault import Vault
 from app.served_model import ServedModel
 from app.shadow.comparisons import TABLE_KINDS, Comparisons
+from app.shadow.pair_log import NoPairLog, PairFiles, PairLog
 from app.shadow.shadow import Shadow
 from app.tasks import ended
 from app.telemetry.metrics import Metrics
@@ -139,8 +140,12 @@ class Runtime:
                     settings.state_redis_url, state, worker, TABLE_KINDS, self._table_refused
                 )
             )
+            pair_log: PairLog = NoPairLog()
+            if settings.comparison_log is not None:
+                most_bytes = settings.comparison_log_mb * 1_000_000
+                pair_log = PairFiles(settings.comparison_log, worker, most_bytes)
             comparisons = Comparisons(
-                tables, self.models, self._states, self.metrics, self.clock.now_s
+                tables, self.models, self._states, self.metrics, self.clock.now_s, pair_log
             )
             self.comparisons = await stack.enter_async_context(comparisons)
             self.reload = HotReload(

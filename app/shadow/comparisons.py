@@ -15,6 +15,7 @@ from app.release.state import ReleaseState, ShadowState, StateUnavailable, Worke
 from app.release.tables import Kinds, StoredTable, TableStore
 from app.served_model import ServedModel
 from app.shadow.block import decision_numbers
+from app.shadow.pair_log import PairLog
 from app.shadow.shadow import Shadow
 from app.shadow.trial import TrialId
 from app.tasks import ended
@@ -36,8 +37,8 @@ class Comparisons:
     """The shadow of every model in this worker, and its tables in the store; an async context
     manager, which writes what is left when it is left itself.
 
-    `models` are those that serve, `states` the release states by model, as far as they are known here; `feature_now_s` says
-    feature time, seconds since 1970.
+    `models` are those that serve, `states` the release states by model, as far as they are known
+    here; `feature_now_s` says feature time, seconds since 1970.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Comparisons:
         states: States,
         metrics: Metrics,
         feature_now_s: Callable[[], float],
+        pair_log: PairLog,
     ) -> None:
         self._tables = tables
         self._models = models
+        self._pair_log = pair_log
         self._states = states
         self._metrics = metrics
         self._feature_now_s = feature_now_s
@@ -60,7 +63,9 @@ class Comparisons:
     def shadow(self, model: str) -> Shadow:
         """Of this model, the same one every time."""
         if model not in self._shadows:
-            shadow = self._shadows[model] = Shadow(self._metrics, self._feature_now_s)
+            shadow = self._shadows[model] = Shadow(
+                self._metrics, self._feature_now_s, self._pair_log
+            )
             pending = self._metrics.shadow_pending_rows.labels(model)
             pending.set_function(lambda: float(shadow.pending_rows))
         return self._shadows[model]
@@ -109,6 +114,7 @@ class Comparisons:
         if self._writing is not None:
             await ended(self._writing)
         await self._write()
+        await self._pair_log.close()
 
     async def _write_often(self) -> None:
         while True:
@@ -145,7 +151,10 @@ class Comparisons:
             for trial, table in shadow.take().items()
         }
         try:
-            await self._tables.write(counted)
+            try:
+                await self._pair_log.append(self._tables.next_write)
+            finally:  # also when it is cancelled: what was taken is nowhere else
+                await self._tables.write(counted)
         except StateUnavailable as exc:
             self._metrics.unwritten_comparisons.inc()
             if str(exc) != self._fault:  # it is tried again every second
@@ -182,5 +191,6 @@ def _described(
         "sha256": shown.chosen.sha256,
         "share": shown.share,
         "trial": None if latest is None else latest.removeprefix(f"{KIND}:{model}:"),
+        "writes": {} if latest is None else stored[latest].writes,
         "comparison": None if latest is None else comparison_document(tables[latest], decisions),
     }

@@ -1,6 +1,7 @@
 """The candidates of one model in this worker."""
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 from app.comparison.pairs import FloatArray, Pairs
 from app.comparison.table import ComparisonTable
@@ -9,6 +10,7 @@ from app.release.state import Chosen, ShadowState
 from app.served_model import Candidate, ServedModel, VersionId
 from app.shadow.block import Block
 from app.shadow.lane import Lane
+from app.shadow.pair_log import PairLog, Rows
 from app.shadow.sampling import SamplingPolicy, policy_of
 from app.shadow.trial import Trial, TrialId
 from app.telemetry.metrics import Metrics
@@ -20,8 +22,11 @@ class Shadow:
     `feature_now_s` says feature time, seconds since 1970.
     """
 
-    def __init__(self, metrics: Metrics, feature_now_s: Callable[[], float]) -> None:
+    def __init__(
+        self, metrics: Metrics, feature_now_s: Callable[[], float], pair_log: PairLog
+    ) -> None:
         self._metrics = metrics
+        self._pair_log = pair_log
         self._feature_now_s = feature_now_s
         self._shown: dict[Chosen, _Shown] = {}
         self._lanes: list[Lane] = []
@@ -44,7 +49,9 @@ class Shadow:
 
     def show(self, candidate: Candidate, state: ShadowState) -> None:
         """From now on. Raises `InvalidModel` for segments that no instance has."""
-        self._shown[state.chosen] = _Shown(candidate, state, self._metrics, self._feature_now_s)
+        self._shown[state.chosen] = _Shown(
+            candidate, state, self._metrics, self._feature_now_s, self._pair_log
+        )
         self._lanes = [shown.lane for shown in self._shown.values()]
 
     def change(self, state: ShadowState) -> None:
@@ -79,8 +86,10 @@ class _Shown:
         state: ShadowState,
         metrics: Metrics,
         feature_now_s: Callable[[], float],
+        pair_log: PairLog,
     ) -> None:
         self.state = state
+        self._pair_log = pair_log
         self._candidate = candidate
         self._metrics = metrics
         self._trials: dict[VersionId, Trial] = {}
@@ -103,7 +112,9 @@ class _Shown:
         return trials
 
     def pairs(self, block: Block, pairs: Pairs, numbers: FloatArray, took_s: float) -> None:
-        self._trial(block.champion).count(pairs, took_s)
+        trial = self._trial(block.champion)
+        trial.count(pairs, took_s)
+        self._pair_log.note(pairs, partial(_rows, trial, block))
 
     def dropped(self, champion: ServedModel, reason: str, rows: int) -> None:
         self._trial(champion).drop(reason, rows)
@@ -123,3 +134,11 @@ class _Shown:
             self._trials[champion.id] = trial
         self._latest = champion, trial
         return trial
+
+
+def _rows(trial: Trial, block: Block) -> Rows:
+    ids = [o.asker.request_id for o in block.offered for _ in range(o.start, o.stop)]
+    instances = [instance for o in block.offered for instance in range(o.start, o.stop)]
+    return Rows(
+        trial.id.candidate.model, str(trial.id), ids, instances, trial.names, trial.decisions
+    )

@@ -57,11 +57,12 @@ class Trial:
     def __init__(self, trial: TrialId, contract: Contract, names: Names, metrics: Metrics) -> None:
         """`names` of the segments, by dimension."""
         self.id = trial
+        self.names = names
+        numbers = decision_numbers(contract) or {None: NO_DECISION}
+        self.decisions = sorted(numbers, key=lambda decision: numbers[decision] % len(numbers))
+        """By their numbers; the last is none."""
         self._empty = partial(
-            ComparisonTable.empty,
-            names,
-            len(decision_numbers(contract)) - 1,
-            contract.score_is_probability,
+            ComparisonTable.empty, names, len(numbers) - 1, contract.score_is_probability
         )
         self._table: ComparisonTable | None = None
         self._pairs: list[Pairs] = []
