@@ -105,6 +105,17 @@ class Settings(BaseModel):
         description="A worker whose event loop has not run for so long is killed and replaced; "
         "0: never.",
     )
+    comparison_log: Path | None = Field(
+        None,
+        alias="HIKYAKU_COMPARISON_LOG",
+        description="Folder for what champion and candidates said about every row, a JSON line "
+        "each (docs/pair_log.md); unset: it is only counted.",
+    )
+    comparison_log_mb: Annotated[int, Field(ge=1)] = Field(
+        1000,
+        alias="HIKYAKU_COMPARISON_LOG_MB",
+        description="So much the files there take together, the oldest go first.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="HIKYAKU_LOG_LEVEL", description="Least severe level that is logged."
     )

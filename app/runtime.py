@@ -30,7 +30,9 @@ from app.repository.store import is_url, open_repository
 from app.repository.vault import Vault
 from app.served_model import ServedModel
 from app.shadow.comparisons import TABLE_KINDS, Comparisons
+from app.shadow.pair_log import NoPairLog, PairFiles, PairLog
 from app.shadow.shadow import Shadow
+from app.shadow.trial import Records
 from app.tasks import ended
 from app.telemetry.metrics import Metrics
 
@@ -146,9 +148,12 @@ class Runtime:
                     settings.state_redis_url, self.models, self.clock, self.metrics
                 )
                 self.labels = await stack.enter_async_context(keeper)
-            comparisons = Comparisons(
-                tables, self.models, self._states, self.metrics, self.clock.now_s
-            )
+            pair_log: PairLog = NoPairLog()
+            if settings.comparison_log is not None:
+                most_bytes = settings.comparison_log_mb * 1_000_000
+                pair_log = PairFiles(settings.comparison_log, worker, most_bytes)
+            records = Records(self.metrics, pair_log, self.labels)
+            comparisons = Comparisons(tables, self.models, self._states, records, self.clock.now_s)
             self.comparisons = await stack.enter_async_context(comparisons)
             self.reload = HotReload(
                 self.models, source, store, worker, poll_s, self._shadow, self.metrics

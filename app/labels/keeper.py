@@ -46,7 +46,7 @@ class Labels(Observer, Protocol):
         ...
 
     def compared(
-        self, model: str, request_id: str, candidate: VersionId, numbers: FloatArray
+        self, model: str, request_id: str, candidate: VersionId, first: int, numbers: FloatArray
     ) -> None:
         """What a candidate says about a request that was offered (`LabelSample.compared`)."""
         ...
@@ -75,7 +75,7 @@ class NoLabels:
     def offer(self, asker: Asker, answer: Answer) -> None: ...
 
     def compared(
-        self, model: str, request_id: str, candidate: VersionId, numbers: FloatArray
+        self, model: str, request_id: str, candidate: VersionId, first: int, numbers: FloatArray
     ) -> None: ...
 
     async def tell(self, model: str, labels: Sequence[Told]) -> list[Outcome]:
@@ -150,10 +150,10 @@ class LabelKeeper:
             sample.offer(asker, answer)
 
     def compared(
-        self, model: str, request_id: str, candidate: VersionId, numbers: FloatArray
+        self, model: str, request_id: str, candidate: VersionId, first: int, numbers: FloatArray
     ) -> None:
         if model in self._models:
-            self._models[model].sample.compared(request_id, candidate, numbers)
+            self._models[model].sample.compared(request_id, candidate, first, numbers)
 
     async def tell(self, model: str, labels: Sequence[Told]) -> list[Outcome]:
         served = self._served.get(model)

@@ -64,6 +64,7 @@ class _Offered(NamedTuple):
 class _Compared(NamedTuple):
     request: RequestId
     candidate: VersionId
+    first: int
     numbers: NDArray[np.float64]
 
 
@@ -132,15 +133,17 @@ class LabelSample:
         if self._in_bucket >= _MOST_ROWS and request.bucket == self.ids.bucket:
             self.ids.turn()
 
-    def compared(self, request_id: str, candidate: VersionId, numbers: NDArray[np.float64]) -> None:
-        """What a candidate says about the instances of a request that was offered, in order:
+    def compared(
+        self, request_id: str, candidate: VersionId, first: int, numbers: NDArray[np.float64]
+    ) -> None:
+        """What a candidate says about the instances from `first` on of a request that was offered:
         `[rows]`, or `[rows, labels]` of labelled outputs; NaN where it said nothing. Of other
         requests it is passed over."""
         if not self.ids.is_sampled(request_id):
             return
         request = RequestId.parse(request_id)
         if request is not None and self._has_room(len(numbers)):
-            self._compared.append(_Compared(request, candidate, numbers))
+            self._compared.append(_Compared(request, candidate, first, numbers))
 
     @property
     def tag(self) -> bytes:
@@ -245,7 +248,7 @@ class LabelSample:
         return Piece(bucket, fields, rows, charge, horizon_s, request.random)
 
     def _candidates(self, comparison: _Compared) -> Iterator[Piece]:
-        request, candidate, numbers = comparison
+        request, candidate, first, numbers = comparison
         said = numbers.reshape(len(numbers), -1)
         if said.shape[1] != self.form.width:
             self.left_out["other_contract"] += len(numbers)
@@ -255,7 +258,7 @@ class LabelSample:
         size = 8 * self.form.width
         by_bucket: dict[bytes, dict[bytes, bytes]] = {}
         for row in range(len(numbers)):
-            bucket, name = Place.of(request, row)
+            bucket, name = Place.of(request, first + row)
             known = self._open.get(bucket)
             if known is not None and request.random in known.requests:
                 fields = by_bucket.setdefault(bucket, {})

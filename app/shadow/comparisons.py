@@ -16,9 +16,8 @@ from app.release.tables import Kinds, StoredTable, TableStore
 from app.served_model import ServedModel
 from app.shadow.block import decision_numbers
 from app.shadow.shadow import Shadow
-from app.shadow.trial import TrialId
+from app.shadow.trial import Records, TrialId
 from app.tasks import ended
-from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +44,14 @@ class Comparisons:
         tables: TableStore,
         models: Mapping[str, ServedModel | None],
         states: States,
-        metrics: Metrics,
+        records: Records,
         feature_now_s: Callable[[], float],
     ) -> None:
         self._tables = tables
         self._models = models
         self._states = states
-        self._metrics = metrics
+        self._records = records
+        self._metrics = records.metrics
         self._feature_now_s = feature_now_s
         self._shadows: dict[str, Shadow] = {}
         self._writing: asyncio.Task[None] | None = None
@@ -60,7 +60,7 @@ class Comparisons:
     def shadow(self, model: str) -> Shadow:
         """Of this model, the same one every time."""
         if model not in self._shadows:
-            shadow = self._shadows[model] = Shadow(self._metrics, self._feature_now_s)
+            shadow = self._shadows[model] = Shadow(self._records, self._feature_now_s)
             pending = self._metrics.shadow_pending_rows.labels(model)
             pending.set_function(lambda: float(shadow.pending_rows))
         return self._shadows[model]
@@ -109,6 +109,7 @@ class Comparisons:
         if self._writing is not None:
             await ended(self._writing)
         await self._write()
+        await self._records.pair_log.close()
 
     async def _write_often(self) -> None:
         while True:
@@ -145,7 +146,10 @@ class Comparisons:
             for trial, table in shadow.take().items()
         }
         try:
-            await self._tables.write(counted)
+            try:
+                await self._records.pair_log.append(self._tables.next_write)
+            finally:  # also when it is cancelled: what was taken is nowhere else
+                await self._tables.write(counted)
         except StateUnavailable as exc:
             self._metrics.unwritten_comparisons.inc()
             if str(exc) != self._fault:  # it is tried again every second
@@ -182,5 +186,6 @@ def _described(
         "sha256": shown.chosen.sha256,
         "share": shown.share,
         "trial": None if latest is None else latest.removeprefix(f"{KIND}:{model}:"),
+        "writes": {} if latest is None else stored[latest].writes,
         "comparison": None if latest is None else comparison_document(tables[latest], decisions),
     }

@@ -6,12 +6,11 @@ from app.comparison.segments import SegmentReader
 from app.comparison.table import ComparisonTable
 from app.predictor import Answer, Asker
 from app.release.state import Chosen, ShadowState
-from app.served_model import Candidate, ServedModel, VersionId
+from app.served_model import Candidate, ServedModel
 from app.shadow.block import Block, Said
 from app.shadow.lane import Lane
 from app.shadow.sampling import SamplingPolicy, policy_of
-from app.shadow.trial import Trial, TrialId
-from app.telemetry.metrics import Metrics
+from app.shadow.trial import Records, Trial, TrialId
 
 
 class Shadow:
@@ -20,8 +19,8 @@ class Shadow:
     `feature_now_s` says feature time, seconds since 1970.
     """
 
-    def __init__(self, metrics: Metrics, feature_now_s: Callable[[], float]) -> None:
-        self._metrics = metrics
+    def __init__(self, records: Records, feature_now_s: Callable[[], float]) -> None:
+        self._records = records
         self._feature_now_s = feature_now_s
         self._shown: dict[Chosen, _Shown] = {}
         self._lanes: list[Lane] = []
@@ -44,7 +43,7 @@ class Shadow:
 
     def show(self, candidate: Candidate, state: ShadowState) -> None:
         """From now on. Raises `InvalidModel` for segments that no instance has."""
-        self._shown[state.chosen] = _Shown(candidate, state, self._metrics, self._feature_now_s)
+        self._shown[state.chosen] = _Shown(candidate, state, self._records, self._feature_now_s)
         self._lanes = [shown.lane for shown in self._shown.values()]
 
     def change(self, state: ShadowState) -> None:
@@ -77,14 +76,14 @@ class _Shown:
         self,
         candidate: Candidate,
         state: ShadowState,
-        metrics: Metrics,
+        records: Records,
         feature_now_s: Callable[[], float],
     ) -> None:
         self.state = state
         self._candidate = candidate
-        self._metrics = metrics
+        self._records = records
         self._segments = SegmentReader(candidate.contract, candidate.decoder.required)
-        self._trials: dict[VersionId, Trial] = {}
+        self._trials: dict[TrialId, Trial] = {}
         self._latest: tuple[ServedModel, Trial] | None = None
         self.lane = Lane(candidate, self._policy(), self, feature_now_s)
 
@@ -116,11 +115,12 @@ class _Shown:
     def _trial(self, champion: ServedModel) -> Trial:
         if self._latest is not None and self._latest[0] is champion:
             return self._latest[1]
-        trial = self._trials.get(champion.id)
+        trial_id = TrialId.of(champion, self._candidate, self.state.began)
+        trial = self._trials.get(trial_id)
         if trial is None:
-            trial_id = TrialId.of(champion, self._candidate, self.state.began)
             contract = self._candidate.contract
-            trial = Trial(trial_id, contract, self._segments, self._metrics)
-            self._trials[champion.id] = trial
+            trial = self._trials[trial_id] = Trial(
+                trial_id, contract, self._segments, self._records
+            )
         self._latest = champion, trial
         return trial

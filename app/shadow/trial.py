@@ -2,10 +2,13 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.comparison.pairs import NO_DECISION, FloatArray, Pairs
 from app.comparison.segments import SegmentReader
@@ -14,6 +17,7 @@ from app.contract import Contract
 from app.release.state import Chosen
 from app.served_model import Candidate, ServedModel, VersionId
 from app.shadow.block import Block, Said, decision_numbers, pairs_of
+from app.shadow.pair_log import PairLog, Rows
 from app.telemetry.metrics import Metrics
 
 # So many rows cost less than half a millisecond to count.
@@ -52,24 +56,54 @@ class TrialId:
         return f"{'-'.join(versions)}-{began}-"
 
 
+class Judged(Protocol):
+    """Is told what candidates say, to judge it when the truth is known."""
+
+    def compared(
+        self,
+        model: str,
+        request_id: str,
+        candidate: VersionId,
+        first: int,
+        numbers: NDArray[np.float64],
+    ) -> None:
+        """About the instances of a request from `first` on: `[rows]`, or `[rows, labels]` of
+        labelled numbers, NaN where it said nothing. Neither raises nor blocks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Where what was compared is told, beside the tables."""
+
+    metrics: Metrics
+    pair_log: PairLog
+    judged: Judged
+
+
 class Trial:
     """Counts pairs, many at a time."""
 
     def __init__(
-        self, trial: TrialId, contract: Contract, segments: SegmentReader, metrics: Metrics
+        self, trial: TrialId, contract: Contract, segments: SegmentReader, records: Records
     ) -> None:
         self.id = trial
+        self._records = records
+        self._has_labels = contract.labels is not None
         self._segments = segments
+        numbers = decision_numbers(contract) or {None: NO_DECISION}
+        self._decisions = sorted(numbers, key=lambda decision: numbers[decision] % len(numbers))
+        """By their numbers; the last is none."""
         self._empty = partial(
             ComparisonTable.empty,
             segments.names,
-            len(decision_numbers(contract)) - 1,
+            len(numbers) - 1,
             contract.score_is_probability,
         )
         self._table: ComparisonTable | None = None
         self._answered: list[tuple[Block, Said]] = []
         self._rows = 0
-        self._metrics = _TrialMetrics(metrics, trial.candidate.model, contract.score)
+        self._metrics = _TrialMetrics(records.metrics, trial.candidate.model, contract.score)
 
     def count(self, block: Block, said: Said) -> None:
         """What both say about the rows of a block."""
@@ -92,11 +126,33 @@ class Trial:
     def _settle(self) -> None:
         """What was kept back is counted."""
         if self._answered:
-            pairs = pairs_of(self._answered, self._segments)
-            self._answered.clear()
-            self._rows = 0
+            answered, self._answered, self._rows = self._answered, [], 0
+            pairs = pairs_of(answered, self._segments)
+            self._records.pair_log.note(pairs, partial(self._logged, answered))
+            if self._has_labels:
+                self._tell_judge(answered)
             self._counted().add(pairs, time.time())
             self._metrics.compared(pairs)
+
+    def _tell_judge(self, answered: Sequence[tuple[Block, Said]]) -> None:
+        judged, candidate = self._records.judged, self.id.candidate
+        for block, said in answered:
+            row = 0
+            for asker, _, start, stop in block.offered:
+                numbers = said.numbers[row : row + stop - start]
+                judged.compared(candidate.model, asker.request_id, candidate, start, numbers)
+                row += stop - start
+
+    def _logged(self, answered: Sequence[tuple[Block, Said]]) -> Rows:
+        offered = [each for block, _ in answered for each in block.offered]
+        return Rows(
+            self.id.candidate.model,
+            str(self.id),
+            [o.asker.request_id for o in offered for _ in range(o.start, o.stop)],
+            [instance for o in offered for instance in range(o.start, o.stop)],
+            self._segments.names,
+            self._decisions,
+        )
 
     def _counted(self) -> ComparisonTable:
         if self._table is None:

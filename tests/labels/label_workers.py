@@ -92,7 +92,7 @@ class Worker:
         return request_id
 
     def compare(self, request_id: str, numbers: NDArray[np.float64]) -> None:
-        self.sample.compared(request_id, CANDIDATE, numbers)
+        self.sample.compared(request_id, CANDIDATE, 0, numbers)
 
     async def tell(self, request_id: str, label: Any, instance: int = 0) -> Outcome:
         [outcome] = await self.feedback.tell([Told(request_id, label, instance)])

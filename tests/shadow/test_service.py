@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.shadow.conftest import serving
-from tests.tiny_models import write_model
+from tests.tiny_models import contract, write_contract, write_model
 
 
-async def published(folder: Path, versions: int = 2, **contract: Any) -> None:
+async def published(folder: Path, versions: int = 2, **changes: Any) -> None:
     for _ in range(versions):
-        await write_model(folder / "models", "m", "binary", **contract)
+        await write_model(folder / "models", "m", "binary", **changes)
 
 
 async def test_a_candidate_is_shown_what_is_answered_and_compared(tmp_path: Path) -> None:
@@ -149,7 +149,9 @@ async def test_what_cannot_be_shown_is_refused(
 async def test_segments_that_no_instance_has_are_refused_when_a_candidate_is_asked_for(
     tmp_path: Path,
 ) -> None:
-    await published(tmp_path, segments={"city": {"values": ["kyoto"]}})
+    await published(tmp_path)
     async with serving(tmp_path, "m") as service:
+        changed = contract("binary", segments={"city": {"values": ["kyoto"]}})
+        write_contract(tmp_path / "models" / "m", changed)
         response = await service.ask("shadow", version=1)
         assert (response.status_code, "segments.city" in response.text) == (400, True)
