@@ -74,10 +74,25 @@ def test_an_empty_table_changes_nothing_that_it_is_added_to() -> None:
     same(table + ComparisonTable.empty(NAMES, 2, True), table)
 
 
-def test_a_table_is_what_it_was_after_encoding() -> None:
-    table = counted(drawn(3, 300))
+@pytest.mark.parametrize("pairs", [(), (drawn(3, 300),)])
+def test_a_table_is_what_it_was_after_encoding(pairs: Sequence[Pairs]) -> None:
+    table = counted(*pairs)
     table.drop("timeout", 7)
     assert ComparisonTable.decode(table.encode()).encode() == table.encode()
+
+
+def test_what_has_been_damaged_is_refused_or_still_a_table() -> None:
+    content = counted(drawn(4, 40)).encode()
+    random = np.random.default_rng(4)
+    refused = 0
+    for _ in range(500):
+        damaged = bytearray(content[: random.integers(1, len(content) + 1)])
+        damaged[random.integers(len(damaged))] = random.integers(256)
+        try:
+            comparison_document(ComparisonTable.decode(bytes(damaged)))
+        except UnreadableTable:
+            refused += 1
+    assert refused > 400
 
 
 @pytest.mark.parametrize(
