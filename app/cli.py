@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from app.config import Settings
     from app.features.push import PushTarget
     from app.features.push_progress import Progress
+    from app.repository.store import Repository
     from app.telemetry.metrics import PushMetrics
 
 # Feast takes seconds to import, training libraries need not be installed where a service runs, and
@@ -371,8 +372,10 @@ def _compare(arguments: argparse.Namespace, settings: "Settings") -> int:
         return compare_pairs(repository, name, arguments.pairs, arguments.json)
     if arguments.candidate is None:
         raise ConfigurationError("name the versions of champion and candidate")
-    trusted = None if settings.trusted_keys is None else TrustedKeys(settings.trusted_keys)
     versions = (arguments.champion, arguments.candidate)
+    for version in versions:
+        _require_version(repository, name, version)
+    trusted = None if settings.trusted_keys is None else TrustedKeys(settings.trusted_keys)
     return compare(repository, trusted, name, versions, arguments.rows, arguments.json)
 
 
@@ -492,11 +495,15 @@ def _known_version(arguments: argparse.Namespace, settings: "Settings") -> int:
         if current is None:
             raise ConfigurationError(f"{repository.where(name)}: nothing is published yet")
         return current
-    numbers = repository.versions(name)
-    if arguments.version not in numbers:
-        raise ConfigurationError(f"{name} has no version {arguments.version}: {list(numbers)}")
     version: int = arguments.version
+    _require_version(repository, name, version)
     return version
+
+
+def _require_version(repository: "Repository", name: str, version: int) -> None:
+    numbers = repository.versions(name)
+    if version not in numbers:
+        raise ConfigurationError(f"{name} has no version {version}: {list(numbers)}")
 
 
 def _model_folder(name: str, settings: "Settings") -> Path:

@@ -1,11 +1,15 @@
 """How often each number was seen, by group: additive, and small where few numbers are."""
 
-from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Keys = NDArray[np.int64]
+
+Packed: TypeAlias = tuple[list[int], list[int], list[int]]
+"""The keys, the places of counts above 0 in a table of groups by keys, and these counts. Of keys
+and places each is less the one before it."""
 
 _CLOSE = 1 << 15
 
@@ -47,22 +51,27 @@ class GroupedCounts:
             total._counts[:, places] += part._counts
         return total
 
-    def packed(self, group: int) -> list[int]:
-        """A group as a list: each key less the one before it, and its count, by turns. Most of
-        these numbers are small, and so is what msgpack makes of them."""
-        keys, counts = self.of(group)
-        packed = np.empty(2 * len(keys), dtype=np.int64)
-        packed[::2] = np.diff(keys, prepend=0)
-        packed[1::2] = counts
-        return packed.tolist()
+    def packed(self) -> Packed:
+        """In lists of numbers that are small, and so is what msgpack makes of them."""
+        flat = self._counts.ravel()
+        there = np.flatnonzero(flat)
+        return _steps(self._keys), _steps(there), flat[there].tolist()
 
-    def unpack(self, group: int, packed: Sequence[int]) -> None:
-        """Add what was packed. Raises `ValueError` for what is no such list."""
-        numbers = np.array(packed, dtype=np.int64)
-        if len(numbers) % 2 or (numbers[1::2] < 1).any() or (numbers[2::2] < 1).any():
+    @classmethod
+    def unpacked(cls, groups: int, packed: Packed) -> "GroupedCounts":
+        """Raises `ValueError` or `IndexError` for what `packed` has not made of so many groups."""
+        steps, cell_steps, of_cells = (np.array(part, dtype=np.int64) for part in packed)
+        rising = (
+            (steps[1:] > 0).all() and (cell_steps[1:] > 0).all() and (cell_steps[:1] >= 0).all()
+        )
+        if not rising or (of_cells < 1).any():
             raise ValueError("no keys in order with their counts")
-        places = self._places(np.cumsum(numbers[::2]))
-        self._counts[group, places] += numbers[1::2]
+        unpacked = cls(groups)
+        unpacked._keys = np.cumsum(steps)
+        flat = np.zeros(groups * len(steps), dtype=np.int64)
+        flat[np.cumsum(cell_steps)] = of_cells
+        unpacked._counts = flat.reshape(groups, len(steps))
+        return unpacked
 
     def _places(self, keys: Keys) -> NDArray[np.intp]:
         """Where the keys, ascending, are; those that are new have been taken in."""
@@ -111,3 +120,10 @@ def _distinct(keys: Keys) -> tuple[Keys, NDArray[np.intp]]:
     place = np.empty(span, dtype=np.intp)
     place[there] = np.arange(len(there))
     return there + low, place[above]
+
+
+def _steps(ascending: Keys) -> list[int]:
+    steps = ascending.copy()
+    steps[1:] -= ascending[:-1]
+    told: list[int] = steps.tolist()
+    return told

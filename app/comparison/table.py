@@ -1,6 +1,6 @@
 """What is counted of the pairs of one trial: sums and counts, so that the tables of workers add."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import chain
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.comparison import grid
-from app.comparison.counts import GroupedCounts, Keys, counted
+from app.comparison.counts import GroupedCounts, Keys, Packed, counted
 from app.comparison.intervals import ClusterSums
 from app.comparison.pairs import NO_DECISION, Pairs
 from app.errors import HikyakuError
@@ -159,15 +159,11 @@ class _Wire(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     last_s: float
     dropped: dict[str, int]
     time_sums: tuple[float, float]
-    of_all: list[list[int]]
-    groups: dict[int, "_WireGroup"]
-
-
-class _WireGroup(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    sums: list[float]
-    clustered: list[float]
-    extremes: tuple[float, float]
-    counted: list[list[int]]
+    present: list[int]
+    """The groups that have any row."""
+    numbers: list[float]
+    """Of each of these: sums, sums over clusters, extremes."""
+    counted: list[Packed]
 
 
 class _Form(msgspec.Struct, array_like=True):
@@ -355,7 +351,10 @@ class ComparisonTable:
 
     def encode(self) -> bytes:
         """As msgpack, with the number of its form. Groups without a row are left out."""
-        present = np.flatnonzero(self._sums[:, _Sum.ROWS]).tolist()
+        present = np.flatnonzero(self._sums[:, _Sum.ROWS])
+        numbers = np.concatenate(
+            [self._sums, self._clustered.reshape(len(self._sums), -1), self._extremes], axis=1
+        )
         return msgspec.msgpack.encode(
             _Wire(
                 _FORM,
@@ -367,16 +366,9 @@ class ComparisonTable:
                 self.last_s,
                 self.dropped,
                 (float(self._time_sums[0]), float(self._time_sums[1])),
-                [counts.packed(0) for counts in self._of_all.values()],
-                {
-                    group: _WireGroup(
-                        self._sums[group].tolist(),
-                        self._clustered[group].ravel().tolist(),
-                        (float(self._extremes[group, 0]), float(self._extremes[group, 1])),
-                        [counts.packed(place) for counts, place in self._places(group)],
-                    )
-                    for group in present
-                },
+                present.tolist(),
+                numbers[present].ravel().tolist(),
+                [counts.packed() for counts in (*self._by_group.values(), *self._of_all.values())],
             )
         )
 
@@ -400,22 +392,20 @@ class ComparisonTable:
         table.blocks, table.dropped = wire.blocks, wire.dropped
         table.first_s, table.last_s = wire.first_s, wire.last_s
         table._time_sums = np.array(wire.time_sums)
-        for counts, packed in zip(table._of_all.values(), wire.of_all, strict=True):
-            counts.unpack(0, packed)
-        for group, of_group in wire.groups.items():
-            table._sums[group] = of_group.sums
-            table._clustered[group] = np.reshape(of_group.clustered, table._clustered.shape[1:])
-            table._extremes[group] = of_group.extremes
-            counted_of = zip(table._places(group), of_group.counted, strict=True)
-            for (counts, place), packed in counted_of:
-                counts.unpack(place, packed)
+        sums, clusters = len(_Sum), len(CLUSTERED) * _CLUSTER_SUMS
+        numbers = np.array(wire.numbers).reshape(len(wire.present), sums + clusters + 2)
+        table._sums[wire.present] = numbers[:, :sums]
+        table._clustered[wire.present] = numbers[:, sums : sums + clusters].reshape(
+            -1, len(CLUSTERED), _CLUSTER_SUMS
+        )
+        table._extremes[wire.present] = numbers[:, sums + clusters :]
+        groups = len(table._sums)
+        *by_group, joint, champion_s, candidate_s = wire.counted
+        for (what, kinds), packed in zip(_KINDS_BY_GROUP.items(), by_group, strict=True):
+            table._by_group[what] = GroupedCounts.unpacked(groups * kinds, packed)
+        for what, packed in zip(_OF_ALL, (joint, champion_s, candidate_s), strict=True):
+            table._of_all[what] = GroupedCounts.unpacked(1, packed)
         return table
-
-    def _places(self, group: int) -> Iterator[tuple[GroupedCounts, int]]:
-        """All that is counted of a group: in which counts, and where in them."""
-        for what, kinds in _KINDS_BY_GROUP.items():
-            for kind in range(kinds):
-                yield self._by_group[what], kind * len(self._sums) + group
 
     def _of(self, what: str, kind: int, group: int) -> Counts:
         return Counts(*self._by_group[what].of(kind * len(self._sums) + group))

@@ -124,8 +124,7 @@ async def _compared(
             candidate = await opener.open_candidate(vaulted, contract, lambda event: None, stack)
             opened.append(candidate)
         champion, candidate = opened
-        for one in opened:
-            _say_what_is_missing(one, table)
+        _check_columns(opened, table)
         segments = SegmentReader(contract, champion.decoder.required)
         counted = _empty(segments.names, contract)
         for part in _parts(table, contract.shadow.block_rows):
@@ -134,15 +133,18 @@ async def _compared(
         return _Compared(told, counted)
 
 
-def _say_what_is_missing(version: Candidate, table: pa.Table) -> None:
-    named = f"version {version.id.version}"
-    fields = [field for field in version.decoder.required if field not in table.schema.names]
-    if fields:
-        raise ConfigurationError(f"{named} needs the columns {', '.join(fields)}")
-    plan = version.source.plan
-    features = [feature for feature in plan.references if feature not in table.schema.names]
-    if features:
-        print(f"  {named}: without a column, and so NOT_FOUND: {', '.join(features)}", flush=True)
+def _check_columns(versions: Sequence[Candidate], table: pa.Table) -> None:
+    """Raises `ConfigurationError` for fields without a column; features may go without one."""
+    columns = set(table.schema.names)
+    without: dict[str, None] = {}
+    for version in versions:
+        fields = [field for field in version.decoder.required if field not in columns]
+        if fields:
+            raise ConfigurationError(f"version {version.id.version} needs: {', '.join(fields)}")
+        features = version.source.plan.references
+        without |= dict.fromkeys(name for name in features if name not in columns)
+    if without:
+        print(f"without a column, and so NOT_FOUND: {', '.join(without)}", flush=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +331,8 @@ def _as_text(comparison: Mapping[str, Any]) -> Iterator[str]:
     for name in ("failed", "not_finite", "flips"):
         share = comparison[name]
         yield f"  {name:12} {share['rows']:>8,}  {_between(share, 'share', '.4%')}"
+    for reason, rows in comparison["dropped"].items():
+        yield f"  dropped      {rows:>8,}  {reason}"
     difference = comparison["difference"]
     yield f"  difference   {_between(difference, 'mean', '+.6f')}"
     yield f"  absolute     {_between(difference['mean_absolute'], 'mean', '.6f')}"

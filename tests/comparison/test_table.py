@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from app.comparison import grid
-from app.comparison.pairs import Pairs, joined
+from app.comparison.document import comparison_document
+from app.comparison.pairs import Pairs, joined, scores
 from app.comparison.table import SHIFT_STEPS, ComparisonTable, Group, UnreadableTable, joint_bins
 from tests.comparison.drawn_pairs import NAMES, drawn, in_pieces, taken
 
@@ -73,10 +74,25 @@ def test_an_empty_table_changes_nothing_that_it_is_added_to() -> None:
     same(table + ComparisonTable.empty(NAMES, 2, True), table)
 
 
-def test_a_table_is_what_it_was_after_encoding() -> None:
-    table = counted(drawn(3, 300))
+@pytest.mark.parametrize("pairs", [(), (drawn(3, 300),)])
+def test_a_table_is_what_it_was_after_encoding(pairs: Sequence[Pairs]) -> None:
+    table = counted(*pairs)
     table.drop("timeout", 7)
     assert ComparisonTable.decode(table.encode()).encode() == table.encode()
+
+
+def test_what_has_been_damaged_is_refused_or_still_a_table() -> None:
+    content = counted(drawn(4, 40)).encode()
+    random = np.random.default_rng(4)
+    refused = 0
+    for _ in range(500):
+        damaged = bytearray(content[: random.integers(1, len(content) + 1)])
+        damaged[random.integers(len(damaged))] = random.integers(256)
+        try:
+            comparison_document(ComparisonTable.decode(bytes(damaged)))
+        except UnreadableTable:
+            refused += 1
+    assert refused > 400
 
 
 @pytest.mark.parametrize(
@@ -202,6 +218,31 @@ def test_without_decisions_there_are_no_flips() -> None:
     whole = table.groups()[0]
     assert (whole.flips, whole.decisions, whole.blocks["flip"]) == (0, {}, {})
     assert whole.shift is None
+
+
+def test_of_many_labels_those_beyond_the_limit_are_decided_as_one() -> None:
+    ours, theirs = np.arange(40, dtype=np.int32), np.roll(np.arange(40, dtype=np.int32), 1)
+    number = np.full(40, 0.5)
+    no_segments = np.empty((40, 0), np.int32)
+    nobody = np.zeros(40, np.bool_)
+    pairs = Pairs(ours * 0, number, number, ours, theirs, nobody, no_segments, number, number)
+    table = ComparisonTable.empty((), 40, True)
+    table.add(pairs, 0.0)
+    (whole,) = table.groups()
+    assert whole.flips == 40
+    assert whole.decisions[31, 31] == 8
+    assert max(whole.decisions) == (31, 31)
+    names = [f"label {number}" for number in range(40)]
+    told = comparison_document(table, names)["decisions"]
+    assert told[-1] == {"champion": "…", "candidate": "…", "rows": 8}
+
+
+def test_labelled_scores_are_what_both_say_about_the_label_of_the_champion() -> None:
+    champion = np.array([[0.1, 0.7, 0.2], [0.5, np.nan, 0.1], [0.3, 0.3, 0.4]])
+    candidate = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [np.nan, 0.1, 0.2]])
+    ours, theirs = scores(champion, candidate)
+    assert ours.tolist() == pytest.approx([0.7, np.nan, 0.4], nan_ok=True)
+    assert theirs[[0, 2]].tolist() == [0.3, 0.2]
 
 
 def test_a_model_without_segments_is_counted_as_a_whole() -> None:

@@ -19,11 +19,11 @@ from app.comparison.document import comparison_document
 from app.comparison.pairs import Pairs
 from app.comparison.table import ComparisonTable
 from app.errors import HikyakuError
-from app.evaluation.compare import compare, compare_pairs
+from app.evaluation.compare import compare
 from app.features.plan import NO_FEATURES
 from app.repository.publish import publish
-from app.repository.store import open_repository
-from tests.tiny_models import binary, onnx_model, training, write_artifact, write_model
+from app.repository.store import Repository, open_repository
+from tests.tiny_models import binary, onnx_model, stored, training, write_artifact, write_model
 
 SEGMENTS = {"b": {"edges": [0.0]}}
 WEIGHT = 0.8
@@ -39,7 +39,7 @@ class Published:
     folder: Path
 
     @property
-    def repository(self) -> Any:
+    def repository(self) -> Repository:
         return open_repository(str(self.folder / "models"))
 
 
@@ -61,6 +61,17 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     (artifact / "model.onnx").write_bytes(model.SerializeToString())
     asyncio.run(publish(folder / "models" / "tiny", artifact, NO_FEATURES, "tiny", isolated=False))
     return Published(folder)
+
+
+def compared_by(repository: Repository, rows: pa.Table, folder: Path) -> dict[str, Any]:
+    """What version 2 of `tiny` is told to say beside version 1."""
+    pq.write_table(rows, folder / "rows.parquet")
+    report = folder / "report.json"
+    compare(repository, None, "tiny", (1, 2), folder / "rows.parquet", report, isolated=False)
+    document = json.loads(report.read_text())
+    assert [document["champion"]["version"], document["candidates"][0]["version"]] == ["1", "2"]
+    comparison: dict[str, Any] = document["candidates"][0]["comparison"]
+    return comparison
 
 
 def test_the_document_is_that_of_the_pairs_that_the_server_would_have_made(
@@ -85,19 +96,7 @@ def test_the_document_is_that_of_the_pairs_that_the_server_would_have_made(
     )
     expected = ComparisonTable.empty((("b=..0", "b=0..", "b=other"),), 2, True)
     expected.add(pairs, 0.0)
-    pq.write_table(table, tmp_path / "rows.parquet")
-    finished = subprocess.run(
-        [
-            *(sys.executable, "-m", "app.cli", "compare", "tiny", "1", "2"),
-            *("--from", str(tmp_path / "rows.parquet"), "--json", str(tmp_path / "report.json")),
-        ],
-        env=os.environ | {"MODEL_REPOSITORY": str(published.folder / "models")},
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert "30 rows in 9 blocks" in finished.stdout
-    told = json.loads((tmp_path / "report.json").read_text())["candidates"][0]["comparison"]
+    told = compared_by(published.repository, table, tmp_path)
     compared = comparison_document(expected, (False, True))
     assert len(np.unique(block)) == 9
     for unlike in ("execution_time", "first_s", "last_s"):
@@ -110,11 +109,28 @@ def test_the_document_is_that_of_the_pairs_that_the_server_would_have_made(
     assert told["difference"]["mean"] == pytest.approx(compared["difference"]["mean"], abs=1e-7)
 
 
+def test_features_are_taken_from_their_columns_and_not_found_without_one(tmp_path: Path) -> None:
+    for _ in range(2):
+        asyncio.run(write_model(tmp_path / "models", "tiny", "stored"))
+    table = pa.table(
+        {
+            "driver_id": [1, 9],
+            "city": ["kyoto", None],
+            "distance": [5.0, 0.0],
+            "driver:rating": [4.0, None],
+            "driver:trips": [7, 3],
+        }
+    )
+    told = compared_by(open_repository(str(tmp_path / "models")), table, tmp_path)
+    scores = [stored(4.0, 7, None, 5.0), stored(None, 3, None, 0.0)]
+    assert told["champion"]["mean"] == pytest.approx(sum(scores) / 2)
+    assert told["difference"]["equal"] == 2
+
+
 def test_rows_that_a_server_would_refuse_are_named(published: Published, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"a": [1.0, 2.0], "b": [1.0, None]}), tmp_path / "rows.parquet")
-    arguments = (published.repository, None, "tiny", (1, 2), tmp_path / "rows.parquet", None)
+    rows = pa.table({"a": [1.0, 2.0], "b": [1.0, None]})
     with pytest.raises(HikyakuError, match=r"rows from 0 on: instances\[1\]\.b: expected"):
-        compare(*arguments, isolated=False)
+        compared_by(published.repository, rows, tmp_path)
 
 
 def test_recorded_pairs_are_compared_as_they_are(published: Published, tmp_path: Path) -> None:
@@ -131,7 +147,15 @@ def test_recorded_pairs_are_compared_as_they_are(published: Published, tmp_path:
     )
     pq.write_table(pairs, tmp_path / "pairs.parquet")
     report = tmp_path / "report.json"
-    compare_pairs(published.repository, "tiny", tmp_path / "pairs.parquet", report)
+    command = [sys.executable, "-m", "app.cli", "compare", "tiny"]
+    finished = subprocess.run(
+        [*command, "--pairs", str(tmp_path / "pairs.parquet"), "--json", str(report)],
+        env=os.environ | {"MODEL_REPOSITORY": str(published.folder / "models")},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "3 rows in 2 blocks" in finished.stdout
     comparison = json.loads(report.read_text())["candidates"][0]["comparison"]
     assert comparison["decisions"] == [
         {"champion": False, "candidate": False, "rows": 1},
