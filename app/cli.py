@@ -111,6 +111,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     command.set_defaults(run=_with_settings(_evaluate))
 
+    command = commands.add_parser("report", help="draw what candidates would have said")
+    command.add_argument("model", help="name of a served model")
+    command.add_argument("--candidate", type=_positive, metavar="N", help="only this version")
+    source = command.add_mutually_exclusive_group()
+    source.add_argument(
+        "--url",
+        default="http://127.0.0.1:8000",
+        help="where the model is served (default http://127.0.0.1:8000)",
+    )
+    source.add_argument(
+        "--json", type=Path, metavar="FILE", help="draw this answer of GET …/comparison instead"
+    )
+    command.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the HTML file to write"
+    )
+    command.set_defaults(run=_report)
+
     command = commands.add_parser("compare", help="have two versions answer the same rows")
     command.add_argument("model", help="name of a published model")
     command.add_argument("champion", type=_positive, nargs="?", help="version that answers")
@@ -359,6 +376,14 @@ def _evaluate(arguments: argparse.Namespace, settings: "Settings") -> int:
         min_auc=arguments.min_auc,
         report_file=arguments.json,
     )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from app.evaluation.report import report
+
+    report(arguments.model, arguments.candidate, arguments.url, arguments.json, arguments.output)
+    print(f"  wrote {arguments.output}")
+    return 0
 
 
 def _compare(arguments: argparse.Namespace, settings: "Settings") -> int:

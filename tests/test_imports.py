@@ -83,6 +83,7 @@ OWNERS = {
         "telemetry/metrics.py",
         "telemetry/processes.py",
     },
+    "jinja2": {"evaluation/page.py"},
     "pandas": {"features/feast_repo.py", "evaluation/replay.py"},
     "sklearn": {"evaluation/scores.py"},
     "httpx": {"evaluation/replay.py"},

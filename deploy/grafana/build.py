@@ -21,6 +21,7 @@ MODEL = 'model=~"$model"'
 STAGES = ("parse", "features", "queue", "execution", "respond")
 ANSWERED = 'code="ok"'
 REFUSED = 'code!="ok"'
+COMPARED = 'outcome="compared"'
 OUR_FAULT = (
     'code=~"backend_error|internal|overloaded|features_unavailable|model_not_ready|'
     'shutting_down|deadline_exceeded"'
@@ -95,12 +96,16 @@ def graph(
     width: int = 8,
     about: str = "",
     stack: str = "none",
+    at_least: float | None = 0,
     at_most: float | None = None,
 ) -> Json:
-    """Lines over time; `stack` is Grafana's: none, normal or percent."""
+    """Lines over time; `stack` is Grafana's: none, normal or percent. Without `at_least` and
+    `at_most` the axis ends where the lines do."""
     custom: Json = {"lineWidth": 1, "showPoints": "never", "stacking": {"mode": stack}}
     custom["fillOpacity"] = 0 if stack == "none" else 40
-    defaults: Json = {"unit": unit, "min": 0, "custom": custom}
+    defaults: Json = {"unit": unit, "custom": custom}
+    if at_least is not None:
+        defaults["min"] = at_least
     if at_most is not None:
         defaults["max"] = at_most
     return panel(
@@ -258,6 +263,157 @@ def predictions() -> list[Json]:
             "short",
             width=12,
             about="A shift without a release is drift, or a feature that has gone missing.",
+        ),
+    ]
+
+
+def candidates() -> list[Json]:
+    """Of versions that are shown what the champion answers."""
+    rows, duration = "hikyaku_shadow_rows_total", "hikyaku_shadow_execution_duration_seconds"
+    difference = "hikyaku_shadow_difference"
+    compared = total("model", rows, COMPARED)
+    flips = total("model", "hikyaku_shadow_flips_total")
+    waiting = f"sum by (model) (hikyaku_shadow_pending_rows{{{MODEL}}})"
+    return [
+        graph(
+            "Rows offered to candidates",
+            [(total("model, outcome", rows), "{{model}} {{outcome}}")],
+            "ops",
+            stack="normal",
+            about="compared: both gave a finite number. failed: the candidate raised an error or "
+            "died. not_finite: it answered NaN or infinity. Others were dropped, by the reason.",
+        ),
+        graph(
+            "Share of decisions that differ",
+            [(f"({flips} or 0 * {compared}) / {compared}", "{{model}}")],
+            "percentunit",
+            about="Of the rows compared. Where a model is trained anew, 1 to 4 % are usual.",
+        ),
+        graph(
+            "Difference of the scores",
+            [
+                (mean("model", difference), "mean {{model}}"),
+                *(
+                    (quantile(q, "model", difference), f"p{q * 100:.0f} {{{{model}}}}")
+                    for q in (0.05, 0.95)
+                ),
+            ],
+            "short",
+            at_least=None,
+            about="Candidate less champion, on the same rows. `hikyaku report` has intervals.",
+        ),
+        graph(
+            "Time of a candidate's block",
+            [
+                (quantile(0.5, "model", duration), "p50 {{model}}"),
+                (quantile(0.99, "model", duration), "p99 {{model}}"),
+            ],
+            "s",
+            about="At the lowest priority, in a process of its own: no answer waits for it.",
+        ),
+        graph(
+            "Rows that wait for candidates",
+            [(waiting, "{{model}}")],
+            "short",
+            about="At the instant of each scrape, over all replicas.",
+        ),
+        graph(
+            "What happened to candidates, and to their counts",
+            [
+                (total("model, event", "hikyaku_shadow_events_total"), "{{model}} {{event}}"),
+                ("sum (rate(hikyaku_unwritten_comparisons_total[$__rate_interval]))", "unwritten"),
+                (
+                    "sum by (kind) (rate(hikyaku_refused_tables_total[$__rate_interval]))",
+                    "left out: {{kind}}",
+                ),
+            ],
+            "ops",
+            about="Counts that could not be written are written later; those left out are lost.",
+        ),
+    ]
+
+
+def labels() -> list[Json]:
+    """Of models that are told the truth, and how good they were by it."""
+    delay, quality = "hikyaku_label_delay_seconds", "hikyaku_quality"
+    taken = f"max by (model) (hikyaku_label_bytes{{{MODEL}}})"
+    allowed = f"max by (model) (hikyaku_label_limit_bytes{{{MODEL}}})"
+
+    def figures(matcher: str) -> str:
+        return f"max by (model, role, figure) ({quality}{{{MODEL}, {matcher}}})"
+
+    return [
+        graph(
+            "Loss",
+            [(figures('figure!="auc"'), "{{model}} {{role}} {{figure}}")],
+            "short",
+            about="Of all predictions of the version whose horizon has passed and whose label is "
+            "known; less is better. The champion's rows and the candidate's need not be the same: "
+            "`hikyaku report` compares them on the same rows.",
+        ),
+        graph(
+            "AUC",
+            [(figures('figure="auc"'), "{{model}} {{role}}")],
+            "short",
+            at_least=None,
+            at_most=1,
+        ),
+        graph(
+            "Share of predictions with a label",
+            [(f"max by (model) (hikyaku_quality_coverage{{{MODEL}}})", "{{model}}")],
+            "percentunit",
+            at_most=1,
+            about="Of the champion's, once their horizon has passed. Labels that are known never "
+            "to come are among those without.",
+        ),
+        graph(
+            "Predictions judged",
+            [
+                (
+                    f"max by (model, role) (hikyaku_quality_rows{{{MODEL}}})",
+                    "{{model}} {{role}}",
+                )
+            ],
+            "short",
+            width=6,
+        ),
+        graph(
+            "Labels told",
+            [(total("model, outcome", "hikyaku_labels_total"), "{{model}} {{outcome}}")],
+            "ops",
+            width=6,
+            stack="normal",
+        ),
+        graph(
+            "Delay of labels",
+            [
+                (quantile(0.5, "model", delay), "p50 {{model}}"),
+                (quantile(0.95, "model", delay), "p95 {{model}}"),
+            ],
+            "s",
+            width=6,
+            about="From the prediction to its label, by feature time.",
+        ),
+        graph(
+            "Predictions kept for labels",
+            [
+                (
+                    total("model, outcome", "hikyaku_label_predictions_total"),
+                    "{{model}} {{outcome}}",
+                ),
+            ],
+            "ops",
+            width=6,
+            stack="normal",
+            about="kept, or why not. full: they have reached labels.max_megabytes of model.yaml.",
+        ),
+        graph(
+            "Room for predictions that wait for labels",
+            [(f"{taken} / {allowed}", "{{model}}")],
+            "percentunit",
+            width=6,
+            at_most=1,
+            about="In the state Redis, of labels.max_megabytes of model.yaml.",
         ),
     ]
 
@@ -477,6 +633,8 @@ ROWS = {
     "Latency": latency,
     "Batching": batching,
     "Predictions": predictions,
+    "Candidates": candidates,
+    "Labels": labels,
     "Features": features,
     "Features pushed from streams": pushing,
     "Process": process,

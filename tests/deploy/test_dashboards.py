@@ -37,7 +37,8 @@ def metric_families() -> dict[str, set[str]]:
 
 def named_metrics(expression: str) -> set[str]:
     """Metrics of a process that the expression names; recorded ones are told by their colons."""
-    return set(re.findall(r"(?<![\w:])(?:hikyaku|process|python)_\w+(?![\w:])", expression))
+    names = re.sub(r'"[^"]*"', '""', expression)  # the value of a label is none
+    return set(re.findall(r"(?<![\w:])(?:hikyaku|process|python)_\w+(?![\w:])", names))
 
 
 def recorded_metrics(expression: str) -> set[str]:
