@@ -99,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the outcome there")
     command.set_defaults(run=_with_settings(_reproduce))
 
-    command = commands.add_parser("evaluate", help="replay recorded requests through HTTP")
+    command = commands.add_parser(
+        "evaluate", help="hold answers over HTTP against offline predictions"
+    )
     command.add_argument("model", help="name of a published model whose model.yaml has `replay`")
     command.add_argument("--start", type=_instant, help="first instant of asking")
     command.add_argument("--end", type=_instant, help="instant of asking to stop before")
@@ -347,7 +349,7 @@ def _reproduce(arguments: argparse.Namespace, settings: "Settings") -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, settings: "Settings") -> int:
-    from app.evaluation.replay import evaluate
+    from app.evaluation.evaluate import evaluate
 
     return evaluate(
         _model_folder(arguments.model, settings),
