@@ -90,7 +90,7 @@ OWNERS = {
         "evaluation/request_log.py",
     },
     "sklearn": {"evaluation/scores.py"},
-    "httpx": {"evaluation/own_service.py", "evaluation/service_client.py"},
+    "httpx": {"evaluation/own_service.py"},
     "pyarrow": {
         "evaluation/compare.py",
         "features/on_demand.py",

@@ -1,7 +1,6 @@
 """Takes a running service through recorded time: pushes features, moves its clock, asks, tells the
 truth."""
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ class Replayed:
         return Counter(status for status in self.told if status is not None)
 
 
-async def drive(
+def drive(
     log: RequestLog,
     pushes: Pushes,
     client: ServiceClient,
@@ -58,28 +57,24 @@ async def drive(
     asked = 0
     for at_us in np.unique([start_us, *log.asked_us, *truths.instants_us, until_us]).tolist():
         until = int(log.asked_us.searchsorted(at_us, side="right"))
-        await pace.reach(at_us)
+        pace.reach(at_us)
         if until > asked:
             pushes.push_until(at_us)
-        await client.advance_clock(as_datetime(at_us).isoformat())
-        replayed.answers += await asyncio.gather(
-            *(client.predict(instance) for instance in log.instances[asked:until])
-        )
+        client.advance_clock(as_datetime(at_us).isoformat())
+        replayed.answers += client.predict(log.instances[asked:until])
         asked = until
         rows = truths.known_at(at_us)
         for first in range(0, len(rows), _LABELS_AT_ONCE):
-            await _tell(client, log, replayed, rows[first : first + _LABELS_AT_ONCE])
+            _tell(client, log, replayed, rows[first : first + _LABELS_AT_ONCE])
         progress.say(at_us, replayed)
     replayed.took_s = time.monotonic() - started_s
     replayed.retried = client.retried
     return replayed
 
 
-async def _tell(
-    client: ServiceClient, log: RequestLog, replayed: Replayed, rows: Sequence[int]
-) -> None:
+def _tell(client: ServiceClient, log: RequestLog, replayed: Replayed, rows: Sequence[int]) -> None:
     labels = [Label(replayed.answers[row].request_id, log.truth[row]) for row in rows]
-    for row, status in zip(rows, await client.tell(labels), strict=True):
+    for row, status in zip(rows, client.tell(labels), strict=True):
         replayed.told[row] = status
 
 
@@ -108,17 +103,17 @@ class _Pace:
         self._speed = speed
         self._started_s = time.monotonic()
 
-    async def reach(self, at_us: int) -> None:
+    def reach(self, at_us: int) -> None:
         while True:
             elapsed_s = time.monotonic() - self._started_s
             left_s = (at_us - self._start_us) / 1e6 / self._speed - elapsed_s
             if left_s <= _CLOCK_EVERY_S:
-                await asyncio.sleep(max(0.0, left_s))
+                time.sleep(max(0.0, left_s))
                 return
-            await asyncio.sleep(_CLOCK_EVERY_S)
+            time.sleep(_CLOCK_EVERY_S)
             passed_us = round((time.monotonic() - self._started_s) * self._speed * 1e6)
             now_us = min(self._start_us + passed_us, at_us)
-            await self._client.advance_clock(as_datetime(now_us).isoformat())
+            self._client.advance_clock(as_datetime(now_us).isoformat())
 
 
 class _Progress:

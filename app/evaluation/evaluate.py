@@ -1,6 +1,5 @@
 """Holds the answers of a service against offline predictions on point-in-time features."""
 
-import asyncio
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from app.evaluation.own_service import own_service
 from app.evaluation.pushes import Pushes
 from app.evaluation.request_log import RequestLog, as_datetime, read_log
 from app.evaluation.scores import BinaryScores, score
-from app.evaluation.service_client import Answer, ServiceClient
+from app.evaluation.service_client import ServiceClient
 from app.features.feast_repo import open_store, open_writer
 from app.features.plan import FeaturePlan, plan_from_json
 from app.local.redis_server import own_redis
@@ -62,7 +61,15 @@ def evaluate(
     print("  the same requests offline, on point-in-time features", flush=True)
     store = open_store(settings.feature_repo, None)
     (offline,) = predict_offline(model_dir, contract, [manifest], plan, log, store)
-    return _report(contract, manifest, log.known_truth(), answers, offline, min_auc, report_file)
+    return _report(
+        contract,
+        manifest,
+        log.known_truth(np.arange(len(log))),
+        answers,
+        offline,
+        min_auc,
+        report_file,
+    )
 
 
 def _answers(
@@ -78,13 +85,9 @@ def _answers(
         address = stack.enter_context(own_service(redis_url, "", clock))
         pushes = Pushes(open_writer(feature_repo, redis_url), plan.feature_service, until_us)
         timeout_ms = contract.limits.max_timeout_ms
-
-        async def replayed() -> Sequence[Answer]:
-            async with ServiceClient(address, name, token=None, timeout_ms=timeout_ms) as client:
-                done = await drive(log, pushes, client, start_us=start_us, until_us=until_us)
-                return done.answers
-
-        return [answer.prediction for answer in asyncio.run(replayed())]
+        with ServiceClient(address, name, token=None, timeout_ms=timeout_ms) as client:
+            done = drive(log, pushes, client, start_us=start_us, until_us=until_us)
+    return [answer.prediction for answer in done.answers]
 
 
 def _report(

@@ -40,9 +40,11 @@ class RequestLog:
     def __len__(self) -> int:
         return len(self.instances)
 
-    def known_truth(self) -> NDArray[Any]:
-        """Booleans where the truths are of two kinds, else numbers; every row must have one."""
-        return self.truth.astype(bool if set(self.truth) <= {True, False} else np.float64)
+    def known_truth(self, rows: NDArray[np.intp]) -> NDArray[Any]:
+        """Of these rows, which must have one: booleans where the truths are of two kinds, else
+        numbers."""
+        truth = self.truth[rows]
+        return truth.astype(bool if set(truth) <= {True, False} else np.float64)
 
 
 def replay_section(model_dir: Path, contract: Contract) -> Replay:
