@@ -3,13 +3,13 @@ truth."""
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.evaluation.pushes import Pushes
 from app.evaluation.request_log import RequestLog, as_datetime
 from app.evaluation.service_client import Answer, Label, ServiceClient
 
@@ -17,6 +17,14 @@ MAX_SPEED = float("inf")
 _CLOCK_EVERY_S = 1.0
 _SAY_EVERY_S = 10.0
 _LABELS_AT_ONCE = 1_000
+
+
+class Pushes(Protocol):
+    """app/evaluation/pushes.py, which takes Feast to import."""
+
+    def push_until(self, until_us: int) -> None:
+        """Write what became known since the last call."""
+        ...
 
 
 @dataclass
@@ -42,17 +50,19 @@ def drive(
     until_us: int,
     speed: float = MAX_SPEED,
     with_labels: bool = False,
+    watch: Callable[[int, Replayed], None] | None = None,
 ) -> Replayed:
     """Every event of `[start_us, until_us]` in the order in which it happened, and at each instant:
     what became known is pushed, the clock moves, requests are asked, truths are told.
 
     At the end the clock stands at `until_us`; a truth that is known later is not told. `speed` is
-    seconds of the clock a second.
+    seconds of the clock a second. `watch` is told of each instant when all of it has happened; by
+    default it prints a line now and then.
     """
     replayed = Replayed(told=[None] * len(log))
     pace = _Pace(client, start_us, speed)
     truths = _Truths(log, until_us if with_labels else -1)
-    progress = _Progress(len(log))
+    told = watch or progress()
     started_s = time.monotonic()
     asked = 0
     for at_us in np.unique([start_us, *log.asked_us, *truths.instants_us, until_us]).tolist():
@@ -66,10 +76,31 @@ def drive(
         rows = truths.known_at(at_us)
         for first in range(0, len(rows), _LABELS_AT_ONCE):
             _tell(client, log, replayed, rows[first : first + _LABELS_AT_ONCE])
-        progress.say(at_us, replayed)
+        told(at_us, replayed)
     replayed.took_s = time.monotonic() - started_s
     replayed.retried = client.retried
     return replayed
+
+
+def progress() -> Callable[[int, Replayed], None]:
+    """Prints a line now and then."""
+    started_s = said_s = time.monotonic()
+
+    def say(at_us: int, replayed: Replayed) -> None:
+        nonlocal said_s
+        now_s = time.monotonic()
+        if now_s - said_s < _SAY_EVERY_S:
+            return
+        said_s = now_s
+        asked, requests = len(replayed.answers), len(replayed.told)
+        labels = requests - replayed.told.count(None)
+        print(
+            f"  {asked / requests:4.0%} {as_datetime(at_us):%Y-%m-%d %H:%M} UTC  {asked:,} asked, "
+            f"{labels:,} labels  {now_s - started_s:.0f} s",
+            flush=True,
+        )
+
+    return say
 
 
 def _tell(client: ServiceClient, log: RequestLog, replayed: Replayed, rows: Sequence[int]) -> None:
@@ -114,25 +145,3 @@ class _Pace:
             passed_us = round((time.monotonic() - self._started_s) * self._speed * 1e6)
             now_us = min(self._start_us + passed_us, at_us)
             self._client.advance_clock(as_datetime(now_us).isoformat())
-
-
-class _Progress:
-    """A line now and then."""
-
-    def __init__(self, requests: int) -> None:
-        self._requests = requests
-        self._started_s = self._said_s = time.monotonic()
-
-    def say(self, at_us: int, replayed: Replayed) -> None:
-        now_s = time.monotonic()
-        if now_s - self._said_s < _SAY_EVERY_S:
-            return
-        self._said_s = now_s
-        asked = len(replayed.answers)
-        told = len(replayed.told) - replayed.told.count(None)
-        labels = f", {told:,} labels" if told else ""
-        print(
-            f"  {asked / self._requests:4.0%} {as_datetime(at_us):%Y-%m-%d %H:%M} UTC  "
-            f"{asked:,} asked{labels}  {now_s - self._started_s:.0f} s",
-            flush=True,
-        )

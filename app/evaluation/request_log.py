@@ -16,6 +16,8 @@ from app.features.plan import FeaturePlan
 from app.instances import InstanceDecoder
 from app.repository.layout import CONTRACT_FILE
 
+NO_HORIZON_US = np.iinfo(np.int64).max
+"""Of a request that has not the instant from which its horizon is counted: it never counts."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -129,8 +131,15 @@ def _horizon_us(
     after_us = round(horizon.after_s * 1e6)
     if horizon.source is None:
         return asked_us + after_us
-    texts = (instance[horizon.source] for instance in instances)
-    return np.array([as_microseconds(datetime.fromisoformat(t)) for t in texts]) + after_us
+    starts = (instance[horizon.source] for instance in instances)
+    return np.array(
+        [
+            NO_HORIZON_US
+            if start is None
+            else as_microseconds(datetime.fromisoformat(start)) + after_us
+            for start in starts
+        ]
+    )
 
 
 def _microseconds(instants: "pd.Series[Any]") -> NDArray[np.int64]:
