@@ -107,16 +107,16 @@ def report_of(
     """What came of a replay.
 
     `quality` holds each version that answered, computed from its answers and the log's truths:
-    `at_horizon` for the requests whose horizon has passed by the end and whose truth was known by
-    then, `as_they_arrived` for all whose truth is known by the end. Null: no truth is known, or the
-    predictions are not numbers.
+    `at_horizon` for the requests whose horizon has passed by the end and whose truth was known
+    before it, `as_they_arrived` for all whose truth is known by the end. Null: no truth is known,
+    or the predictions are not numbers.
     """
     answers = replayed.answers
     end_us = as_microseconds(period.end)
     horizon_us = np.full(len(log), end_us) if log.horizon_us is None else log.horizon_us
     has_truth = np.array([truth is not None for truth in log.truth]) & (log.known_us >= 0)
     chosen = {
-        "at_horizon": has_truth & (horizon_us <= end_us) & (log.known_us <= horizon_us),
+        "at_horizon": has_truth & (horizon_us <= end_us) & (log.known_us < horizon_us),
         "as_they_arrived": has_truth & (log.known_us <= end_us),
     }
     versions = np.array([answer.version for answer in answers])

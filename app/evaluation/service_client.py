@@ -72,8 +72,14 @@ class ServiceClient:
         return list(self._pool.map(self._predict, instances))
 
     def shadow(self, version: str) -> None:
-        """Show this version from now on what the champion answers, all of it."""
-        self.ask("POST", f"{self._model}:shadow", {"version": version, "share": 1.0})
+        """Show this version from now on all that the champion answers, in every worker."""
+        outcome = self.ask("POST", f"{self._model}:shadow", {"version": version, "share": 1.0})
+        if not outcome["converged"]:
+            raise HikyakuError(f"version {version} is not shown requests by all workers: {outcome}")
+
+    def comparison(self) -> Any:
+        """The document of what candidates would have said."""
+        return self.ask("GET", f"{self._model}/comparison")
 
     def advance_clock(self, to: str) -> None:
         """To an instant in RFC 3339."""
