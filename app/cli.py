@@ -160,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
         "--every-days", type=_positive, default=1, metavar="N", help="ask on one day in N"
     )
     command.add_argument("--report", type=Path, metavar="FILE", help="write the figures as JSON")
+    command.add_argument(
+        "--comparison", type=Path, metavar="FILE", help="write what the service says of candidates"
+    )
     command.set_defaults(run=_with_settings(_replay))
 
     features = commands.add_parser("features", help="fill the online store")
@@ -431,6 +434,7 @@ def _replay(arguments: argparse.Namespace, settings: "Settings") -> int:
         candidates=arguments.shadow,
         with_labels=arguments.labels,
         report_file=arguments.report,
+        comparison_file=arguments.comparison,
     )
 
 

@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from app.config import Settings, load_settings
 from app.contract import Contract, load_contract
@@ -32,6 +32,7 @@ from app.evaluation.driver import Replayed, drive, progress
 from app.evaluation.offline import predict_offline
 from app.evaluation.own_service import own_service
 from app.evaluation.pushes import Pushes
+from app.evaluation.replay import settled_comparison
 from app.evaluation.request_log import RequestLog, as_microseconds, read_log
 from app.evaluation.service_client import ServiceClient
 from app.features.feast_repo import open_store, open_writer
@@ -43,8 +44,6 @@ from loadtests.flight_versions import MODEL, champion_and_candidate
 
 FROM, TO = "2013-10-01T00:00:00-04:00", "2014-01-03T00:00:00-05:00"
 TOLERANCE = 1e-9
-SETTLED_WITHIN_S = 300.0
-_LOOK_EVERY_S = 2.0
 _ARRIVED_HOURS = 8
 
 
@@ -93,6 +92,8 @@ def main() -> int:
     checks = [
         *_answers(subject, replayed, offline),
         *_comparison(subject, document["candidates"][0]["comparison"], offline),
+        *_labels(subject, replayed),
+        *_quality(subject, document["quality"], offline),
     ]
     print("                                                      service                offline")
     print("\n".join(map(str, checks)))
@@ -165,24 +166,11 @@ def _served(
         )
         requests, per_s = len(subject.log), len(subject.log) / replayed.took_s
         print(f"• {requests:,} flights in {replayed.took_s:.0f} s, {per_s:.0f} a second")
-        document = _settled(client, requests)
+        document = settled_comparison(client)
         if arguments.report is not None:
             command = ["report", MODEL, "--url", address, "--output", str(arguments.report)]
             subprocess.run([sys.executable, "-m", "app.cli", *command], check=True)
         return replayed, document
-
-
-def _settled(client: ServiceClient, requests: int) -> Mapping[str, Any]:
-    """The comparison when every flight is counted, or what it is after a while."""
-    until_s = time.monotonic() + SETTLED_WITHIN_S
-    while True:
-        document: Mapping[str, Any] = client.comparison()
-        compared = document["candidates"][0]["comparison"]
-        shown = compared["rows"] + sum(compared["dropped"].values())
-        due = (document["quality"] or {}).get("due", 0)
-        if (shown == requests and due == requests) or time.monotonic() > until_s:
-            return document
-        time.sleep(_LOOK_EVERY_S)
 
 
 def _offline(subject: Subject, settings: Settings) -> Sequence[Sequence[Mapping[str, Any]]]:
@@ -225,6 +213,50 @@ def _comparison(
     }
     for what, (service, expected) in means.items():
         yield Check(what, service, float(expected), TOLERANCE)
+
+
+def _labels(subject: Subject, replayed: Replayed) -> Iterator[Check]:
+    told = replayed.statuses()
+    yield Check("labels accepted", told.get("accepted", 0), int((subject.log.known_us >= 0).sum()))
+    yield Check("labels of any other outcome", sum(told.values()) - told.get("accepted", 0), 0)
+
+
+def _quality(
+    subject: Subject, told: Mapping[str, Any], offline: Sequence[Sequence[Mapping[str, Any]]]
+) -> Iterator[Check]:
+    """On all flights: every horizon has passed by the end."""
+    champion, [pair] = told["versions"][0], told["pairs"]
+    landed = np.array([truth is not None for truth in subject.log.truth])
+    late = subject.log.truth[landed].astype(bool)
+    yield Check("flights whose horizon has passed", champion["due"], len(subject.log))
+    yield Check("of them with a label", champion["labelled"], int(landed.sum()))
+    yield Check("of them that never get one", champion["void"], int((~landed).sum()))
+    yield Check("of them that both versions judged", pair["shown"], len(subject.log))
+    yield Check("late", champion["label_rate"]["value"], float(late.mean()), TOLERANCE)
+    versions = {
+        "champion": (champion, offline[0]),
+        "champion, beside the candidate": (pair["champion"], offline[0]),
+        "candidate": (pair["candidate"], offline[1]),
+    }
+    for name, (figures, predictions) in versions.items():
+        scores = _scores(subject, predictions)[landed]
+        auc, losses = figures["auc"]["value"], figures["losses"]
+        yield Check(f"AUC of the {name}", auc, _area(scores, late))
+        by_sklearn = {
+            "AUC": (auc, roc_auc_score(late, scores)),
+            "log loss": (losses["log_loss"]["value"], log_loss(late, scores)),
+            "Brier": (losses["brier"]["value"], brier_score_loss(late, scores)),
+        }
+        for what, (service, expected) in by_sklearn.items():
+            yield Check(f"{what} of the {name}, scikit-learn", service, float(expected), TOLERANCE)
+
+
+def _area(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+    """Under the ROC curve, exact but for one division: how many pairs of a true and a false row are
+    in order, those of equal scores by half."""
+    true, false = scores[truth], np.sort(scores[~truth])
+    twice = sum(int(np.searchsorted(false, true, side=side).sum()) for side in ("left", "right"))
+    return twice / (2 * len(true) * len(false))
 
 
 def _scores(subject: Subject, predictions: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,9 @@ from app.repository.layout import CONTRACT_FILE
 from app.repository.manifest import PLAN_FILE
 from app.repository.store import open_repository
 
+_SETTLED_S = 3.0
+"""Workers write what they have counted once a second."""
+
 
 @dataclass(frozen=True)
 class Period:
@@ -57,12 +61,14 @@ def replay(
     candidates: Sequence[str],
     with_labels: bool | None,
     report_file: Path | None,
+    comparison_file: Path | None,
 ) -> int:
     """Replay a period to the service at `address`, whose features are in `redis_url`, and print
     what came of it; without `address` to a service and a Redis of our own.
 
     `candidates` are shadowed before it begins. `with_labels` None: where model.yaml says when they
-    are known and what they are for. Returns 0. Raises `HikyakuError`.
+    are known and what they are for. What the service then says of its candidates is written to
+    `comparison_file`. Returns 0. Raises `HikyakuError`.
     """
     contract = load_contract(model_dir / CONTRACT_FILE)
     labels = _sends_labels(model_dir, contract, with_labels)
@@ -94,11 +100,22 @@ def replay(
                 speed=period.speed,
                 with_labels=labels,
             )
+            if comparison_file is not None:
+                comparison_file.write_text(json.dumps(settled_comparison(client), indent=1) + "\n")
     report = report_of(model_dir.name, contract, period, log, replayed)
     if report_file is not None:
         report_file.write_text(json.dumps(report, indent=1) + "\n")
     print(_as_text(report), flush=True)
     return 0
+
+
+def settled_comparison(client: ServiceClient) -> Mapping[str, Any]:
+    """What the service says of its candidates, once nothing is added to it any more."""
+    before: Mapping[str, Any] = {}
+    while before != (said := client.comparison()):
+        before = said
+        time.sleep(_SETTLED_S)
+    return before
 
 
 def report_of(
