@@ -13,7 +13,7 @@ else
 TRITON_SERVER := .venv-triton/installed
 endif
 
-.PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
+.PHONY: run test lint format lock candidate prove-flights prove-no-skew prove-feast-parity prove-no-foreign-values \
 	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-release-state \
 	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables bench bench-features \
 	bench-start bench-gpu bench-isolated bench-workers clean
@@ -66,6 +66,14 @@ prove-repository: .venv/dev.installed  ## publishers killed before every write, 
 
 prove-hostile-models: .venv/dev.installed  ## 139 hostile models are refused, the server answering throughout
 	@$(BIN)/python -m loadtests.prove_hostile_models $(PROVE)
+
+candidate: .venv/train.installed  ## train flight_delay through September too and publish that beside the champion
+	@$(BIN)/python -m feature_repo.history
+	@$(BIN)/python -m loadtests.flight_versions
+
+prove-flights: .venv/train.installed  ## a candidate beside the champion on October to December, then the truth
+	@$(BIN)/python -m feature_repo.history
+	@$(BIN)/python -m loadtests.prove_flights $(PROVE)
 
 bench: .venv/train.installed  ## ours beside a bare echo and its peers; BENCH=--quick leaves the peers out
 	@$(BIN)/python -m loadtests.bench $(BENCH)

@@ -100,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the outcome there")
     command.set_defaults(run=_with_settings(_reproduce))
 
-    command = commands.add_parser("evaluate", help="replay recorded requests through HTTP")
+    command = commands.add_parser(
+        "evaluate", help="hold answers over HTTP against offline predictions"
+    )
     command.add_argument("model", help="name of a published model whose model.yaml has `replay`")
     command.add_argument("--start", type=_instant, help="first instant of asking")
     command.add_argument("--end", type=_instant, help="instant of asking to stop before")
@@ -145,6 +147,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="also write all of it there")
     command.set_defaults(run=_with_settings(_compare))
+
+    command = commands.add_parser("replay", help="take a running service through recorded time")
+    command.add_argument("model", help="name of a published model whose model.yaml has `replay`")
+    command.add_argument("--from", type=_instant, required=True, dest="start", metavar="INSTANT")
+    command.add_argument("--to", type=_instant, required=True, dest="end", metavar="INSTANT")
+    command.add_argument(
+        "--speed",
+        type=_speed,
+        default="max",
+        metavar="N",
+        help="seconds of the replay clock a second, or `max` (default)",
+    )
+    command.add_argument(
+        "--url", help="a service whose replay clock is not beyond --from (default: one of its own)"
+    )
+    command.add_argument(
+        "--shadow",
+        action="append",
+        default=[],
+        metavar="VERSION",
+        help="show this version what the champion answers; may be given several times",
+    )
+    command.add_argument(
+        "--labels",
+        action=argparse.BooleanOptionalAction,
+        help="send the truth when it is known (default: where model.yaml has `labels`)",
+    )
+    command.add_argument(
+        "--every-days", type=_positive, default=1, metavar="N", help="ask on one day in N"
+    )
+    command.add_argument("--report", type=Path, metavar="FILE", help="write the figures as JSON")
+    command.add_argument(
+        "--comparison", type=Path, metavar="FILE", help="write what the service says of candidates"
+    )
+    command.set_defaults(run=_with_settings(_replay))
 
     features = commands.add_parser("features", help="fill the online store")
     actions = features.add_subparsers(required=True, metavar="action")
@@ -200,6 +237,13 @@ def _instant(text: str) -> datetime:
 
 def _instant_or_last(text: str) -> datetime | Literal["last"]:
     return "last" if text == "last" else _instant(text)
+
+
+def _speed(text: str) -> float:
+    speed = float("inf") if text == "max" else float(text)
+    if not speed > 0:
+        raise argparse.ArgumentTypeError("must be above 0, or `max`")
+    return speed
 
 
 def _positive(text: str) -> int:
@@ -365,7 +409,7 @@ def _reproduce(arguments: argparse.Namespace, settings: "Settings") -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, settings: "Settings") -> int:
-    from app.evaluation.replay import evaluate
+    from app.evaluation.evaluate import evaluate
 
     return evaluate(
         _model_folder(arguments.model, settings),
@@ -402,6 +446,24 @@ def _compare(arguments: argparse.Namespace, settings: "Settings") -> int:
         _require_version(repository, name, version)
     trusted = None if settings.trusted_keys is None else TrustedKeys(settings.trusted_keys)
     return compare(repository, trusted, name, versions, arguments.rows, arguments.json)
+
+
+def _replay(arguments: argparse.Namespace, settings: "Settings") -> int:
+    from app.evaluation.replay import Period, replay
+
+    if arguments.end <= arguments.start:
+        raise ConfigurationError("--to: not after --from")
+    return replay(
+        _model_folder(arguments.model, settings),
+        settings,
+        Period(arguments.start, arguments.end, arguments.every_days, arguments.speed),
+        address=arguments.url,
+        redis_url=_redis_url(settings),
+        candidates=arguments.shadow,
+        with_labels=arguments.labels,
+        report_file=arguments.report,
+        comparison_file=arguments.comparison,
+    )
 
 
 def _apply(arguments: argparse.Namespace, settings: "Settings") -> int:

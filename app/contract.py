@@ -366,15 +366,20 @@ class Limits(_Section):
 
 
 class Replay(_Section):
-    """A recorded request log for `hikyaku evaluate`: a parquet file with one request a row.
+    """A recorded request log for `hikyaku replay` and `evaluate`: a parquet file with one request a
+    row.
 
     The path is relative to model.yaml. The other names are columns: the instant of asking, the
-    truth (null where there is none); every request field of the contract is a column too.
+    truth (null where there is none), the instant at which the truth is known; every request field
+    of the contract is a column too. Without `label_known_at` no labels are sent. Where there is no
+    truth, `no_label_after_s` after asking it is said that there never will be one; None: never.
     """
 
     requests: str
     asked_at: str
     label: str
+    label_known_at: str | None = None
+    no_label_after_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class Contract(_Section):

@@ -160,23 +160,23 @@ def write(store: FeatureStore, view: str, rows: pd.DataFrame) -> None:
     store.write_to_online_store(view, rows)
 
 
-def pushed_histories(
-    store: FeatureStore, service: str
-) -> Iterator[tuple[str, list[str], str, Path]]:
-    """For each view that a service reads and that is pushed to: its name, its join keys, the column
-    of the instant at which a row became known, and the parquet file of everything that was ever
-    pushed."""
+def pushed_histories(store: FeatureStore, service: str) -> Iterator[tuple[str, str, Path]]:
+    """For each push source that feeds a view which a service reads: its name, the column of the
+    instant at which a row became known, and the parquet file of everything that was ever pushed."""
     read = dict.fromkeys(
         source.name
         for projection in store.get_feature_service(service).feature_view_projections
         for source in _stored(store, projection)
     )
-    for name in read:
-        view = store.get_feature_view(name)
+    views = {
+        view.stream_source.name: view
+        for view in map(store.get_feature_view, read)
+        if view.stream_source is not None
+    }
+    for push_source, view in views.items():
         history = view.batch_source
-        if view.stream_source is not None and isinstance(history, FileSource):
-            path = store.repo_path / history.path
-            yield view.name, view.join_keys, history.timestamp_field, path
+        if isinstance(history, FileSource):
+            yield push_source, history.timestamp_field, store.repo_path / history.path
 
 
 def offline_files(store: FeatureStore, service: str) -> list[Path]:
