@@ -163,13 +163,16 @@ def write_contract(repository: Path) -> Path:
     return folder
 
 
-async def publish_next(repository: Path, version: int, size: Size = "small") -> None:
-    """Publish the model's next version, which must be this one; CURRENT names it from now on."""
+async def publish_next(
+    repository: Path, version: int, size: Size = "small", model: ModelProto | None = None
+) -> None:
+    """Publish the model's next version, which must be this one; CURRENT names it from now on.
+    `model`: this file in place of the oracle's, of whom it keeps the golden rows."""
     folder = repository / MODEL
     artifact = repository.with_name(f"{repository.name}-artifact")
     oracle = Oracle(version, size)
     artifact.mkdir(exist_ok=True)
-    (artifact / MODEL_FILE).write_bytes(oracle.model().SerializeToString())
+    (artifact / MODEL_FILE).write_bytes((model or oracle.model()).SerializeToString())
     (artifact / TRAINING_FILE).write_text(json.dumps(oracle.training()))
     # In this process: the file is our own.
     manifest = await publish(folder, artifact, NO_FEATURES, "oracle", isolated=False)
