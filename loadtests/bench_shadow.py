@@ -207,7 +207,16 @@ def _reading(
     used_us = [1e6 * (b - a) / len(ledger) for a, b in zip(before_s, after_s, strict=True)]
     latencies_ms = (np.array(ledger.done_s) - np.array(ledger.intended_s)) * 1000
     p50_ms, p99_ms = (float(ms) for ms in np.percentile(latencies_ms, (50, 99)))
-    return Reading(number, block_rows, len(ledger), used_us[0], sum(used_us[1:]), p50_ms, p99_ms)
+    return Reading(
+        number,
+        block_rows,
+        len(ledger),
+        used_us[0],
+        sum(used_us[1:]),
+        p50_ms,
+        p99_ms,
+        dropped / len(ledger),
+    )
 
 
 def _tell(rate: float, readings: Sequence[Reading], sizes: Sequence[int]) -> None:
@@ -220,7 +229,8 @@ def _tell(rate: float, readings: Sequence[Reading], sizes: Sequence[int]) -> Non
     )
     print("A candidate that is shown everything, µs of processor a prediction (mean, 95 %):")
     print(
-        f"{'block rows':>10} {'worker':>17} {'its process':>19} {'together':>19} {'p99 ratio':>19}"
+        f"{'block rows':>10} {'worker':>14} {'its process':>14} {'together':>14} "
+        f"{'p99 ratio':>17} dropped"
     )
     for size in sizes:
         shown = [reading for reading in readings if reading.block_rows == size]
@@ -231,7 +241,8 @@ def _tell(rate: float, readings: Sequence[Reading], sizes: Sequence[int]) -> Non
         mean, apart = _interval(slower)
         cells = [f"{m:.1f} ± {a:.1f}" for m, a in map(_interval, (worker, child, both))]
         ratio = f"{math.exp(mean):.2f} ({math.exp(mean - apart):.2f}-{math.exp(mean + apart):.2f})"
-        print(f"{size:10} {cells[0]:>17} {cells[1]:>19} {cells[2]:>19} {ratio:>19}")
+        dropped = statistics.fmean(reading.dropped for reading in shown)
+        print(f"{size:10} {cells[0]:>14} {cells[1]:>14} {cells[2]:>14} {ratio:>17} {dropped:7.1%}")
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:

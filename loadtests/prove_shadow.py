@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import uvloop
@@ -65,8 +65,8 @@ class Plan:
 
     rounds: int = 30
     faults: Sequence[Fault] = FAULTS
-    again: bool = True
-    """The healthy candidate once more, which shows how far apart two equal ones are."""
+    healthy: Literal[0, 1, 2] = 2
+    """Runs a round with a healthy candidate; a second one shows how far apart equals are."""
     control: bool = False
     run_s: float = 5.0
     settle_s: float = 1.0
@@ -177,9 +177,7 @@ class Proof:
             workers = service.workers()
             self._judge_answers("the peak", load.ledger)
             for number in range(plan.rounds):
-                kinds = [HEALTHY, *plan.faults]
-                if plan.again:
-                    kinds.append(AGAIN)
+                kinds = [*(HEALTHY, AGAIN)[: plan.healthy], *plan.faults]
                 if plan.control and number < _CONTROL_ROUNDS:
                     kinds.append(CONTROL)
                 self._random.shuffle(kinds)
