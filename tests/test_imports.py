@@ -9,7 +9,7 @@ APP = Path(__file__).parent.parent / "app"
 
 # Each room may import from those that stand before it; `core` is the path of a prediction.
 LAYERS = [
-    {"errors", "heartbeat", "request_ids", "tasks"},
+    {"errors", "heartbeat", "priority", "request_ids", "tasks"},
     {"deadline", "breaker", "clock", "listener", "tensors", "telemetry"},
     {"contract", "supervisor"},
     {"features", "backends"},

@@ -58,8 +58,7 @@ async def _serve(connection: socket.socket) -> None:
     # Our server may send what fits into our memory.
     link = Link(connection, lambda: 1 << 40, take, _end)
     wanted = await opening
-    limits = wanted.limits
-    gaps = confine(wanted.parent, memory_bytes=limits.memory_mb << 20, nice=limits.nice)
+    gaps = confine(wanted.parent, memory_bytes=wanted.memory_mb << 20)
     if wanted.inspect is not None:
         unrestricted = only_read(Path(wanted.model).parent)
         if unrestricted is not None:
@@ -70,7 +69,7 @@ async def _serve(connection: socket.socket) -> None:
     except (InvalidModel, ConfigurationError) as exc:  # the latter: what it needs is not there
         link.send(Refused(str(exc)[:_MAX_REASON]))
     except MemoryError:
-        link.send(Refused(f"{wanted.model}: needs more than {limits.memory_mb} MB to be opened"))
+        link.send(Refused(f"{wanted.model}: needs more than {wanted.memory_mb} MB to be opened"))
     else:
         executor = _Executor(backend, link)
         link.send(Ready(backend.signature, backend.concurrency, tuple(gaps), resident_bytes))

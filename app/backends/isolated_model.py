@@ -12,7 +12,6 @@ from app.backends.isolated_wire import (
     Failed,
     Frame,
     Inspection,
-    Limits,
     Open,
     Ran,
     Ready,
@@ -51,7 +50,7 @@ class Opening:
         isolation = self.isolation
         return Open(
             os.getpid(),
-            Limits(isolation.memory_mb, isolation.nice),
+            isolation.memory_mb,
             self.options.model_dump(mode="json", exclude={"isolated"}),
             str(self.model.absolute()),
             self.signature,
@@ -87,7 +86,9 @@ class IsolatedModel:
         self._measure_at_s = 0.0
         self._worn_bytes = float("inf")
         self.worn = False
-        self._process = IsolatedProcess(opening.model, self._most_bytes, self._on_frame)
+        self._process = IsolatedProcess(
+            opening.model, opening.isolation, self._most_bytes, self._on_frame
+        )
         self._process.send(opening.message())
 
     @property

@@ -13,6 +13,8 @@ import app
 from app.backends.isolated_link import Link
 from app.backends.isolated_output import ForwardedOutput
 from app.backends.isolated_wire import Frame, Message
+from app.contract import Isolation
+from app.priority import put_behind
 
 _PROGRAM = "app.backends.isolated_child"
 # By name: people keep secrets in others that begin so (NVIDIA_API_KEY).
@@ -31,7 +33,11 @@ class IsolatedProcess:
     """
 
     def __init__(
-        self, model: Path, max_payload: Callable[[], int], on_frame: Callable[[Frame], None]
+        self,
+        model: Path,
+        isolation: Isolation,
+        max_payload: Callable[[], int],
+        on_frame: Callable[[Frame], None],
     ) -> None:
         self._why: str | None = None
         self._closed = asyncio.Event()
@@ -46,6 +52,8 @@ class IsolatedProcess:
         finally:
             theirs.close()
             os.close(theirs_output)
+        # From outside and at once: half a second passes until it has loaded what it needs.
+        put_behind(self._process.pid, isolation.nice, idle=isolation.idle)
         os.set_blocking(output, False)
         self._output = ForwardedOutput(output, str(model), self._process.pid)
         self._link = Link(ours, max_payload, on_frame, self._on_end)
@@ -124,7 +132,8 @@ def _spawn(connection: socket.socket, output: int) -> "subprocess.Popen[bytes]":
         stdout=output,
         stderr=output,
         pass_fds=[connection.fileno()],
-        start_new_session=True,
+        # A group of its own: a Ctrl-C in the terminal is for our parent. No session: `put_behind`.
+        process_group=0,
     )
 
 

@@ -48,13 +48,6 @@ class TensorHeader(msgspec.Struct, array_like=True, frozen=True):
     size: int
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """What the process may use."""
-
-    memory_mb: int
-    nice: int
-
-
 class Inspection(msgspec.Struct, frozen=True):
     """Look at the file before the runtime sees it. `files` are those beside it that it may name as
     external data; None: any regular file of its folder."""
@@ -66,7 +59,7 @@ class Open(msgspec.Struct, tag="open", frozen=True):
     """The first frame: confine yourself, then open the model. Answered by `Ready` or `Refused`."""
 
     parent: int
-    limits: Limits
+    memory_mb: int
     options: dict[str, Any]
     model: str
     signature: Signature

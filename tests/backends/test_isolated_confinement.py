@@ -1,5 +1,6 @@
 """What an isolated process cannot do, seen from inside and from outside."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.backends.backend import Backend
-from tests.backends.isolated_models import answer, looping, opened, processes
+from tests.backends.isolated_models import answer, looping, opened, processes, until
 
 HEX = set("0123456789abcdef")
 CONFINED = """
@@ -27,7 +28,7 @@ parent, ours = os.pipe()
 if sys.argv[1] == "threads":  # a process with two enters no namespace
     threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
 confined = sys.argv[1] != "free"
-print(confine(other, memory_bytes=300 << 20, nice=3) if confined else [])
+print(confine(other, memory_bytes=300 << 20) if confined else [])
 sys.stdout.flush()
 try:
     {action}
@@ -138,8 +139,7 @@ def test_a_refused_namespace_is_told_with_what_is_lost() -> None:
 
 def test_a_process_whose_server_has_ended_does_not_begin() -> None:
     program = (
-        "from app.backends.isolated_confinement import confine\n"
-        "confine(1, memory_bytes=1 << 30, nice=0)"
+        "from app.backends.isolated_confinement import confine\nconfine(1, memory_bytes=1 << 30)"
     )
     finished = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
@@ -188,8 +188,41 @@ async def test_the_process_is_confined_while_it_serves(backend: Backend) -> None
         "Max file size": ["0"] * 2,
     }.items()
     assert os.getpriority(os.PRIO_PROCESS, process) == os.getpriority(os.PRIO_PROCESS, 0) + 4
-    assert os.getsid(process) == process
+    # Of the same session: Linux may share out processors between sessions, whatever they are.
+    assert os.getsid(process) == os.getsid(0)
+    assert os.getpgid(process) == process
     assert os.readlink(here / "fd" / "0") == "/dev/null"
     # Those of its event loop aside it has the socket and the pipe that its server gave it.
     files = {os.readlink(fd) for fd in (here / "fd").iterdir()}
     assert not {name for name in files if name.startswith("/")} - {"/dev/null"}
+
+
+def test_the_process_has_no_hand_on_the_terminal() -> None:
+    """One of a session with a terminal may type into it."""
+    program = """
+import os, pty, sys
+leader, terminal = pty.fork()
+if leader == 0:
+    child = os.fork()
+    if child == 0:
+        from app.backends.isolated_confinement import confine
+        before = os.open("/dev/tty", os.O_RDWR)
+        os.close(before)
+        confine(os.getppid(), memory_bytes=1 << 30)
+        try:
+            os.open("/dev/tty", os.O_RDWR)
+        except OSError:
+            os._exit(7)
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(leader, 0)[1]))
+"""
+    finished = subprocess.run([sys.executable, "-c", program], check=False)
+    assert finished.returncode == 7
+
+
+async def test_an_idle_process_is_so_from_its_beginning(tmp_path: Path) -> None:
+    opening = asyncio.ensure_future(opened(looping(tmp_path / "model.onnx"), nice=19, idle=True))
+    await until(lambda: bool(processes()) and not opening.done())
+    (process,) = processes()
+    assert os.sched_getscheduler(process) == os.SCHED_IDLE
+    await (await opening).close()
