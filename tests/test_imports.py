@@ -85,7 +85,6 @@ OWNERS = {
         "telemetry/processes.py",
     },
     "jinja2": {"evaluation/page.py"},
-    "pandas": {"features/feast_repo.py", "evaluation/replay.py"},
     "pandas": {
         "features/feast_repo.py",
         "evaluation/offline.py",
