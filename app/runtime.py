@@ -153,7 +153,9 @@ class Runtime:
                 most_bytes = settings.comparison_log_mb * 1_000_000
                 pair_log = PairFiles(settings.comparison_log, worker, most_bytes)
             records = Records(self.metrics, pair_log, self.labels)
-            comparisons = Comparisons(tables, self.models, self._states, records, self.clock.now_s)
+            comparisons = Comparisons(
+                tables, self.models, self._states, records, self.labels.document, self.clock.now_s
+            )
             self.comparisons = await stack.enter_async_context(comparisons)
             self.reload = HotReload(
                 self.models, source, store, worker, poll_s, self._shadow, self.metrics

@@ -28,6 +28,7 @@ _KEPT_TRIALS = 8
 """Of those of a model that have ended."""
 
 States: TypeAlias = Callable[[], Mapping[str, ReleaseState]]
+Quality: TypeAlias = Callable[[str], Awaitable[dict[str, Any] | None]]
 TABLE_KINDS: Kinds = {KIND: ComparisonTable.decode}
 
 
@@ -36,7 +37,7 @@ class Comparisons:
     manager, which writes what is left when it is left itself.
 
     `models` are those that serve, `states` the release states by model, as far as they are known
-    here; `feature_now_s` says feature time, seconds since 1970.
+    here; `quality` says how good a model's predictions were, as JSON; `feature_now_s` says feature time, seconds since 1970.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Comparisons:
         models: Mapping[str, ServedModel | None],
         states: States,
         records: Records,
+        quality: Quality,
         feature_now_s: Callable[[], float],
     ) -> None:
         self._tables = tables
         self._models = models
         self._states = states
         self._records = records
+        self._quality = quality
         self._metrics = records.metrics
         self._feature_now_s = feature_now_s
         self._shadows: dict[str, Shadow] = {}
@@ -81,7 +84,9 @@ class Comparisons:
         return {
             "model": model,
             "champion": {"version": str(champion.version), "sha256": champion.sha256},
+            "output": None if served is None else served.contract.score,
             "candidates": candidates,
+            "quality": await self._quality(model),
         }
 
     @asynccontextmanager
