@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from app.comparison.pairs import NO_DECISION, FloatArray, IntArray, Pairs
+from app.comparison.pairs import NO_DECISION, FloatArray, IntArray, Pairs, scores
 from app.comparison.segments import SegmentReader
 from app.contract import Contract
 from app.errors import BackendError
@@ -108,13 +108,9 @@ def pairs_of(blocks: Sequence[tuple[Block, Said]], segments: SegmentReader) -> P
     contract = blocks[0][0].champion.contract
     offered = [each for block, _ in blocks for each in block.offered]
     answers = [answer for block, _ in blocks for answer in block.answers()]
-    champion = _numbers(answers, contract)
-    candidate = np.concatenate([said.numbers for _, said in blocks])
-    if champion.ndim == 2:
-        # What both say about the label that the champion says; where it says none, all is NaN.
-        label = np.where(np.isfinite(champion), champion, -np.inf).argmax(axis=1)[:, None]
-        champion = np.take_along_axis(champion, label, axis=1)[:, 0]
-        candidate = np.take_along_axis(candidate, label, axis=1)[:, 0]
+    champion, candidate = scores(
+        _numbers(answers, contract), np.concatenate([said.numbers for _, said in blocks])
+    )
     rows = [block.rows for block, _ in blocks]
     return Pairs(
         np.repeat(np.arange(len(blocks), dtype=np.int32), rows),

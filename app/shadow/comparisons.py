@@ -37,7 +37,8 @@ class Comparisons:
     manager, which writes what is left when it is left itself.
 
     `models` are those that serve, `states` the release states by model, as far as they are known
-    here; `quality` says how good a model's predictions were, as JSON; `feature_now_s` says feature time, seconds since 1970.
+    here; `quality` says how good a model's predictions were, as JSON; `feature_now_s` says feature
+    time, seconds since 1970.
     """
 
     def __init__(
