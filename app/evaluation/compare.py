@@ -317,6 +317,8 @@ def _tell(name: str, compared: _Compared, contract: Contract, report_file: Path 
     comparison = comparison_document(compared.table, _decisions(contract))
     document = {
         "model": name,
+        "output": contract.score,
+        "threshold": contract.threshold,
         "champion": champion,
         "candidates": [{**candidate, "share": None, "trial": None, "comparison": comparison}],
         "quality": None,
