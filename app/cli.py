@@ -146,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pairs", type=Path, metavar="PAIRS", help="parquet file of what both have said already"
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="also write all of it there")
+    command.add_argument("--html", type=Path, metavar="FILE", help="also draw it there")
     command.set_defaults(run=_with_settings(_compare))
 
     command = commands.add_parser("replay", help="take a running service through recorded time")
@@ -431,21 +432,22 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace, settings: "Settings") -> int:
-    from app.evaluation.compare import compare, compare_pairs
+    from app.evaluation.compare import Files, compare, compare_pairs
     from app.repository.signing import TrustedKeys
     from app.repository.store import open_repository
 
     repository = open_repository(settings.model_repository)
     name = _known_model(arguments.model, settings)
+    files = Files(arguments.json, arguments.html)
     if arguments.pairs is not None:
-        return compare_pairs(repository, name, arguments.pairs, arguments.json)
+        return compare_pairs(repository, name, arguments.pairs, files)
     if arguments.candidate is None:
         raise ConfigurationError("name the versions of champion and candidate")
     versions = (arguments.champion, arguments.candidate)
     for version in versions:
         _require_version(repository, name, version)
     trusted = None if settings.trusted_keys is None else TrustedKeys(settings.trusted_keys)
-    return compare(repository, trusted, name, versions, arguments.rows, arguments.json)
+    return compare(repository, trusted, name, versions, arguments.rows, files)
 
 
 def _replay(arguments: argparse.Namespace, settings: "Settings") -> int:

@@ -470,6 +470,14 @@ class Contract(_Section):
         labelled = self.outputs[self.score].labels is not None
         return labelled or (self.labels is not None and self.labels.kind == "binary")
 
+    @property
+    def threshold(self) -> float | None:
+        """From which score on the decision is true; None where the score is no single number, or
+        decides nothing."""
+        if self.decision is None or self.decision.output != self.score:
+            return None
+        return None if self.outputs[self.score].labels is not None else self.decision.at_least
+
     def columns(self) -> tuple[Column, ...]:
         """Every column of every input, in order."""
         return tuple(column for tensor in self.inputs for column in tensor.columns)

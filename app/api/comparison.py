@@ -20,10 +20,21 @@ class Comparisons(Protocol):
         ...
 
 
+class LiveQuality(Protocol):
+    """Who was right, as far as labels have said."""
+
+    async def document(self, model: str) -> dict[str, Any] | None:
+        """Of a served model; None of one without labels. Raises `StateUnavailable`."""
+        ...
+
+
 def add_comparison(
-    app: FastAPI, models: Container[str], comparisons: Callable[[], Comparisons]
+    app: FastAPI,
+    models: Container[str],
+    comparisons: Callable[[], Comparisons],
+    labels: Callable[[], LiveQuality],
 ) -> None:
-    """Add the operation; `comparisons` is there once the service has started."""
+    """Add the operation; `comparisons` and `labels` are there once the service has started."""
 
     @app.get("/v1/models/{name}/comparison", tags=["release"])
     async def comparison(
@@ -38,6 +49,7 @@ def add_comparison(
             raise NotFound(f"no model is named {name[:64]!r}")
         try:
             document = await comparisons().document(name)
+            document["quality"] = await labels().document(name)
         except StateUnavailable as exc:  # its text is for the operator, who can read the log
             log.warning("comparison unavailable", extra={"model": name, "reason": str(exc)})
             raise ModelNotReady("what was counted cannot be read now") from exc

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from app.comparison.table import ComparisonTable, Names
 from app.contract import Contract, parse_contract
 from app.deadline import Deadline, DeadlineSweep
 from app.errors import BackendError, ConfigurationError, HikyakuError, RequestError
+from app.evaluation.report_page import report_html
 from app.features.static_source import StaticSource
 from app.repository.layout import CONTRACT_FILE
 from app.repository.load import VersionOpener
@@ -44,13 +45,20 @@ _EXECUTION_S = 600.0
 _PAIR_COLUMNS = ("champion", "candidate", "champion_decision", "candidate_decision", "failed")
 
 
+class Files(NamedTuple):
+    """Where the comparison is written, too: as JSON, and drawn as HTML."""
+
+    document: Path | None = None
+    report: Path | None = None
+
+
 def compare(
     repository: Repository,
     trusted: TrustedKeys | None,
     name: str,
     versions: tuple[int, int],
     rows_file: Path,
-    report_file: Path | None,
+    files: Files,
     *,
     isolated: bool = True,
 ) -> int:
@@ -68,13 +76,11 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="hikyaku-") as folder:
         vault = Vault(Path(folder), repository, trusted)
         compared = asyncio.run(_compared(vault, contract, name, versions, table, isolated))
-    _tell(name, compared, contract, report_file)
+    _tell(name, compared, contract, files)
     return 0
 
 
-def compare_pairs(
-    repository: Repository, name: str, pairs_file: Path, report_file: Path | None
-) -> int:
+def compare_pairs(repository: Repository, name: str, pairs_file: Path, files: Files) -> int:
     """The same of what both have said already: a parquet file with the columns `block`, `champion`,
     `candidate`, `champion_decision`, `candidate_decision`, `failed`, and where there are any
     `segments` (a list of each row's), `champion_s` and `candidate_s` (app/comparison/pairs.py)."""
@@ -88,7 +94,7 @@ def compare_pairs(
     segments = tuple(segment.names(key) for key, segment in contract.segments.items())
     counted = _empty(segments, contract)
     counted.add(_recorded(table, len(segments)), time.time())
-    _tell(name, _Compared([], counted), contract, report_file)
+    _tell(name, _Compared([], counted), contract, files)
     return 0
 
 
@@ -311,18 +317,22 @@ def _empty(names: Names, contract: Contract) -> ComparisonTable:
     return ComparisonTable.empty(names, decisions, contract.score_is_probability)
 
 
-def _tell(name: str, compared: _Compared, contract: Contract, report_file: Path | None) -> None:
+def _tell(name: str, compared: _Compared, contract: Contract, files: Files) -> None:
     nobody: Mapping[str, str | None] = {"version": None, "sha256": None}
     champion, candidate = compared.versions or (nobody, nobody)
     comparison = comparison_document(compared.table, _decisions(contract))
     document = {
         "model": name,
+        "output": contract.score,
+        "threshold": contract.threshold,
         "champion": champion,
         "candidates": [{**candidate, "share": None, "trial": None, "comparison": comparison}],
         "quality": None,
     }
-    if report_file is not None:
-        report_file.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if files.document is not None:
+        files.document.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if files.report is not None:
+        files.report.write_text(report_html(document), encoding="utf-8")
     print("\n".join(_as_text(comparison)), flush=True)
 
 

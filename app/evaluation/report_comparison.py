@@ -39,6 +39,7 @@ _DROPS = {
     "features_unavailable": "the features that it alone reads could not be read in time",
     "not_comparable": "its inputs cannot be made of what the champion was asked",
     "ended": "the comparison ended while they waited",
+    "champion_failed": "the champion gave no answer: no candidate would have been shown them",
     "defect": "a defect of the service, which its log names",
 }
 

@@ -15,7 +15,7 @@ from app.evaluation.wording import NONE, percent, value_at
 def report_html(document: Mapping[str, Any]) -> str:
     """Of what `GET /v1/models/{name}/comparison` answers, or `hikyaku compare` writes."""
     champion, candidates = document["champion"], document["candidates"]
-    versions = [f"version {each['version']}" for each in candidates] or ["no candidate"]
+    versions = [f"version {_version(each)}" for each in candidates] or ["no candidate"]
     title = f"{document['model']}: {', '.join(versions)} beside version {_version(champion)}"
     sections = [
         section
@@ -28,8 +28,8 @@ def report_html(document: Mapping[str, Any]) -> str:
         Page(
             title,
             [
-                "The champion answered; each candidate was shown the same rows, and its answers "
-                "were discarded. This report says how they differ. It gives no verdict."
+                "The champion answers; a candidate is shown the same rows, and its answers go to "
+                "nobody. This report says how they differ. It gives no verdict."
             ],
             sections,
             f"Made by Hikyaku {__version__}, {now}.",
@@ -45,7 +45,7 @@ def _of_candidate(
         f"champion, version {_version(champion)}",
         f"candidate, version {_version(candidate)}",
         document.get("output") or value_at(document, "quality", "output") or "score",
-        value_at(document, "decision", "at_least"),
+        document.get("threshold"),
     )
     lead = [f"Champion: {_identity(champion)}. Candidate: {_identity(candidate)}."]
     if candidate.get("share") is not None:
@@ -77,11 +77,11 @@ def _of_labels(document: Mapping[str, Any]) -> list[Section]:
 
 def _identity(chosen: Mapping[str, Any] | None) -> str:
     """The version, and as much of the digest of its manifest as tells it apart."""
-    if chosen is None:
-        return NONE
-    sha256 = chosen.get("sha256")
+    sha256 = value_at(chosen, "sha256")
     return f"version {_version(chosen)}" + (f" (manifest {sha256[:12]}…)" if sha256 else "")
 
 
 def _version(chosen: Mapping[str, Any] | None) -> str:
-    return NONE if chosen is None else str(chosen["version"])
+    """A dash where it is not known who it was."""
+    version = value_at(chosen, "version")
+    return NONE if version is None else str(version)

@@ -84,6 +84,8 @@ class Comparisons:
         ]
         return {
             "model": model,
+            "output": None if served is None else served.contract.score,
+            "threshold": None if served is None else served.contract.threshold,
             "champion": {"version": str(champion.version), "sha256": champion.sha256},
             "output": None if served is None else served.contract.score,
             "candidates": candidates,

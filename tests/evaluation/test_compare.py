@@ -19,7 +19,7 @@ from app.comparison.document import comparison_document
 from app.comparison.pairs import Pairs
 from app.comparison.table import ComparisonTable
 from app.errors import HikyakuError
-from app.evaluation.compare import compare
+from app.evaluation.compare import Files, compare
 from app.features.plan import NO_FEATURES
 from app.repository.publish import publish
 from app.repository.store import Repository, open_repository
@@ -67,7 +67,8 @@ def compared_by(repository: Repository, rows: pa.Table, folder: Path) -> dict[st
     """What version 2 of `tiny` is told to say beside version 1."""
     pq.write_table(rows, folder / "rows.parquet")
     report = folder / "report.json"
-    compare(repository, None, "tiny", (1, 2), folder / "rows.parquet", report, isolated=False)
+    files = Files(report)
+    compare(repository, None, "tiny", (1, 2), folder / "rows.parquet", files, isolated=False)
     document = json.loads(report.read_text())
     assert [document["champion"]["version"], document["candidates"][0]["version"]] == ["1", "2"]
     comparison: dict[str, Any] = document["candidates"][0]["comparison"]
@@ -146,8 +147,8 @@ def test_recorded_pairs_are_compared_as_they_are(published: Published, tmp_path:
         }
     )
     pq.write_table(pairs, tmp_path / "pairs.parquet")
-    report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "app.cli", "compare", "tiny"]
+    report, page = tmp_path / "report.json", tmp_path / "report.html"
+    command = [sys.executable, "-m", "app.cli", "compare", "tiny", "--html", str(page)]
     finished = subprocess.run(
         [*command, "--pairs", str(tmp_path / "pairs.parquet"), "--json", str(report)],
         env=os.environ | {"MODEL_REPOSITORY": str(published.folder / "models")},
@@ -156,6 +157,7 @@ def test_recorded_pairs_are_compared_as_they_are(published: Published, tmp_path:
     )
     assert finished.returncode == 0, finished.stderr
     assert "3 rows in 2 blocks" in finished.stdout
+    assert "<svg" in page.read_text(encoding="utf-8")
     comparison = json.loads(report.read_text())["candidates"][0]["comparison"]
     assert comparison["decisions"] == [
         {"champion": False, "candidate": False, "rows": 1},
