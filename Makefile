@@ -15,8 +15,8 @@ endif
 
 .PHONY: run test lint format lock prove-no-skew prove-feast-parity prove-no-foreign-values \
 	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-release-state \
-	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables bench bench-features \
-	bench-start bench-gpu bench-isolated bench-workers clean
+	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables prove-shadow bench bench-features \
+	bench-start bench-gpu bench-isolated bench-workers bench-shadow clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -61,6 +61,9 @@ prove-reload: .venv/dev.installed  ## 500 reloads under load, every answer held 
 prove-admin-races: .venv/dev.installed  ## 32 operators load, unload and roll back at the same time
 	@$(BIN)/python -m loadtests.prove_admin_races $(PROVE)
 
+prove-shadow: .venv/train.installed  ## what callers feel of a candidate that hangs, crashes, grows or is slow
+	@$(BIN)/python -m loadtests.prove_shadow --control $(PROVE)
+
 prove-repository: .venv/dev.installed  ## publishers killed before every write, 20,000 damaged versions; needs strace
 	@$(BIN)/python -m loadtests.prove_repository $(PROVE)
 
@@ -95,6 +98,9 @@ bench-isolated: .venv/train.installed  ## what a process of its own costs an exe
 
 bench-workers: .venv/train.installed  ## several workers: throughput, processor time, evenness
 	@$(BIN)/python -m loadtests.bench_workers $(BENCH)
+
+bench-shadow: .venv/train.installed  ## what showing a candidate everything costs
+	@$(BIN)/python -m loadtests.bench_shadow $(BENCH)
 
 lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.toml allows
 	@for group in dev train service service-gpu; do \

@@ -3,12 +3,15 @@
 None of those rows is among the golden ones, which is all that a verification can look at.
 """
 
+import statistics
+import time
 from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.helper import make_node
+from onnxruntime import InferenceSession
 
 from loadtests.oracle_model import INPUTS, Oracle, Row
 
@@ -24,6 +27,8 @@ EVERY: dict[Fault, int] = {"hang": 64, "crash": 256, "grow": 2_048}
 
 _PLACE = 5  # among so many rows: no golden row has it, nor among any other power of two
 _FOR_EVER = 1 << 50
+_ROWS_OF_A_REQUEST, _ROWS_OF_A_BLOCK = 4, 32
+_TRIED_TURNS, _TRIED = 100, 200
 _FLOATS = 200_000  # for each unit of `a`: up to 800 MB
 
 
@@ -72,6 +77,26 @@ def faulty_model(oracle: Oracle, fault: Fault, turns: int = 0) -> ModelProto:
         numpy_helper.from_array(value, name) for name, value in numbers.items() if name in used
     )
     return model
+
+
+def turns_to_take(times: int) -> int:
+    """With so many turns a candidate takes so many times as long for its rows as an oracle's model,
+    which executes those of a request at once, while a candidate executes the rows of several."""
+    usual_s = _execution_s(Oracle(1).model(), _ROWS_OF_A_REQUEST) / _ROWS_OF_A_REQUEST
+    model = faulty_model(Oracle(1), "slow", _TRIED_TURNS)
+    turn_s = _execution_s(model, _ROWS_OF_A_BLOCK) / _TRIED_TURNS
+    return round(times * usual_s * _ROWS_OF_A_BLOCK / turn_s)
+
+
+def _execution_s(model: ModelProto, rows: int) -> float:
+    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    inputs = {"x": np.ones((rows, 2), np.float32)}
+    seconds = []
+    for _ in range(_TRIED):
+        began_s = time.perf_counter()
+        session.run(None, inputs)
+        seconds.append(time.perf_counter() - began_s)
+    return statistics.median(seconds)
 
 
 def _nothing(fault: Fault) -> Sequence[NodeProto]:

@@ -1,5 +1,6 @@
 """What processes of this machine hold (Linux)."""
 
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -19,6 +20,17 @@ def proportional_mb(process: int) -> float:
 def workers_of(parent: int) -> list[int]:
     """The workers of a `hikyaku serve` that answers, in the order in which they were started."""
     return [int(n) for n in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def isolated_of(parent: int) -> dict[int, float]:
+    """The isolated processes that live and that a worker has started, with the resident memory of
+    each in MB."""
+    found = {}
+    for process in workers_of(parent):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ends meanwhile
+            if b"isolated_child" in Path(f"/proc/{process}/cmdline").read_bytes():
+                found[process] = resident_mb(process)
+    return found
 
 
 def worker_of(parent: int) -> int:

@@ -6,7 +6,7 @@ not, whatever batch its row was in.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -150,8 +150,8 @@ def _fault(said: _Prediction, row: Row, size: Size) -> str:
     return "mixed" if is_from_another else "wrong"
 
 
-def write_contract(repository: Path) -> Path:
-    """The folder of the model, with its model.yaml."""
+def write_contract(repository: Path, more: Mapping[str, Any] | None = None) -> Path:
+    """The folder of the model, with its model.yaml, which says `more`, too."""
     folder = repository / MODEL
     folder.mkdir(parents=True, exist_ok=True)
     contract = {
@@ -159,7 +159,7 @@ def write_contract(repository: Path) -> Path:
         "inputs": [{"tensor": "x", "columns": ["a", "b"]}],
         "outputs": {name: {"tensor": name} for name in ("sum", "check")},
     }
-    (folder / CONTRACT_FILE).write_text(yaml.safe_dump(contract))
+    (folder / CONTRACT_FILE).write_text(yaml.safe_dump(contract | dict(more or {})))
     return folder
 
 

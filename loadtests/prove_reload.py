@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -317,8 +317,15 @@ async def prove(plan: Plan) -> Report:
     return proof.report
 
 
-def oracle_load(port: int, size: Size, connections: int, seed: int) -> CheckedLoad:
-    """Of varied rows, 1 to 8 instances a request, each answer judged by its version's oracle."""
+def oracle_load(
+    port: int,
+    size: Size,
+    connections: int,
+    seed: int,
+    tell_rows: Callable[[int], None] = lambda rows: None,
+) -> CheckedLoad:
+    """Of varied rows, 1 to 8 instances a request, each answer judged by its version's oracle.
+    `tell_rows` is told how many rows an answer is of."""
     rng = random.Random(seed)
     questions = [
         [
@@ -330,6 +337,7 @@ def oracle_load(port: int, size: Size, connections: int, seed: int) -> CheckedLo
     bodies = [json.dumps({"instances": [*map(instance, rows)]}).encode() for rows in questions]
 
     def judged(body: bytes, question: int) -> tuple[int, str]:
+        tell_rows(len(questions[question]))
         return judge(body, questions[question], size)
 
     path = f"/v1/models/{MODEL}:predict"

@@ -62,7 +62,7 @@ class ServiceProcess:
 
     def cpu_s(self) -> float:
         """Seconds of processor that the workers have used."""
-        return sum(map(_cpu_s, self.workers()))
+        return sum(map(cpu_s, self.workers()))
 
 
 def _opened(process: int) -> Iterator[str]:
@@ -72,7 +72,8 @@ def _opened(process: int) -> Iterator[str]:
                 yield os.readlink(entry)
 
 
-def _cpu_s(process: int) -> float:
+def cpu_s(process: int) -> float:
+    """Seconds of processor that a process has used."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_S
 
