@@ -87,7 +87,6 @@ class Comparisons:
             "output": None if served is None else served.contract.score,
             "threshold": None if served is None else served.contract.threshold,
             "champion": {"version": str(champion.version), "sha256": champion.sha256},
-            "output": None if served is None else served.contract.score,
             "candidates": candidates,
             "quality": await self._quality(model),
         }
