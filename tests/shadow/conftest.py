@@ -55,13 +55,14 @@ class Service:
                     return document
                 await asyncio.sleep(0.05)
 
-    async def until_shown(self) -> None:
-        """Every worker shows every candidate requests."""
+    async def until_shown(self, workers: int = 1) -> None:
+        """So many workers show every candidate requests."""
         async with asyncio.timeout(SHOWN_S):
             while True:
                 document = (await self.client.get(f"/v1/models/{self.model}")).json()
-                workers = document["workers"].values()
-                if not any(reason for each in workers for reason in each["candidates"].values()):
+                shown = [each["candidates"].values() for each in document["workers"].values()]
+                # A worker that has just started has not looked at any yet.
+                if sum(bool(reasons) and not any(reasons) for reasons in shown) == workers:
                     return
                 await asyncio.sleep(0.05)
 
