@@ -166,29 +166,28 @@ def read_bucket(form: LabelForm, fields: dict[bytes, bytes]) -> Kept:
 def row_charge(form: LabelForm) -> int:
     """What a row counts for, in bytes, its label included, for which there must be room when it
     comes."""
-    name = 1 + _NAME_BYTES + _ENTRY
-    row, label = form.row.itemsize, LABEL_VALUE.size
-    return _charged(name + row, row) + _charged(name + label, label)
+    name, longest = 1 + _NAME_BYTES, form.row.itemsize
+    return _charged(name + longest, longest) + _charged(name + LABEL_VALUE.size, longest)
 
 
 def candidate_charge(form: LabelForm) -> int:
     """What the numbers of a candidate for a row count for, in bytes."""
     size = 8 * form.width
-    return _charged(1 + _NAME_BYTES + 2 + size + _ENTRY, size)
+    return _charged(1 + _NAME_BYTES + 2 + size, size)
 
 
-BUCKET_CHARGE = 640
+BUCKET_CHARGE = 600
 """Of a bucket itself: its key, its place among those that are due, its own fields."""
 MOST_FIELDS = 480
 """Of a bucket with more, Redis keeps each field by itself."""
-FIELD_CHARGE = 120
+FIELD_CHARGE = 80
 """What that costs."""
 _LONGEST = 64
 """So does a longer value."""
-_ENTRY = 6
+_ENTRY = 4
 """What Redis keeps beside a name and a value."""
 
 
-def _charged(size: int, value: int) -> int:
-    # Redis allocates in steps of up to a quarter.
-    return round(1.25 * size) + (FIELD_CHARGE if value > _LONGEST else 0)
+def _charged(size: int, longest: int) -> int:
+    # A tenth for the steps in which Redis allocates.
+    return round(1.1 * (size + _ENTRY)) + (FIELD_CHARGE if longest > _LONGEST else 0)
