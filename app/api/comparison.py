@@ -13,28 +13,18 @@ log = logging.getLogger(__name__)
 
 
 class Comparisons(Protocol):
-    """What has been counted of every candidate, by all workers of all replicas."""
+    """What has been counted of every candidate, by all workers of all replicas, and what labels
+    have said."""
 
     async def document(self, model: str) -> dict[str, Any]:
         """Of a served model. Raises `StateUnavailable`."""
         ...
 
 
-class LiveQuality(Protocol):
-    """Who was right, as far as labels have said."""
-
-    async def document(self, model: str) -> dict[str, Any] | None:
-        """Of a served model; None of one without labels. Raises `StateUnavailable`."""
-        ...
-
-
 def add_comparison(
-    app: FastAPI,
-    models: Container[str],
-    comparisons: Callable[[], Comparisons],
-    labels: Callable[[], LiveQuality],
+    app: FastAPI, models: Container[str], comparisons: Callable[[], Comparisons]
 ) -> None:
-    """Add the operation; `comparisons` and `labels` are there once the service has started."""
+    """Add the operation; `comparisons` is there once the service has started."""
 
     @app.get("/v1/models/{name}/comparison", tags=["release"])
     async def comparison(
@@ -49,7 +39,6 @@ def add_comparison(
             raise NotFound(f"no model is named {name[:64]!r}")
         try:
             document = await comparisons().document(name)
-            document["quality"] = await labels().document(name)
         except StateUnavailable as exc:  # its text is for the operator, who can read the log
             log.warning("comparison unavailable", extra={"model": name, "reason": str(exc)})
             raise ModelNotReady("what was counted cannot be read now") from exc

@@ -53,7 +53,7 @@ def create_service(runtime: Runtime) -> FastAPI:
     _add_models(app, runtime)
     add_release(app, runtime)
     add_feedback(app, runtime.models, lambda: runtime.labels)
-    add_comparison(app, runtime.models, lambda: runtime.comparisons, lambda: runtime.labels)
+    add_comparison(app, runtime.models, lambda: runtime.comparisons)
     repository = open_repository(runtime.settings.model_repository)
     add_lineage(app, repository, runtime.serving, lambda: runtime.reads)
     if isinstance(runtime.clock, ReplayClock):

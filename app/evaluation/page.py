@@ -7,6 +7,13 @@ from typing import TypeAlias
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 _TEMPLATE = "report.html"
+_templates = Environment(
+    loader=PackageLoader("app", "evaluation"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +74,4 @@ class Page:
 
 def as_html(page: Page) -> str:
     """The page; every text is escaped."""
-    templates = Environment(
-        loader=PackageLoader("app", "evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template(_TEMPLATE).render(page=page) + "\n"
+    return _templates.get_template(_TEMPLATE).render(page=page) + "\n"

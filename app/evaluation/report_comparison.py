@@ -294,8 +294,9 @@ def _difference(comparison: Document) -> Section:
     difference = comparison["difference"]
     drawn = comparison["histograms"]["difference"]
     edges = _edges(drawn, drawn["rows"])
+    alike = difference["equal"] == comparison["compared"]
     parts: list[Part] = []
-    if len(edges) > 1:
+    if len(edges) > 1 and not alike:
         series = [Series("candidate less champion", "difference", _shares(drawn))]
         parts.append(
             Plot(
@@ -328,6 +329,8 @@ def _difference(comparison: Document) -> Section:
         Table("The difference in numbers", ("candidate less champion", "", interval), rows)
     )
     lead = ["How the score of a row changes from the champion to the candidate."]
+    if alike:
+        lead = ["Both gave every row the same score."]
     return Section("Difference", lead, parts)
 
 

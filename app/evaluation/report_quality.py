@@ -161,7 +161,7 @@ def _losses(quality: Document, pair: Document) -> Table:
         f"In brackets the {percent(quality['level'])} interval. That of a difference is of the "
         "rows paired, and much narrower than those of the two suggest. Losses: less is better. "
         "AUC: the chance that a true row has the higher score; its interval takes the rows as "
-        "independent (DeLong)."
+        "independent (DeLong), and its difference has none here."
         if champion["auc"] is not None
         else f"In brackets the {percent(quality['level'])} interval. Losses: less is better."
     )

@@ -103,8 +103,10 @@ def value_at(document: Mapping[str, Any] | None, *path: str) -> Any:
 def _decimal(value: float, decimals: int, *, signed: bool) -> str:
     if decimals > _MOST_DECIMALS:
         return f"{value:{'+' if signed else ''}.2e}"
-    text = f"{value:{'+' if signed else ''},.{decimals}f}"
-    return text.replace("-", "\u2212")
+    text = f"{abs(value):,.{decimals}f}"
+    if not any(digit in text for digit in "123456789"):
+        return text  # nothing has no sign
+    return f"\u2212{text}" if value < 0 else f"+{text}" if signed else text
 
 
 def _decimals(value: float, interval: Interval) -> int:

@@ -16,14 +16,7 @@ class Counted:
 
     async def document(self, model: str) -> dict[str, Any]:
         candidates = [{"version": version, "comparison": {}} for version in ("2", "7")]
-        return {"model": model, "candidates": candidates}
-
-
-class Judged:
-    """What labels have said."""
-
-    async def document(self, model: str) -> dict[str, Any] | None:
-        return {"kind": "binary"}
+        return {"model": model, "candidates": candidates, "quality": None}
 
 
 class OutOfReach:
@@ -35,7 +28,7 @@ class OutOfReach:
 
 def client(comparisons: Any) -> httpx.AsyncClient:
     app = FastAPI()
-    add_comparison(app, {"flights"}, lambda: comparisons, Judged)
+    add_comparison(app, {"flights"}, lambda: comparisons)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 
@@ -44,7 +37,6 @@ async def test_the_comparison_holds_every_candidate_or_the_one_that_is_asked_for
         every = (await http.get("/v1/models/flights/comparison")).json()
         one = (await http.get("/v1/models/flights/comparison?candidate=7")).json()
     assert [each["version"] for each in every["candidates"]] == ["2", "7"]
-    assert every["quality"] == {"kind": "binary"}
     assert one == {**every, "candidates": [{"version": "7", "comparison": {}}]}
 
 

@@ -158,7 +158,9 @@ def test_recorded_pairs_are_compared_as_they_are(published: Published, tmp_path:
     assert finished.returncode == 0, finished.stderr
     assert "3 rows in 2 blocks" in finished.stdout
     assert "<svg" in page.read_text(encoding="utf-8")
-    comparison = json.loads(report.read_text())["candidates"][0]["comparison"]
+    document = json.loads(report.read_text())
+    assert (document["output"], document["threshold"]) == ("probability", 0.5)
+    comparison = document["candidates"][0]["comparison"]
     assert comparison["decisions"] == [
         {"champion": False, "candidate": False, "rows": 1},
         {"champion": True, "candidate": False, "rows": 1},

@@ -1,5 +1,6 @@
 """The report of a comparison: whole, by itself, and safe to open."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -221,6 +222,19 @@ def test_two_candidates_each_have_their_sections() -> None:
     text = Elements(report_html(both)).text
     assert "Scores, version 2" in text
     assert "Scores, version 3" in text
+
+
+def test_versions_that_say_the_same_are_said_to() -> None:
+    table = ComparisonTable.empty((ORIGINS,), 2, True)
+    said = pairs(64)
+    same = dataclasses.replace(
+        said, candidate=said.champion, candidate_decision=said.champion_decision
+    )
+    table.add(same, 0.0)
+    text = Elements(report_html(document(comparison_document(table)))).text
+    assert "Both gave every row the same score." in text
+    assert "+0" not in text
+    assert "Distribution of the difference" not in text
 
 
 def test_many_decisions_are_told_by_their_most_frequent_changes() -> None:
