@@ -45,6 +45,7 @@ _TOLERANCE = 1e-5
 _SETTLE_S = 0.5
 _CONNECTIONS = 32
 _PEAK_S = 3.0
+_LOOK_EVERY_S = 0.1
 _CONFIDENCE = 0.95
 _DROPPED = re.compile(r'hikyaku_shadow_rows_total\{.*outcome="(?!compared)\w+"\} (.*)')
 
@@ -174,6 +175,8 @@ class _Bench:
             sys.exit(f"not every answer was right: {load.ledger.faults}")
         if block_rows:
             await self._verb("unload", {"version": _CANDIDATE})
+            while isolated_of(worker):  # it takes a moment to end
+                await asyncio.sleep(_LOOK_EVERY_S)
         return _reading(number, block_rows, load.ledger, before_s, after_s, dropped)
 
     async def _dropped(self) -> float:
