@@ -175,7 +175,7 @@ class _Bench:
             sys.exit(f"not every answer was right: {load.ledger.faults}")
         if block_rows:
             await self._verb("unload", {"version": _CANDIDATE})
-            while isolated_of(worker):  # it takes a moment to end
+            while isolated_of(worker):  # noqa: ASYNC110  no event is set by another process
                 await asyncio.sleep(_LOOK_EVERY_S)
         return _reading(number, block_rows, load.ledger, before_s, after_s, dropped)
 

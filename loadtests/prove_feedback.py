@@ -301,7 +301,7 @@ class Proof:
         whole = len(calls)
         for number, what in enumerate(self.plan.disturbances):
             left = whole * (1 - (number + 0.5) / len(self.plan.disturbances))
-            while len(calls) > left:
+            while len(calls) > left:  # noqa: ASYNC110  threads of others empty it
                 await asyncio.sleep(0.01)
             await self._disturbed(what)
             self.report.disturbed[what] += 1
