@@ -81,7 +81,7 @@ class FileTables:
 
     async def write(self, counted: Mapping[str, Additive]) -> None:
         self._own.gather(counted)
-        while due := self._own.due():
+        while due := await self._own.due():
             found = await self._run(self._store, due)
             for name, document in due.items():
                 self._own.told(name, document is not None, found[name])

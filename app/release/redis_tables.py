@@ -159,10 +159,10 @@ class RedisTables:
 
     async def _store(self) -> None:
         """One round trip: write what is due and look how all tables stand."""
+        due = await self._own.due()
         part, now_s = self._part, time.monotonic()
         former = [place for place, from_s in self._former.items() if from_s <= now_s]
         clearing = [word for place in former for word in _clear(place)]
-        due = self._own.due()
         asking = {name: self._ask(name, document) for name, document in due.items()}
         commands = [word for words in asking.values() for word in words] + clearing
         if not commands:
@@ -244,7 +244,7 @@ class RedisTables:
         taken = {} if removed else counted(documents, held)
         words = [command(b"DEL", *keys), command(b"SREM", _INDEX, *(p.member() for p in places))]
         if taken:
-            content = self._sum(name, of_folded, taken)
+            content = await asyncio.to_thread(self._sum, name, of_folded, taken)
             if content is None or len(held.keys() | taken.keys()) > _MOST_HELD:
                 log.error("a table cannot be folded any more", extra={"table": name})
                 return 0
