@@ -9,7 +9,15 @@ FINE_BITS = 5
 COARSE_BITS = 3
 
 _MANTISSA_BITS = 23
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)
+"""Beyond it, either way, a number is not compared nor judged: the sums of its fourth powers would
+be infinite, and all figures with them."""
+
+
+def is_finite(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which are numbers up to `LARGEST`."""
+    finite: NDArray[np.bool_] = np.abs(values) <= LARGEST
+    return finite
 
 
 def codes(values: NDArray[np.float64], bits: int = FINE_BITS) -> Codes:
@@ -19,7 +27,7 @@ def codes(values: NDArray[np.float64], bits: int = FINE_BITS) -> Codes:
     They are in the order of the numbers, 0 is that of exactly 0, and -c mirrors c. A bin is
     2^-bits of its lower end wide at most. What is beyond float32 is in the last bin.
     """
-    near = np.clip(values, -_LARGEST, _LARGEST).astype(np.float32)
+    near = np.clip(values, -LARGEST, LARGEST).astype(np.float32)
     magnitudes = (near.view(np.int32) & 0x7FFF_FFFF) >> (_MANTISSA_BITS - bits)
     return np.sign(values).astype(np.int64) * (magnitudes + 1)
 
@@ -46,4 +54,4 @@ def middles(bins: ArrayLike, bits: int = FINE_BITS) -> NDArray[np.float64]:
 
 def _number(magnitudes: Codes, bits: int) -> NDArray[np.float64]:
     floats = (magnitudes << (_MANTISSA_BITS - bits)).astype(np.int32).view(np.float32)
-    return np.minimum(floats.astype(np.float64), _LARGEST)
+    return np.minimum(floats.astype(np.float64), LARGEST)

@@ -502,7 +502,7 @@ class _Rows:
 
     @classmethod
     def of(cls, pairs: Pairs, *, decides: bool) -> "_Rows":
-        judged, finite = np.isfinite(pairs.champion), np.isfinite(pairs.candidate)
+        judged, finite = grid.is_finite(pairs.champion), grid.is_finite(pairs.candidate)
         flipped = judged & (pairs.champion_decision != pairs.candidate_decision) & decides
         answered = np.where(
             finite, np.where(flipped, _Kind.FLIPPED, _Kind.AGREED), _Kind.NOT_FINITE

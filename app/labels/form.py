@@ -1,12 +1,12 @@
 """What labels of a model look like, and what is kept of a prediction to judge it by them."""
 
 import hashlib
-from math import isfinite
 from typing import Literal
 
 import msgspec
 import numpy as np
 
+from app.comparison.grid import LARGEST
 from app.contract import Contract
 from app.errors import InvalidInput
 
@@ -63,8 +63,9 @@ class LabelForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             case "class" if isinstance(label, str) and label in self.classes:
                 return float(self.classes.index(label))
             case "number" if isinstance(label, int | float) and not isinstance(label, bool):
-                if isfinite(number := float(label)):
-                    return number
+                # Also of an integer that is beyond floating point.
+                if -LARGEST <= label <= LARGEST:
+                    return float(label)
         raise InvalidInput(f"{field}: {self._expected}, or null", field=field)
 
     @property
@@ -75,7 +76,7 @@ class LabelForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             case "class":
                 return f"one of {', '.join(self.classes[:_SHOWN])}"
             case "number":
-                return "a number"
+                return f"a number up to {LARGEST:.3g} either way"
 
 
 _SHOWN = 20

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from app.comparison.grid import is_finite
 from app.labels.auc import ScoreCounts
 from app.labels.bucket import Kept, Version
 from app.labels.form import LabelForm
@@ -223,7 +224,7 @@ class _Judged:
                 continue
             versions[_name(champion)] = self._version(mine)
             for candidate, numbers in self._by_candidate.items():
-                shown = mine & np.isfinite(numbers).all(axis=1)
+                shown = mine & is_finite(numbers).all(axis=1)
                 if shown.any():
                     pair = f"{_name(champion)} {_name(candidate)}"
                     pairs[pair] = self._pair(shown, numbers)
@@ -231,7 +232,7 @@ class _Judged:
 
     def _version(self, mine: NDArray[np.bool_]) -> VersionQuality:
         numbers = self._rows["numbers"]
-        is_scored = np.isfinite(numbers).all(axis=1)
+        is_scored = is_finite(numbers).all(axis=1)
         has_truth = self._is_labelled & np.isfinite(self._labels)
         is_void = self._is_labelled & ~has_truth
         kept = mine & has_truth & is_scored
@@ -251,7 +252,7 @@ class _Judged:
 
     def _pair(self, shown: NDArray[np.bool_], candidate: FloatArray) -> PairQuality:
         champion = self._rows["numbers"]
-        shown = shown & np.isfinite(champion).all(axis=1)
+        shown = shown & is_finite(champion).all(axis=1)
         has_truth = self._is_labelled & np.isfinite(self._labels)
         is_void = self._is_labelled & ~has_truth
         kept = shown & has_truth
@@ -374,7 +375,7 @@ class _Said:
     def bins(self) -> FloatArray:
         if self._form.kind != "binary":
             return np.zeros(0)
-        at = np.clip((self.scores * BINS).astype(int), 0, BINS - 1)
+        at = np.clip(self.scores * BINS, 0, BINS - 1).astype(int)
         weights = (None, self.scores, self.labels)
         bins = np.column_stack([np.bincount(at, w, BINS) for w in weights])
         return bins.astype(np.float64).ravel()

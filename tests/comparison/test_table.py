@@ -1,5 +1,6 @@
 """Counts of pairs: what they are, and that they are the same however they were gathered."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -209,6 +210,16 @@ def test_a_candidate_that_says_nothing_is_counted_and_not_compared() -> None:
     assert sum(whole.blocks["error"].values()) == table.blocks
     assert (whole.blocks["flip"], whole.blocks["not_finite"]) == ({}, {})
     assert ComparisonTable.decode(table.encode()).encode() == table.encode()
+
+
+def test_a_number_beyond_float32_is_none_that_can_be_compared() -> None:
+    """Of one alone the sums of squares would be infinite, and no figure known for ever."""
+    pairs = drawn(13, 40, trouble=0)
+    pairs.candidate[3], pairs.champion[5] = 1e200, -1e200
+    table = counted(pairs)
+    whole = table.groups()[0]
+    assert (whole.candidate_not_finite, whole.champion_not_finite, whole.compared) == (1, 1, 38)
+    json.dumps(comparison_document(table), allow_nan=False)
 
 
 def test_without_decisions_there_are_no_flips() -> None:

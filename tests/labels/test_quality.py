@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from app.clock import ReplayClock
+from app.errors import InvalidInput
 from app.labels.auc import MOST_SCORES, ScoreCounts
 from app.labels.feedback import Outcome
 from app.served_model import ServedModel
@@ -189,6 +190,24 @@ async def test_classes_and_numbers_are_judged_by_their_own_losses(url: str, tmp_
     losses = version["losses"]
     assert losses["mean_absolute_error"]["value"] == pytest.approx(np.abs(errors).mean())
     assert losses["mean_squared_error"]["value"] == pytest.approx((errors**2).mean())
+
+
+async def test_numbers_beyond_all_measure_do_not_end_what_is_told(url: str, tmp_path: Path) -> None:
+    labels = {"kind": "number", "horizon": {"after_s": 60}}
+    time = clock()
+    async with tiny_model(tmp_path, kind="regression", labels=labels) as model:
+        worker = Worker(url, model, time)
+        request = await worker.keep({"a": 1.0, "b": 0.0}, {"a": 2.0, "b": 0.0})
+        for label in (10**400, -1e39, math.inf):
+            with pytest.raises(InvalidInput, match="a number up to 3.4e\\+38 either way"):
+                await worker.tell(request, label)
+        assert await worker.tell(request, 3e38) is Outcome.ACCEPTED
+        advance(time, 100)
+        await worker.mature()
+        document = await worker.quality()
+        worker.close()
+    json.dumps(document, allow_nan=False)
+    assert document["versions"][0]["losses"]["mean_squared_error"]["value"] == 3e38**2
 
 
 def test_the_area_of_parts_is_that_of_the_whole_with_delongs_interval() -> None:
