@@ -58,7 +58,7 @@ class IsolatedBackend:
 
     async def start(self) -> None:
         """Raises `InvalidModel` when the process cannot open the model."""
-        model = await self._opened()
+        model = await self._opened(hurried=True)
         self._serve_from(model)
         self._supervisor = asyncio.create_task(self._supervise(), name="isolated")
 
@@ -172,10 +172,10 @@ class IsolatedBackend:
                     extra={"model": str(self._opening.model), "reason": self._reason},
                 )
 
-    async def _opened(self) -> IsolatedModel:
+    async def _opened(self, *, hurried: bool = False) -> IsolatedModel:
         """A process that is open and warm. Raises `InvalidModel`, or what the warm-up raised."""
         try:
-            model = IsolatedModel(self._opening, self._progressed)
+            model = IsolatedModel(self._opening, self._progressed, hurried=hurried)
         except OSError as exc:
             raise InvalidModel(f"{self._opening.model}: no process for it: {exc}") from exc
         watch = asyncio.create_task(self._watch(model), name="isolated process")

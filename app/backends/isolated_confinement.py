@@ -2,14 +2,12 @@
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import platform
 import resource
 import signal
 import struct
 import sys
-import termios
 from typing import NamedTuple
 
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
@@ -67,14 +65,13 @@ _X32 = 0x40000000
 
 
 def confine(parent: int, *, memory_bytes: int) -> list[str]:
-    """No network, no new programs, no hand on other processes or the terminal, no capabilities,
-    bounded memory, nothing written; killed when the parent ends.
+    """No network, no new programs, no hand on other processes, no capabilities, bounded memory,
+    nothing written; killed when the parent ends.
 
     Call it while the process has one thread; there is no way back. Returns what the kernel did not
     grant, a sentence each. Raises `SystemExit` when the parent has ended already.
     """
     _limit(memory_bytes)
-    _leave_terminal()
     if sys.platform != "linux":
         return [f"{sys.platform}: only Linux can keep a process from the network"]
     libc = ctypes.CDLL(None, use_errno=True)
@@ -110,16 +107,6 @@ def _limit(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
-
-
-def _leave_terminal() -> None:
-    """Without a session of its own a process could type into the terminal of its server."""
-    with contextlib.suppress(OSError):  # there is none
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
-        try:
-            fcntl.ioctl(terminal, termios.TIOCNOTTY)
-        finally:
-            os.close(terminal)
 
 
 def _own_network(libc: ctypes.CDLL) -> str | None:

@@ -33,6 +33,7 @@ AHEAD = 1
 _MEASURE_EVERY_S = 1.0
 _END_S = 1.0
 _MAX_REASON = 2_000
+_HURRIED_NICE = 10  # of a busy core a tenth: idle it might never be open
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,16 @@ class Execution:
 
 
 class IsolatedModel:
-    """One process; `on_progress` is called when it answered or grew too large."""
+    """One process; `on_progress` is called when it answered or grew too large. `hurried`: it is not
+    wholly put behind others until it serves, because somebody waits for that."""
 
-    def __init__(self, opening: Opening, on_progress: Callable[["IsolatedModel"], None]) -> None:
+    def __init__(
+        self,
+        opening: Opening,
+        on_progress: Callable[["IsolatedModel"], None],
+        *,
+        hurried: bool = False,
+    ) -> None:
         self._opening = opening
         self._on_progress = on_progress
         self._loop = asyncio.get_running_loop()
@@ -86,9 +94,12 @@ class IsolatedModel:
         self._measure_at_s = 0.0
         self._worn_bytes = float("inf")
         self.worn = False
-        self._process = IsolatedProcess(
-            opening.model, opening.isolation, self._most_bytes, self._on_frame
-        )
+        self._process = IsolatedProcess(opening.model, self._most_bytes, self._on_frame)
+        isolation = opening.isolation
+        if hurried:
+            self._process.put_behind(min(isolation.nice, _HURRIED_NICE), idle=False)
+        else:
+            self._process.put_behind(isolation.nice, idle=isolation.idle)
         self._process.send(opening.message())
 
     @property
@@ -114,7 +125,9 @@ class IsolatedModel:
 
     def accept(self) -> None:
         """It is warm: from here on it may take half of the memory that is left."""
-        limit = self._opening.isolation.memory_mb << 20
+        isolation = self._opening.isolation
+        self._process.put_behind(isolation.nice, idle=isolation.idle)
+        limit = isolation.memory_mb << 20
         fresh = self._process.private_bytes()
         self._worn_bytes = fresh + (limit - fresh) / 2 if fresh else float("inf")
 

@@ -13,10 +13,10 @@ import app
 from app.backends.isolated_link import Link
 from app.backends.isolated_output import ForwardedOutput
 from app.backends.isolated_wire import Frame, Message
-from app.contract import Isolation
-from app.priority import put_behind
+from app.priority import put_behind, put_session_behind
 
 _PROGRAM = "app.backends.isolated_child"
+_AGAIN_S = 0.15
 # By name: people keep secrets in others that begin so (NVIDIA_API_KEY).
 _PASSED_ON = (
     "LD_LIBRARY_PATH",
@@ -35,12 +35,12 @@ class IsolatedProcess:
     def __init__(
         self,
         model: Path,
-        isolation: Isolation,
         max_payload: Callable[[], int],
         on_frame: Callable[[Frame], None],
     ) -> None:
         self._why: str | None = None
         self._closed = asyncio.Event()
+        self._again: asyncio.TimerHandle | None = None
         ours, theirs = socket.socketpair()
         output, theirs_output = os.pipe()
         try:
@@ -52,8 +52,6 @@ class IsolatedProcess:
         finally:
             theirs.close()
             os.close(theirs_output)
-        # From outside and at once: half a second passes until it has loaded what it needs.
-        put_behind(self._process.pid, isolation.nice, idle=isolation.idle)
         os.set_blocking(output, False)
         self._output = ForwardedOutput(output, str(model), self._process.pid)
         self._link = Link(ours, max_payload, on_frame, self._on_end)
@@ -94,6 +92,13 @@ class IsolatedProcess:
         `sent_bytes` is when all of it has left this process."""
         return self._link.send(message, tensors)
 
+    def put_behind(self, nice: int, *, idle: bool) -> None:
+        """By so much behind this process; with `idle` behind everybody else."""
+        put_behind(self.pid, nice, idle=idle)
+        if self._again is not None:
+            self._again.cancel()
+        self._put_session_behind(nice)
+
     def kill(self, why: str) -> None:
         """`why` is told as its end, where it had not ended already."""
         self._link.end(why)
@@ -113,8 +118,16 @@ class IsolatedProcess:
         last = f": {self._output.last_line}" if self._output.last_line else ""
         return f"{_described(status)}{last}"
 
+    def _put_session_behind(self, nice: int) -> None:
+        self._again = None
+        if not put_session_behind(self.pid, nice):
+            loop = asyncio.get_running_loop()
+            self._again = loop.call_later(_AGAIN_S, self._put_session_behind, nice)
+
     def _on_end(self, why: str | None) -> None:
         self._why = why
+        if self._again is not None:
+            self._again.cancel()
         self._process.kill()
         self._closed.set()
 
@@ -132,8 +145,7 @@ def _spawn(connection: socket.socket, output: int) -> "subprocess.Popen[bytes]":
         stdout=output,
         stderr=output,
         pass_fds=[connection.fileno()],
-        # A group of its own: a Ctrl-C in the terminal is for our parent. No session: `put_behind`.
-        process_group=0,
+        start_new_session=True,
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from app.errors import ConfigurationError, InvalidModel
 from app.features.plan import FeaturePlan, differences, plan_from_json
+from app.priority import put_behind, put_session_behind
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -27,10 +28,8 @@ _LONGEST_S = 180
 
 
 def main() -> None:
-    # A group of its own: a Ctrl-C in the terminal is for our parent, who ends us. No session of its
-    # own: Linux may share out processors between sessions, whatever the niceness.
-    os.setpgid(0, 0)
-    os.nice(_NICENESS)
+    put_behind(os.getpid(), _NICENESS)
+    put_session_behind(os.getpid(), _NICENESS)
     _be_the_first_to_go()
     signal.alarm(_LONGEST_S)
     request = json.load(sys.stdin)

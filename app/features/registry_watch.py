@@ -176,6 +176,7 @@ class RegistryWatch:
             stdout=PIPE,
             stderr=PIPE,
             env=environment,
+            start_new_session=True,  # a Ctrl-C in the terminal is for us, who end it
         )
         try:
             async with asyncio.timeout(self._timeout_s):
