@@ -3,15 +3,15 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
 from app.backends.backend import Event
 from app.comparison.segments import SegmentReader
 from app.contract import Contract, parse_contract
-from app.errors import HikyakuError
+from app.errors import HikyakuError, RepositoryUnavailable
 from app.release.state import Chosen, ShadowState
 from app.reload.memory import give_back, require_room
 from app.reload.residents import READ_WITHIN_S, TAKE_WITHIN_S, VersionSource
@@ -38,10 +38,13 @@ class _Open:
     contract_sha256: str
     candidate: Candidate
     stack: AsyncExitStack
+    held: bool = False
+    """Somebody may have it wanted yet."""
 
 
 class Candidates:
-    """What the release state asks to be shown is opened, and shown until it asks no more.
+    """What the release state asks to be shown is opened, and shown until it asks no more. None of
+    them waits for another one that cannot be opened.
 
     `shadow` is the model's observer in this worker.
     """
@@ -53,9 +56,12 @@ class Candidates:
         self._metrics = metrics
         self._wanted: Sequence[ShadowState] = ()
         self._decided = 0
-        self._open: dict[Chosen, _Open] = {}
+        self._opening: dict[Chosen, asyncio.Task[None]] = {}
         self._prepared: dict[Chosen, _Open] = {}
         """Open, and not shown anything yet."""
+        self._open: dict[Chosen, _Open] = {}
+        """Shown requests."""
+        self._freeing: set[asyncio.Task[None]] = set()
         self._failed: dict[Chosen, str] = {}
         self._due = asyncio.Event()
         self._pause_s = _FIRST_PAUSE_S
@@ -98,23 +104,32 @@ class Candidates:
         Raises `InvalidModel` where it must not be executed or cannot be compared,
         `RepositoryUnavailable` or `ConfigurationError`.
         """
-        opened = self._prepared[chosen] = await self._opened(chosen, await self._contract())
+        opened = await self._opened(chosen, await self._contract(), self._source.opener.workers)
+        opened.held = True
+        self._keep(chosen, opened)
         try:
             yield
         finally:
-            wanted = any(state.chosen == chosen for state in self._wanted)
-            if not wanted and self._prepared.pop(chosen, None) is opened:
-                await opened.stack.aclose()
+            opened.held = False
+            if self._prepared.get(chosen) is opened and not self._wants(chosen):
+                await self._free(self._prepared.pop(chosen))
 
     async def close(self) -> None:
         if self._task is not None:
             await ended(self._task)
         if self._retry is not None:
             self._retry.cancel()
-        for chosen in tuple(self._open):
-            await self._hide(chosen)
-        for opened in self._prepared.values():
-            await opened.stack.aclose()
+        for opening in tuple(self._opening.values()):
+            await ended(opening)
+        await asyncio.gather(
+            *map(self._hide, tuple(self._open)), *map(self._free, self._prepared.values())
+        )
+        self._prepared.clear()
+        if self._freeing:
+            await asyncio.wait(self._freeing)
+
+    def _wants(self, chosen: Chosen) -> bool:
+        return any(state.chosen == chosen for state in self._wanted)
 
     async def _run(self) -> None:
         while True:
@@ -127,19 +142,38 @@ class Candidates:
                 self._again_later()
 
     async def _follow(self) -> None:
+        """What needs nothing goes first: the repository may be away."""
         wanted = {state.chosen: state for state in self._wanted}
-        if wanted:
+        await self._leave(wanted)
+        for chosen in self._open:
+            if self._shadow.candidates[chosen] != wanted[chosen]:
+                self._shadow.change(wanted[chosen])
+        if not wanted:
+            return
+        try:
             contract = await self._contract()
-            for chosen, opened in tuple(self._open.items()):
-                if opened.contract_sha256 != contract.sha256:
-                    await self._hide(chosen)
-        for chosen in [chosen for chosen in self._open if chosen not in wanted]:
-            await self._hide(chosen)
+        except HikyakuError as exc:
+            for chosen in wanted.keys() - self._open.keys():
+                self._fail(chosen, exc)
+            self._again_later()
+            return
+        for chosen, opened in tuple(self._open.items()):
+            if opened.contract_sha256 != contract.sha256:
+                await self._hide(chosen)
         for chosen, state in wanted.items():
             if chosen not in self._open:
                 await self._show(state, contract)
-            elif self._shadow.candidates[chosen] != state:
-                self._shadow.change(state)
+
+    async def _leave(self, wanted: Collection[Chosen]) -> None:
+        """What is not wanted any more."""
+        for chosen, opening in tuple(self._opening.items()):
+            if chosen not in wanted:
+                await ended(opening)
+        for chosen in self._open.keys() - wanted:
+            await self._hide(chosen)
+        for chosen, opened in tuple(self._prepared.items()):
+            if chosen not in wanted and not opened.held:
+                await self._free(self._prepared.pop(chosen))
 
     async def _contract(self) -> "_Read":
         """The present one."""
@@ -150,34 +184,61 @@ class Candidates:
         return _Read(contract, hashlib.sha256(content).hexdigest())
 
     async def _show(self, state: ShadowState, contract: "_Read") -> None:
+        """At once where it is open, else as soon as it is."""
         chosen = state.chosen
-        extra = {"model": self._name, "version": chosen.version}
         opened = self._prepared.pop(chosen, None)
-        try:
-            if opened is None or opened.contract_sha256 != contract.sha256:
-                opened = await self._opened(chosen, contract)
+        if opened is not None and opened.contract_sha256 != contract.sha256:
+            await self._free(opened)
+            opened = None
+        if opened is not None:
             self._shadow.show(opened.candidate, state)
-        except Exception as exc:  # whatever it is, it may be over the next time
-            known = isinstance(exc, HikyakuError)
-            self._failed[chosen] = str(exc) if known else f"{type(exc).__name__}: {exc}"
-            log.error(
-                "a candidate cannot be shown requests",
-                extra=extra | {"reason": self._failed[chosen]},
-                exc_info=None if known else exc,
-            )
-            self._again_later()
-        else:
             self._open[chosen] = opened
             self._failed.pop(chosen, None)
-            log.info("a candidate is shown requests", extra=extra | {"share": state.share})
+            extra = {"model": self._name, "version": chosen.version, "share": state.share}
+            log.info("a candidate is shown requests", extra=extra)
+        elif chosen not in self._opening:
+            opening = asyncio.create_task(self._prepare(chosen, contract), name="open a candidate")
+            self._opening[chosen] = opening
+            opening.add_done_callback(lambda _: self._opening.pop(chosen))
 
-    async def _opened(self, chosen: Chosen, contract: "_Read") -> "_Open":
+    async def _prepare(self, chosen: Chosen, contract: "_Read") -> None:
+        try:
+            self._keep(chosen, await self._opened(chosen, contract, workers=1))
+        except Exception as exc:  # whatever it is, it may be over the next time
+            self._fail(chosen, exc)
+            self._again_later()
+        else:
+            self._due.set()
+
+    def _keep(self, chosen: Chosen, opened: "_Open") -> None:
+        """Until it is shown requests, or not wanted. Of two, which others have asked for at the
+        same time, the latest."""
+        before = self._prepared.pop(chosen, None)
+        self._prepared[chosen] = opened
+        if before is not None:
+            self._freed(before)
+
+    def _fail(self, chosen: Chosen, exc: Exception) -> None:
+        known = isinstance(exc, HikyakuError)
+        self._failed[chosen] = str(exc) if known else f"{type(exc).__name__}: {exc}"
+        log.error(
+            "a candidate cannot be shown requests",
+            extra={
+                "model": self._name,
+                "version": chosen.version,
+                "reason": self._failed[chosen],
+            },
+            exc_info=None if known else exc,
+        )
+
+    async def _opened(self, chosen: Chosen, contract: "_Read", workers: int) -> "_Open":
+        """There is to be room for it in so many workers."""
         source = self._source
         take = partial(source.vault.take, self._name, chosen.version, chosen.sha256)
         vaulted = await source.calls.call(take, TAKE_WITHIN_S)
         async with source.one_at_a_time, AsyncExitStack() as stack:
             verified = await verify_version(vaulted, contract.content, isolated=source.isolated)
-            needed_bytes = verified.memory_bytes * source.opener.workers
+            needed_bytes = verified.memory_bytes * workers
             require_room(needed_bytes, f"{self._name} version {chosen.version} as a candidate")
             candidate = await source.opener.open_candidate(
                 vaulted, contract.content, self._happened, stack
@@ -188,10 +249,28 @@ class Candidates:
 
     async def _hide(self, chosen: Chosen) -> None:
         opened = self._open.pop(chosen)
-        await self._shadow.hide(chosen)
-        await opened.stack.aclose()
+        await self._free(opened, self._shadow.hide(chosen))
         log.info("a candidate is freed", extra={"model": self._name, "version": chosen.version})
-        await self._source.calls.call(give_back, TAKE_WITHIN_S)
+
+    async def _free(self, opened: "_Open", hidden: Awaitable[None] | None = None) -> None:
+        """Once it is hidden. Whoever is cancelled here leaves nothing behind."""
+        await asyncio.shield(self._freed(opened, hidden))
+
+    def _freed(
+        self, opened: "_Open", hidden: Awaitable[None] | None = None
+    ) -> "asyncio.Task[None]":
+        async def free() -> None:
+            if hidden is not None:
+                await hidden
+            await opened.stack.aclose()
+            # Where the threads are taken it goes back another time.
+            with suppress(RepositoryUnavailable):
+                await self._source.calls.call(give_back, TAKE_WITHIN_S)
+
+        freeing = asyncio.create_task(free(), name="free a candidate")
+        self._freeing.add(freeing)
+        freeing.add_done_callback(self._freeing.discard)
+        return freeing
 
     def _happened(self, event: Event) -> None:
         self._metrics.shadow_events.labels(self._name, event).inc()

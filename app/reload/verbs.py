@@ -123,6 +123,7 @@ class ReleaseVerbs:
                 champion=state.previous,
                 previous=None,
                 preparing=None,
+                shadows=_without(state.shadows, state.previous),
                 decided=state.generation + 1,
             )
             await self._change(model, after, "rollback", by)
@@ -142,34 +143,15 @@ class ReleaseVerbs:
         model = self._model(name)
         with self._alone(name, "a shadow"), _told():
             state = await self._state(model, generation)
-            source = self._source
-            manifest = await source.calls.call(
-                partial(source.repository.manifest, name, version), READ_WITHIN_S
-            )
-            chosen = Chosen(version, hashlib.sha256(manifest).hexdigest())
-            if share is None:
-                share = await model.candidates.usual_share()
-            began = state.generation + 1
-            shown = {each.chosen: each for each in state.shadows}
-            before = shown.get(chosen)
-            if before is not None and before.share == share:
-                return _outcome(model, state, changed=False)
-            if before is None and len(shown) >= MOST_CANDIDATES:
-                raise Conflict(
-                    f"{len(shown)} versions of {name!r} are shown requests already: unload one"
-                )
-            shown[chosen] = ShadowState(chosen, share, began if before is None else before.began)
-            after = msgspec.structs.replace(state, generation=began, shadows=tuple(shown.values()))
-            async with AsyncExitStack() as stack:
-                if before is None:
-                    await stack.enter_async_context(model.candidates.prepared(chosen))
-                await self._change(model, after, "shadow", by)
+            chosen, after = await self._shown(model, state, version, share, by)
 
-            def shows(report: ModelReport) -> bool:
-                return report.candidates.get(chosen.sha256) == ""
+        def shows(report: ModelReport) -> bool:
+            return report.candidates.get(chosen.sha256) == ""
 
-            converged = await self._converged(model, after, shows, _SHOWN_WITHIN_S)
-            return _outcome(model, after, converged=converged)
+        changed = after is not state
+        within_s = _SHOWN_WITHIN_S if changed else 0
+        converged = await self._converged(model, after, shows, within_s)
+        return _outcome(model, after, changed=changed, converged=converged)
 
     async def unload(
         self, name: str, version: int, generation: int | None = None, *, by: str
@@ -192,6 +174,39 @@ class ReleaseVerbs:
                 return _outcome(model, state, changed=False)
             await self._change(model, after, "unload", by)
             return _outcome(model, after, converged=False)
+
+    async def _shown(
+        self,
+        model: FollowedModel,
+        state: ReleaseState,
+        version: int,
+        share: float | None,
+        by: str,
+    ) -> tuple[Chosen, ReleaseState]:
+        """The candidate, and the state by which it is shown requests: the same one, where that is
+        so already."""
+        name, source = model.residents.name, self._source
+        read = partial(source.repository.manifest, name, version)
+        manifest = await source.calls.call(read, READ_WITHIN_S)
+        chosen = Chosen(version, hashlib.sha256(manifest).hexdigest())
+        if share is None:
+            share = await model.candidates.usual_share()
+        shown = {each.chosen: each for each in state.shadows}
+        before = shown.get(chosen)
+        if before is not None and before.share == share:
+            return chosen, state
+        if before is None and len(shown) >= MOST_CANDIDATES:
+            raise Conflict(
+                f"{len(shown)} versions of {name!r} are shown requests already: unload one"
+            )
+        generation = state.generation + 1
+        shown[chosen] = ShadowState(chosen, share, generation if before is None else before.began)
+        after = msgspec.structs.replace(state, generation=generation, shadows=tuple(shown.values()))
+        async with AsyncExitStack() as stack:
+            if before is None:
+                await stack.enter_async_context(model.candidates.prepared(chosen))
+            await self._change(model, after, "shadow", by)
+        return chosen, after
 
     async def _load(
         self, model: FollowedModel, version: int | None, generation: int | None, by: str
@@ -323,7 +338,7 @@ class ReleaseVerbs:
                 champion=preparing.chosen,
                 previous=state.previous if before == preparing.chosen else before,
                 current=current,
-                shadows=tuple(s for s in state.shadows if s.chosen != preparing.chosen),
+                shadows=_without(state.shadows, preparing.chosen),
                 decided=state.generation + 1,
             )
             try:
@@ -345,15 +360,16 @@ class ReleaseVerbs:
         """Whether every worker that lives has done what the state says, so that this holds, or soon
         has."""
         until_s = time.monotonic() + within_s
-        while time.monotonic() < until_s:
+        while True:
             try:
                 reports = await self._follower.workers()
             except StateUnavailable:
                 return False  # what was asked for is done, whatever is not known now
             if all(_follows(report, model, state, holds) for report in reports):
                 return True
+            if time.monotonic() >= until_s:
+                return False
             await asyncio.sleep(_LOOK_EVERY_S)
-        return False
 
     async def _change(self, model: FollowedModel, after: ReleaseState, verb: str, by: str) -> None:
         """This worker serves what the state says when it returns, unless that takes long."""
@@ -448,6 +464,11 @@ def _follows(
 ) -> bool:
     of_model = report.models.get(model.residents.name)
     return of_model is not None and of_model.generation >= state.generation and holds(of_model)
+
+
+def _without(shadows: Sequence[ShadowState], champion: Chosen) -> tuple[ShadowState, ...]:
+    """Who serves from now on is a candidate no more."""
+    return tuple(shadow for shadow in shadows if shadow.chosen != champion)
 
 
 def _overtaken(name: str, state: ReleaseState) -> Conflict:
