@@ -16,7 +16,7 @@ from app.comparison.descriptors import (
     distances,
     quantile,
 )
-from app.comparison.intervals import ClusterSums, wilson
+from app.comparison.intervals import ClusterSums
 from app.comparison.pairs import NO_DECISION
 from app.comparison.table import (
     MOST_DECISIONS,
@@ -180,18 +180,10 @@ def _mean(sums: ClusterSums) -> dict[str, float | None]:
 
 
 def _share(sums: ClusterSums) -> dict[str, float | None]:
-    """The same of a share. Where it is none or all of the rows they do not vary, and that tells
-    nothing: then each block counts as one row, as if those of a block were all alike."""
-    interval = sums.interval(LEVEL)
-    if sums.s in {0.0, sums.n}:
-        blocks = sums.clusters
-        interval = wilson(0.0 if not sums.s else blocks, blocks, LEVEL)
+    """The same of a share."""
+    interval = sums.share_interval(LEVEL)
     low, high = (None, None) if interval is None else interval
-    return {
-        "share": sums.mean(),
-        "low": None if low is None else max(low, 0.0),
-        "high": None if high is None else min(high, 1.0),
-    }
+    return {"share": sums.mean(), "low": low, "high": high}
 
 
 def _quantiles(

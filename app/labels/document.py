@@ -1,6 +1,6 @@
 """What a quality table says, as JSON (docs/labels.md)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -30,6 +30,7 @@ from app.labels.quality import (
 from app.labels.recorder import LiveQuality
 
 LEVEL = 0.95
+_SHARES = {"label_rate", "accuracy", "error_rate"}
 _DELAY_QUANTILES = (0.5, 0.9, 0.99)
 
 
@@ -107,9 +108,9 @@ def _cell(form: LabelForm, cell: FloatArray) -> dict[str, Any]:
         "unscored": unscored,
         "rows": int(label.n),
         "clusters": int(label.clusters),
-        _label_name(form): _mean(label),
+        _label_name(form): _mean(label, _label_name(form)),
         "score": _mean(score),
-        "losses": dict(zip(LOSSES[form.kind], map(_mean, losses), strict=True)),
+        "losses": _means(LOSSES[form.kind], losses),
     }
 
 
@@ -149,9 +150,9 @@ def _pair_cell(form: LabelForm, cell: FloatArray, blocks: Mapping[int, int]) -> 
         "coverage": labelled / shown if shown else None,
         "rows": int(label.n),
         "clusters": int(label.clusters),
-        _label_name(form): _mean(label),
-        "champion": {"losses": dict(zip(names, map(_mean, losses[::3]), strict=True))},
-        "candidate": {"losses": dict(zip(names, map(_mean, losses[1::3]), strict=True))},
+        _label_name(form): _mean(label, _label_name(form)),
+        "champion": {"losses": _means(names, losses[::3])},
+        "candidate": {"losses": _means(names, losses[1::3])},
         "difference": dict(zip(names, map(_mean, losses[2::3]), strict=True)),
         "blocks": {"steps": BLOCK_STEPS, "counts": [list(each) for each in sorted(blocks.items())]},
     }
@@ -166,8 +167,12 @@ def _clusters(numbers: FloatArray) -> list[ClusterSums]:
     return [ClusterSums(*each) for each in numbers.reshape(-1, CLUSTERED).tolist()]
 
 
-def _mean(sums: ClusterSums) -> dict[str, float | None]:
-    interval = sums.interval(LEVEL)
+def _means(names: Iterable[str], sums: Iterable[ClusterSums]) -> dict[str, Any]:
+    return {name: _mean(of, name) for name, of in zip(names, sums, strict=True)}
+
+
+def _mean(sums: ClusterSums, name: str = "") -> dict[str, float | None]:
+    interval = sums.share_interval(LEVEL) if name in _SHARES else sums.interval(LEVEL)
     low, high = (None, None) if interval is None else interval
     return {"value": sums.mean(), "low": low, "high": high}
 

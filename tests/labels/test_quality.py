@@ -199,7 +199,7 @@ async def test_numbers_beyond_all_measure_do_not_end_what_is_told(url: str, tmp_
         worker = Worker(url, model, time)
         request = await worker.keep({"a": 1.0, "b": 0.0}, {"a": 2.0, "b": 0.0})
         for label in (10**400, -1e39, math.inf):
-            with pytest.raises(InvalidInput, match="a number up to 3.4e\\+38 either way"):
+            with pytest.raises(InvalidInput, match=r"a number up to 3.4e\+38 either way"):
                 await worker.tell(request, label)
         assert await worker.tell(request, 3e38) is Outcome.ACCEPTED
         advance(time, 100)
