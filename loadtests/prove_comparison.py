@@ -1,7 +1,7 @@
 """Shows that what a service tells about a candidate is what an offline recomputation from the same
 pairs says: counts exactly, all else to 1e-9.
 
-    python -m loadtests.prove_comparison --seconds 360 --workers 2 --seed 1
+    python -m loadtests.prove_comparison --seconds 240 --workers 2 --seed 1
 
 A service with a Redis answers an open loop of random rows while its candidate is shown all of them.
 Meanwhile workers are killed with -9, stopped and continued, Redis is killed and started again, and
@@ -60,6 +60,7 @@ from loadtests.service_process import Operator, ServiceProcess, serving
 _QUESTIONS = 4_096
 _MOST_INSTANCES = 8
 _SETTLED_WITHIN_S = 60.0
+_FOLDED_WITHIN_S = 150.0
 _LOOK_EVERY_S = 1.5  # a worker writes every second
 _UNWRITTEN_S = 3.0
 """What a worker has answered so long before it ends is perhaps not written yet."""
@@ -77,8 +78,8 @@ Trouble: TypeAlias = Literal["kill", "pause", "redis"]
 class Plan:
     """What is to be proved, and how long."""
 
-    seconds: float = 360
-    """Of load; tables of workers that were killed are folded after two minutes."""
+    seconds: float = 240
+    """Of load. Then it waits until tables of workers that were killed have been folded."""
     restarts: int = 1
     """Of the service."""
     workers: int = 2
@@ -149,10 +150,6 @@ class Proof:
                     await self._serve(service, plan.seconds / (plan.restarts + 1), is_last)
                 if not is_last:
                     self.report.done["restarts"] += 1
-            if self._redis is not None:
-                with redis.Redis.from_url(self._redis.url) as client:
-                    held = client.keys("hikyaku:held:*")
-                    self.report.done["workers folded"] = sum(map(client.hlen, held))
 
     def _settings(self) -> Mapping[str, str]:
         return {
@@ -182,6 +179,7 @@ class Proof:
                     await ended(watching)
             self.report.faults += load.ledger.faults
             if is_last:
+                await self._folded()
                 await self._settle(operator)
 
     def _load(self, port: int) -> CheckedLoad:
@@ -271,6 +269,20 @@ class Proof:
         await asyncio.sleep(2 * _UNWRITTEN_S)
         self._redis_gone_s = math.inf
         self.report.done["restarts of Redis"] += 1
+
+    async def _folded(self) -> None:
+        """Until tables of killed workers are in the folded one."""
+        if self._redis is None:
+            return
+        until_s = time.monotonic() + _FOLDED_WITHIN_S
+        with redis.Redis.from_url(self._redis.url) as client:
+            while time.monotonic() < until_s:
+                held = client.keys("hikyaku:held:*")
+                self.report.done["workers folded"] = sum(map(client.hlen, held))
+                if self.report.done["workers folded"]:
+                    return
+                await asyncio.sleep(1)
+        self.report.violated("no tables of workers that were killed have been folded")
 
     async def _settle(self, operator: "_Calls") -> None:
         """Until nothing is added any more."""

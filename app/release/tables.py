@@ -6,7 +6,7 @@ from typing import Protocol, Self, TypeAlias
 
 MOST_BYTES = 4 << 20
 """Of one table."""
-GONE_S = 120.0
+GONE_S = 60.0
 """So long a worker must have been missing before its tables are folded."""
 KEPT_REMOVED_S = 86_400.0
 """So long a name that was removed cannot come back."""
@@ -72,7 +72,7 @@ class TableStore(Protocol):
 
     async def fold(self, living: Collection[str]) -> int:
         """Put the tables of workers that are gone into one a name; how many have been. Gone is who
-        was not among the `living` of all calls of the last two minutes. A worker that comes back
+        was not among the `living` of any call of the last minute. A worker that comes back
         all the same counts on from what was folded."""
         ...
 
