@@ -14,7 +14,7 @@ TRITON_SERVER := .venv-triton/installed
 endif
 
 .PHONY: run test lint format lock candidate prove-flights prove-no-skew prove-feast-parity prove-no-foreign-values \
-	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-release-state \
+	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-release-state prove-feedback \
 	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables prove-comparison prove-shadow bench bench-features \
 	bench-start bench-gpu bench-isolated bench-workers bench-shadow clean
 
@@ -89,6 +89,9 @@ prove-comparison: .venv/dev.installed  ## the comparison against its pairs, work
 
 prove-tables: .venv/dev.installed  ## tables of workers while the store and the workers misbehave
 	@$(BIN)/python -m loadtests.prove_tables $(PROVE)
+
+prove-feedback: .venv/dev.installed  ## a million labels told while workers are killed, service and Redis restarted
+	@$(BIN)/python -m loadtests.prove_feedback $(PROVE)
 
 prove-batcher: .venv/dev.installed  ## every order of three requests, a million random operations, poison
 	@$(BIN)/python -m loadtests.prove_batcher --orders

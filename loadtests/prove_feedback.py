@@ -13,8 +13,10 @@ lets in.
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
+import re
 import secrets
 import signal
 import sys
@@ -22,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,7 +53,8 @@ _ROUND = timedelta(seconds=2 * _HORIZON_S)
 _FORM = LabelForm("binary", "probability", (), (("a=..0", "a=0..", "a=other"),))
 _DUPLICATES, _UNKNOWN, _VOID, _MISSING, _LATE = 0.2, 0.05, 0.02, 0.05, 0.01
 _CONNECTIONS = 24
-_SETTLED_S = 1.0
+_MOST_WAITING = 5_000
+_OUTCOME = re.compile(r'hikyaku_label_predictions_total\{model="m",outcome="(\w+)"\} (\S+)')
 _MOST_S = 120.0
 _EXACT = 1e-9
 
@@ -121,6 +124,8 @@ class Proof:
         self._service_stack = ExitStack()
         self._service: ServiceProcess
         self._is_serving = asyncio.Event()
+        self._progress = asyncio.Event()
+        """Set with each call that is begun."""
         self._now = _START
         self._keys = Keys(MODEL)
         self._of_last_round: list[Prediction] = []
@@ -170,8 +175,10 @@ class Proof:
         late = int(_LATE * of_round) if self._of_last_round else 0
         told = of_round - duplicates - unknown - late
         predictions = await self._predict(int(told / (1 - _MISSING)))
-        await asyncio.sleep(_SETTLED_S)  # they are written ten times a second
         self._look_at_bytes(empty, await self._used(), await self._charged())
+        outcomes = await self._outcomes()
+        if outcomes.keys() > {"kept"}:
+            self.report.faults.append(f"predictions were left out: {dict(outcomes)}")
         calls = await self._tell(predictions, told, duplicates, unknown, late)
         self._look_at_bytes(empty, await self._used(), await self._charged())
         self._check_labels(predictions, told)
@@ -191,12 +198,29 @@ class Proof:
             sizes.append(1 if self._rng.random() < 0.5 else self._rng.randint(2, 1_000))
         predictions: list[Prediction] = []
         left = iter(sizes)
+        before = sum((await self._outcomes()).values())
+        slow = asyncio.Lock()
+
+        async def written(most_waiting: int) -> None:
+            """Wait until so few are not written yet: with many more some would be left out."""
+            until_s = time.monotonic() + _MOST_S
+            async with slow:
+                while sum((await self._outcomes()).values()) - before < (
+                    len(predictions) - most_waiting
+                ):
+                    if time.monotonic() > until_s:
+                        self.report.faults.append("predictions are never written")
+                        return
+                    await asyncio.sleep(0.05)
+
         seeds = [self._rng.random() for _ in range(_CONNECTIONS)]
 
         async def client(seed: float) -> None:
             rng = random.Random(seed)
             async with Operator(self._service.port) as caller:
-                for size in left:
+                for number, size in enumerate(left):
+                    if number % 4 == 0:
+                        await written(_MOST_WAITING)
                     a = [round(rng.gauss(0, 2), 3) for _ in range(size)]
                     body = {"instances": [{"a": each, "b": 0.0} for each in a]}
                     reply = await caller.call("POST", f"/v1/models/{MODEL}:predict", body)
@@ -208,6 +232,7 @@ class Proof:
                         predictions.append(Prediction(request, at, score, label, True))
 
         await asyncio.gather(*map(client, seeds))
+        await written(0)
         self.report.predictions += len(predictions)
         return predictions
 
@@ -255,6 +280,7 @@ class Proof:
         async def client() -> None:
             while calls:
                 call = calls.pop()
+                self._progress.set()
                 while not await self._one_told(call):
                     self.report.lost_calls += 1
                     for prediction, _ in call:
@@ -265,24 +291,32 @@ class Proof:
 
     async def _one_told(self, call: Sequence[tuple[Prediction, str]]) -> bool:
         """Whether there was an answer. A connection each, so that all workers are told some."""
-        await self._is_serving.wait()
         labels = [
             {"request_id": each.request, "instance": each.instance, "label": each.label}
             for each, _ in call
         ]
         is_alone = len(labels) == 1
         body = labels[0] if is_alone else {"labels": labels}
-        try:
-            async with Operator(self._service.port) as caller:
+        async with AsyncExitStack() as stack:
+            caller = await self._connected(stack)
+            try:
                 reply = await caller.call("POST", f"/v1/models/{MODEL}:feedback", body)
-        except (OSError, asyncio.IncompleteReadError):
-            return False
+            except (OSError, asyncio.IncompleteReadError):
+                return False
         if reply.status == 503:
             return False
         statuses = [_status(reply)] if is_alone else _statuses(reply)
         for (prediction, kind), status in zip(call, statuses, strict=True):
             self._told(prediction, kind, status)
         return True
+
+    async def _connected(self, stack: AsyncExitStack) -> Operator:
+        """As soon as there is somebody."""
+        while True:
+            await self._is_serving.wait()
+            with contextlib.suppress(OSError):
+                return await stack.enter_async_context(Operator(self._service.port))
+            await asyncio.sleep(0.05)
 
     def _told(self, prediction: Prediction, kind: str, status: str) -> None:
         self.report.told[f"{kind} {status}" if kind != "known" else status] += 1
@@ -301,8 +335,9 @@ class Proof:
         whole = len(calls)
         for number, what in enumerate(self.plan.disturbances):
             left = whole * (1 - (number + 0.5) / len(self.plan.disturbances))
-            while len(calls) > left:  # noqa: ASYNC110  threads of others empty it
-                await asyncio.sleep(0.01)
+            while len(calls) > left:
+                self._progress.clear()
+                await self._progress.wait()
             await self._disturbed(what)
             self.report.disturbed[what] += 1
 
@@ -388,17 +423,17 @@ class Proof:
 
     async def _flood(self, empty: int) -> None:
         """More is predicted than may be kept."""
-        rows = self.plan.megabytes * 1_000_000 // 60
-        predictions = await self._predict(rows)
-        await asyncio.sleep(_SETTLED_S)
+        predictions = await self._predict(self.plan.megabytes * 1_000_000 // 60)
         self._look_at_bytes(empty, await self._used(), await self._charged())
-        async with Operator(self._service.port) as caller:
-            metrics = (await caller.call("GET", "/metrics")).document
-        full = f'hikyaku_label_predictions_total{{model="{MODEL}",outcome="full"}} '
-        found = [line for line in metrics.splitlines() if line.startswith(full)]
-        self.report.not_kept = int(float(found[0].rpartition(" ")[2])) if found else 0
+        self.report.not_kept = (await self._outcomes())["full"]
         if not 0 < self.report.not_kept < len(predictions):
             self.report.faults.append(f"{self.report.not_kept} predictions over the cap")
+
+    async def _outcomes(self) -> Counter[str]:
+        """Predictions by whether they are kept, since the service was started."""
+        async with Operator(self._service.port) as caller:
+            metrics = (await caller.call("GET", "/metrics")).document
+        return Counter({outcome: int(float(count)) for outcome, count in _OUTCOME.findall(metrics)})
 
     def _look_at_bytes(self, empty: int, used: int, charged: int) -> None:
         report = self.report
@@ -426,6 +461,11 @@ class Proof:
         return redis.Redis(port=self._redis.port, password=self._redis.password)
 
 
+async def prove(plan: Plan, folder: Path) -> Report:
+    """Run it; what it keeps is in `folder`."""
+    return await Proof(plan, folder).run()
+
+
 def _status(reply: Reply) -> str:
     """Of a label that was told alone."""
     if reply.status == 200:
@@ -450,7 +490,8 @@ def shown(report: Report) -> Iterator[str]:
         f"  kept: at most {report.most_charged:,} bytes accounted for, {report.most_used:,} used,"
         f" of {report.cap:,}; {report.not_kept:,} predictions over that were not kept"
     )
-    for fault in report.faults[:20]:
+    kinds = {fault.partition(":")[0]: fault for fault in report.faults}
+    for fault in list(kinds.values())[:20]:  # the last of each kind
         yield f"  FAULT: {fault}"
     yield f"  {len(report.faults)} faults"
 
@@ -465,7 +506,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=Plan.seed)
     plan = Plan(**vars(parser.parse_args()))
     with tempfile.TemporaryDirectory() as folder:
-        report = uvloop.run(Proof(plan, Path(folder)).run())
+        report = uvloop.run(prove(plan, Path(folder)))
     print("\n".join(shown(report)))
     return 1 if report.faults else 0
 

@@ -213,7 +213,7 @@ async def test_numbers_beyond_all_measure_do_not_end_what_is_told(url: str, tmp_
 def test_the_area_of_parts_is_that_of_the_whole_with_delongs_interval() -> None:
     rng = np.random.default_rng(3)
     truth = rng.random(5_000) < 0.3
-    scores = (rng.normal(size=5_000) + truth).astype(np.float32).astype(np.float64)
+    scores = np.round(rng.normal(size=5_000) + truth, 1)  # many are equal
     parts = np.array_split(np.arange(5_000), 7)
     counts = ScoreCounts()
     for part in parts:

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from app.clock import ReplayClock
+from app.labels.bucket import BUCKET_CHARGE, row_charge
 from app.labels.feedback import Outcome
 from app.release.state import StateUnavailable
 from app.served_model import ServedModel
@@ -90,7 +91,7 @@ async def test_a_batch_whose_reply_is_lost_is_kept_once(
         worker = start(proxy.port)
         await worker.keep(ROW)
         # Wherever the replies of a transaction end.
-        for after_bytes in range(0, 120, 3):
+        for after_bytes in range(0, 160, 4):
             await worker.predict(ROW, ROW)
             await proxy.switch(Cut(after_bytes=after_bytes))
             for _ in range(3):
@@ -101,7 +102,9 @@ async def test_a_batch_whose_reply_is_lost_is_kept_once(
                 break
         await proxy.switch(Pass())
         await worker.writer.write()
-    assert int(client.get(CHARGED)) == charges(client)
+    buckets = len(client.keys("*:bucket:*"))
+    expected = buckets * BUCKET_CHARGE + 81 * row_charge(worker.sample.form)
+    assert int(client.get(CHARGED)) == charges(client) == expected
     rows = sum(f.startswith(b"r") for k in client.keys("*:bucket:*") for f in client.hkeys(k))
     assert rows == of_metric(worker, "kept") == 81
 

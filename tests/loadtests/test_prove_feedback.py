@@ -1,0 +1,20 @@
+"""The proof of the labels, in small: a thousand times fewer of them."""
+
+from pathlib import Path
+
+from loadtests.prove_feedback import Plan, prove, shown
+
+
+async def test_every_label_counts_once_while_a_worker_is_killed_and_redis_restarted(
+    tmp_path: Path,
+) -> None:
+    plan = Plan(
+        calls=3_000,
+        alone=50,
+        rounds=1,
+        megabytes=1,
+        disturbances=("worker", "redis killed"),
+    )
+    report = await prove(plan, tmp_path)
+    assert report.faults == [], "\n".join(shown(report))
+    assert report.disturbed == {"worker": 1, "redis killed": 1}
