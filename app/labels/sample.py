@@ -56,7 +56,7 @@ class Piece(NamedTuple):
 
 
 class _Offered(NamedTuple):
-    request: RequestId
+    request_id: str
     answer: Answer
     predicted_s: float
 
@@ -107,8 +107,7 @@ class LabelSample:
         self._compared: list[_Compared] = []
         self._waiting = 0
         """Rows in both."""
-        self._in_bucket = 0
-        self._bucket = 0
+        self._bucket = self._in_bucket = 0
         self._open: OrderedDict[bytes, _Open] = OrderedDict()
         self._current = (self.ids.tag, -1, 0.0)
         """The bucket whose ids are given, as tag and number, and since when."""
@@ -122,15 +121,15 @@ class LabelSample:
     def offer(self, asker: Asker, answer: Answer) -> None:
         if not self.ids.is_sampled(asker.request_id):
             return
-        request = RequestId.parse(asker.request_id)
         rows = len(answer.predictions)
-        if request is None or not self._has_room(rows):
+        if not self._has_room(rows):
             return
-        self._offered.append(_Offered(request, answer, self._clock.now_s()))
-        if request.bucket != self._bucket:
-            self._bucket, self._in_bucket = request.bucket, 0
+        # What can be done later is done later, for many at a time.
+        self._offered.append(_Offered(asker.request_id, answer, self._clock.now_s()))
+        if self.ids.bucket != self._bucket:
+            self._bucket, self._in_bucket = self.ids.bucket, 0
         self._in_bucket += rows
-        if self._in_bucket >= _MOST_ROWS and request.bucket == self.ids.bucket:
+        if self._in_bucket >= _MOST_ROWS:
             self.ids.turn()
 
     def compared(
@@ -214,22 +213,23 @@ class LabelSample:
         self.left_out["no_horizon"] += int(total - has_horizon.sum())
         content, size = rows.tobytes(), rows.dtype.itemsize
         version = version_field(index, model.id)
-        start = 0
-        for each, count in zip(offered, counts, strict=True):
+        ends = np.cumsum(counts).tolist()
+        for each, count, end in zip(offered, counts, ends, strict=True):
+            request = RequestId.parse(each.request_id)
+            assert request is not None  # it was given by us
+            start = end - count
             by_bucket: dict[bytes, dict[bytes, bytes]] = {}
             last_s: dict[bytes, float] = {}
-            for row in range(start, start + count):
+            for row in range(start, end):
                 if not has_horizon[row]:
                     continue
-                bucket, name = Place.of(each.request, row - start)
+                bucket, name = Place.of(request, row - start)
                 at = float(horizon_s[row])
-                by_bucket.setdefault(bucket, {})[ROW + name] = content[
-                    row * size : (row + 1) * size
-                ]
+                row_content = content[row * size : (row + 1) * size]
+                by_bucket.setdefault(bucket, {})[ROW + name] = row_content
                 last_s[bucket] = max(last_s.get(bucket, at), at)
-            start += count
             for bucket, fields in by_bucket.items():
-                yield self._piece(each.request, bucket, fields, version, last_s[bucket])
+                yield self._piece(request, bucket, fields, version, last_s[bucket])
 
     def _piece(
         self,
