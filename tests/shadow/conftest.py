@@ -55,13 +55,14 @@ class Service:
                     return document
                 await asyncio.sleep(0.05)
 
-    async def until_shown(self) -> None:
-        """Every worker shows every candidate requests."""
+    async def until_shown(self, by: int = 1) -> None:
+        """Every one of so many workers shows every candidate requests."""
         async with asyncio.timeout(SHOWN_S):
             while True:
                 document = (await self.client.get(f"/v1/models/{self.model}")).json()
+                wanted = {each["chosen"]["sha256"]: "" for each in document["release"]["shadows"]}
                 workers = document["workers"].values()
-                if not any(reason for each in workers for reason in each["candidates"].values()):
+                if len(workers) == by and all(each["candidates"] == wanted for each in workers):
                     return
                 await asyncio.sleep(0.05)
 
