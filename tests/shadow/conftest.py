@@ -55,14 +55,14 @@ class Service:
                     return document
                 await asyncio.sleep(0.05)
 
-    async def until_shown(self, workers: int = 1) -> None:
-        """So many workers show every candidate requests."""
+    async def until_shown(self, by: int = 1) -> None:
+        """Every one of so many workers shows every candidate requests."""
         async with asyncio.timeout(SHOWN_S):
             while True:
                 document = (await self.client.get(f"/v1/models/{self.model}")).json()
-                shown = [each["candidates"].values() for each in document["workers"].values()]
-                # A worker that has just started has not looked at any yet.
-                if sum(bool(reasons) and not any(reasons) for reasons in shown) == workers:
+                wanted = {each["chosen"]["sha256"]: "" for each in document["release"]["shadows"]}
+                workers = document["workers"].values()
+                if len(workers) == by and all(each["candidates"] == wanted for each in workers):
                     return
                 await asyncio.sleep(0.05)
 
