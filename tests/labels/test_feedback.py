@@ -129,6 +129,33 @@ async def test_a_label_of_another_kind_is_refused_and_none_of_its_batch_counts(
     assert await worker.tell(request, True) is Outcome.ACCEPTED
 
 
+async def test_a_label_is_of_the_form_that_predictions_had_when_its_own_was_made(
+    url: str, tmp_path: Path, time: ReplayClock
+) -> None:
+    """The contract was changed from classes to numbers while they waited."""
+    classes, numbers = (
+        {**LABELS, "kind": "class"},
+        {**LABELS, "kind": "number"},
+    )
+    async with (
+        tiny_model(tmp_path / "c", kind="multiclass", labels=classes) as before,
+        tiny_model(tmp_path / "n", kind="regression", labels=numbers) as after,
+    ):
+        ours, theirs = Worker(url, before, time), Worker(url, after, time)
+        old, new = await ours.keep(ROW, ROW), await theirs.keep(ROW)
+        told = [(new, 0, 1.5), (old, 0, "left")]
+        assert set(await theirs.tell_all(told)) == {Outcome.ACCEPTED}
+        for wrong in (2, "up"):
+            with pytest.raises(InvalidInput, match=r"labels\[1\].label: one of left, right") as no:
+                await theirs.tell_all([(new, 0, 1.5), (old, 1, wrong)])
+            assert no.value.field == "labels[1].label"
+        assert await theirs.tell(old, "right", instance=1) is Outcome.ACCEPTED
+        with pytest.raises(InvalidInput, match="label: a number"):
+            await theirs.tell(RequestIds().next(), "left")
+        ours.close()
+        theirs.close()
+
+
 async def test_a_label_for_what_was_taken_out_meanwhile_leaves_nothing_behind(
     start: Start, client: "redis.Redis[Any]", time: ReplayClock
 ) -> None:
