@@ -87,10 +87,11 @@ class Feedback:
             f"labels[{place}].label" if len(labels) > 1 else "label" for place in range(len(labels))
         ]
         await self._check(labels, fields)
+        until_s = time.monotonic() + _WAIT_S
         outcomes: list[Outcome] = []
         for start in range(0, len(labels), _AT_ONCE):
             stop = start + _AT_ONCE
-            outcomes += await self._some(labels[start:stop], fields[start:stop])
+            outcomes += await self._some(labels[start:stop], fields[start:stop], until_s)
         for outcome, count in Counter(outcomes).items():
             self._recorder.told(outcome.name.lower(), count)
         return outcomes
@@ -116,7 +117,9 @@ class Feedback:
                 else:
                     await self._number(each, meta)
 
-    async def _some(self, labels: Sequence[Told], fields: Sequence[str]) -> list[Outcome]:
+    async def _some(
+        self, labels: Sequence[Told], fields: Sequence[str], until_s: float
+    ) -> list[Outcome]:
         outcomes: list[Outcome | None] = [None] * len(labels)
         waiting = []
         for place, (label, field) in enumerate(zip(labels, fields, strict=True)):
@@ -125,7 +128,6 @@ class Feedback:
                 outcomes[place] = Outcome.UNKNOWN
             else:
                 waiting.append(_Waiting(place, label, request, field))
-        until_s = time.monotonic() + _WAIT_S
         pause_s = _FIRST_PAUSE_S
         while waiting:
             left_s = until_s - time.monotonic()

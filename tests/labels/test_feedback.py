@@ -92,6 +92,14 @@ async def test_what_is_no_prediction_of_ours_is_unknown(start: Start) -> None:
     assert set(await worker.tell_all(told)) == {Outcome.UNKNOWN}
 
 
+async def test_what_is_not_known_is_waited_for_once_however_many_are_told(start: Start) -> None:
+    worker = start()
+    ids = RequestIds()
+    async with asyncio.timeout(6):  # ten times a second, if it were anew for each thousand
+        outcomes = await worker.tell_all([(ids.next(), 0, True) for _ in range(10_000)])
+    assert set(outcomes) == {Outcome.UNKNOWN}
+
+
 async def test_labels_count_until_the_horizon(start: Start, time: ReplayClock) -> None:
     worker = start()
     request = await worker.keep(*[ROW] * 100)
