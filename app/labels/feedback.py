@@ -13,6 +13,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from app.clock import FeatureClock
+from app.errors import InvalidInput
 from app.features.redis_connection import Reply, command
 from app.labels.bucket import LABEL, LABEL_VALUE, META, ROW, Keys, Meta, Place
 from app.labels.form import LabelForm
@@ -82,26 +83,51 @@ class Feedback:
         Raises `InvalidInput` for what is no label of the model's kind, and `StateUnavailable`, when
         some may have been accepted.
         """
-        form = self._sample().form
-        for place, label in enumerate(labels):
-            form.number_of(label.label, f"labels[{place}].label" if len(labels) > 1 else "label")
+        fields = [
+            f"labels[{place}].label" if len(labels) > 1 else "label" for place in range(len(labels))
+        ]
+        await self._check(labels, fields)
+        until_s = time.monotonic() + _WAIT_S
         outcomes: list[Outcome] = []
         for start in range(0, len(labels), _AT_ONCE):
-            outcomes += await self._some(labels[start : start + _AT_ONCE])
+            stop = start + _AT_ONCE
+            outcomes += await self._some(labels[start:stop], fields[start:stop], until_s)
         for outcome, count in Counter(outcomes).items():
             self._recorder.told(outcome.name.lower(), count)
         return outcomes
 
-    async def _some(self, labels: Sequence[Told]) -> list[Outcome]:
+    async def _check(self, labels: Sequence[Told], fields: Sequence[str]) -> None:
+        """Raises `InvalidInput` for a label that is none of the model's kind, unless its prediction
+        was made when that was another."""
+        form = self._sample().form
+        others = []
+        for place, (label, field) in enumerate(zip(labels, fields, strict=True)):
+            try:
+                form.number_of(label.label, field)
+            except InvalidInput:
+                request = RequestId.parse(label.request_id)
+                if request is None:
+                    raise
+                others.append(_Waiting(place, label, request, field))
+        for start in range(0, len(others), _AT_ONCE):
+            some = others[start : start + _AT_ONCE]
+            for each, (meta, row, _) in zip(some, await self._look(some), strict=True):
+                if row is None:
+                    form.number_of(each.label.label, each.field)
+                else:
+                    await self._number(each, meta)
+
+    async def _some(
+        self, labels: Sequence[Told], fields: Sequence[str], until_s: float
+    ) -> list[Outcome]:
         outcomes: list[Outcome | None] = [None] * len(labels)
         waiting = []
-        for place, label in enumerate(labels):
+        for place, (label, field) in enumerate(zip(labels, fields, strict=True)):
             request = RequestId.parse(label.request_id)
             if request is None:
                 outcomes[place] = Outcome.UNKNOWN
             else:
-                waiting.append(_Waiting(place, label, request))
-        until_s = time.monotonic() + _WAIT_S
+                waiting.append(_Waiting(place, label, request, field))
         pause_s = _FIRST_PAUSE_S
         while waiting:
             left_s = until_s - time.monotonic()
@@ -126,7 +152,7 @@ class Feedback:
                 missing.append((each, meta is not None))
                 continue
             _, predicted_s, horizon_s = _ROW_HEAD.unpack_from(row)
-            number = await self._number(each.label, meta)
+            number = await self._number(each, meta)
             if self._clock.now_s() >= horizon_s:
                 decided.append((each, Outcome.EXPIRED))
             elif told is not None:
@@ -151,8 +177,9 @@ class Feedback:
                 found[each.place] = (meta, row, told)
         return [found[each.place] for each in waiting]
 
-    async def _number(self, label: Told, meta: bytes) -> float:
-        """The label, of the form that predictions had when this one was made."""
+    async def _number(self, each: "_Waiting", meta: bytes) -> float:
+        """The label, of the form that predictions had when its own was made. Raises `InvalidInput`
+        for what is none of it."""
         form = self._sample().form
         digest = Meta.decode(meta).form
         if digest != form.digest:
@@ -163,7 +190,7 @@ class Feedback:
                 known = content and msgspec.msgpack.decode(content, type=LabelForm)
                 self._forms[digest] = known or None
             form = self._forms[digest] or form
-        return form.number_of(label.label)
+        return form.number_of(each.label.label, each.field)
 
     async def _write(
         self, fresh: Sequence[tuple["_Waiting", float, float]]
@@ -251,19 +278,21 @@ _ROWS = struct.Struct("<I")
 
 
 class _Waiting:
-    """A label that is not decided yet: the `place`-th of those told together."""
+    """A label that is not decided yet: the `place`-th of those told together, which was told as
+    this `field`."""
 
-    __slots__ = ("at", "label", "place", "request")
+    __slots__ = ("at", "field", "label", "place", "request")
 
-    def __init__(self, place: int, label: Told, request: RequestId) -> None:
+    def __init__(self, place: int, label: Told, request: RequestId, field: str) -> None:
         self.place = place
+        self.field = field
         self.label = label
         self.request = request
         self.at = Place.of(request, label.instance)
 
     def first(self) -> "_Waiting":
         """For the request's first instance."""
-        return _Waiting(self.place, Told(self.label.request_id, None), self.request)
+        return _Waiting(self.place, Told(self.label.request_id, None), self.request, self.field)
 
 
 def _by_bucket(waiting: Iterable[_Waiting]) -> dict[bytes, list[_Waiting]]:

@@ -274,8 +274,10 @@ class _Model:
 
     async def mature(self, worker: bytes) -> bool:
         more = await self._maturity.take_turn(worker)
+        # Also between turns: after a jump of the clock there would be thousands of tables, more
+        # than are read in time.
+        await self._maturity.gather(self.sample.form)
         if not more:
-            await self._maturity.gather(self.sample.form)
             await self._show()
         return more
 

@@ -12,14 +12,14 @@ from app.clock import FeatureClock
 from app.features.redis_connection import Reply, command
 from app.labels.bucket import CHARGE, META, Kept, Keys, Meta, read_bucket
 from app.labels.form import LabelForm
-from app.labels.quality import QualityTable, judged
+from app.labels.quality import QualityTable, added, judged
 from app.labels.transactions import Transactions
 from app.release.state import StateUnavailable
 
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 8
-"""Buckets: of 512 rows, which take 2 ms."""
+"""Buckets: of 512 rows, which take 3 ms, with two dozen segments and a candidate."""
 _TURN_MS = 2_000
 _TURN_S = 1.0
 _MOST_TABLES = 32
@@ -146,15 +146,12 @@ def _gathered(contents: Sequence[bytes]) -> tuple[int, bytes]:
     """The last tables in one, and how many there are before them: a table is read and written again
     only when what came since is half as large, so that a large one is not for every small one."""
     kept = len(contents)
-    table = QualityTable()
-    content = b""
-    while kept and (
-        kept > len(contents) - _MOST_TABLES or len(contents[kept - 1]) <= 2 * len(content)
-    ):
+    size = 0
+    while kept and (kept > len(contents) - _MOST_TABLES or len(contents[kept - 1]) <= 2 * size):
         kept -= 1
-        table = QualityTable.decode(contents[kept]) + table
-        content = table.of_the_last().encode()
-    return kept, content
+        size += len(contents[kept])
+    tables = [QualityTable.decode(content) for content in contents[kept:]]
+    return kept, added(tables).of_the_last().encode()
 
 
 async def read_quality(transactions: Transactions, keys: Keys, form: LabelForm) -> QualityTable:
@@ -166,10 +163,7 @@ async def read_quality(transactions: Transactions, keys: Keys, form: LabelForm) 
 
 
 def _added(contents: Sequence[Reply]) -> QualityTable:
-    table = QualityTable()
-    for content in contents:
-        try:
-            table += QualityTable.decode(content)
-        except (ValueError, msgspec.DecodeError) as exc:
-            raise StateUnavailable(f"STATE_REDIS_URL: a quality table: {exc}") from exc
-    return table
+    try:
+        return added([QualityTable.decode(content) for content in contents])
+    except (ValueError, msgspec.DecodeError) as exc:
+        raise StateUnavailable(f"STATE_REDIS_URL: a quality table: {exc}") from exc

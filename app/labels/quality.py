@@ -1,5 +1,6 @@
 """How good predictions were, as sums and counts that add."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -143,6 +144,15 @@ class QualityTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return table
 
 
+def added(tables: Sequence[QualityTable]) -> QualityTable:
+    """All of them together. Two by two: added one after the other, the scores of the first would be
+    sorted in again for each of the others."""
+    if len(tables) < 2:
+        return tables[0] if tables else QualityTable()
+    middle = len(tables) // 2
+    return added(tables[:middle]) + added(tables[middle:])
+
+
 def _last(of: dict[str, Any], most: int) -> dict[str, Any]:
     names = sorted(of, key=lambda name: of[name].last_s)[-most:]
     return {name: of[name] for name in names}
@@ -195,8 +205,11 @@ class _Judged:
         self._delay_s = np.concatenate([bucket.arrived_s for bucket in buckets])
         self._delay_s = np.maximum(self._delay_s - self._rows["predicted_s"], 0.0)
         sizes = [len(names) for names in form.segments]
-        self._firsts = 1 + np.concatenate([[0], np.cumsum(sizes)]).astype(int)[:-1]
+        firsts = 1 + np.concatenate([[0], np.cumsum(sizes)]).astype(int)[:-1]
         self._groups = 1 + sum(sizes)
+        whole = np.zeros(len(self._rows), int)
+        self._in_groups = np.column_stack([whole, self._rows["segments"] + firsts])
+        """`[rows, 1 + dimensions]`: the groups that each row belongs to."""
         self._by_version: dict[Version, NDArray[np.bool_]] = {}
         self._by_candidate: dict[Version, FloatArray] = {}
         start = 0
@@ -278,37 +291,29 @@ class _Judged:
             float(predicted_s.max(initial=-np.inf)),
         )
 
-    def _groups_of(
-        self, rows: NDArray[np.bool_], values: FloatArray
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]:
-        """Cluster, group and value of each of these rows in each group that it belongs to."""
-        segments = self._rows["segments"][rows] + self._firsts
-        groups = np.column_stack([np.zeros(len(segments), int), segments]).ravel()
-        times = 1 + segments.shape[1]
-        return np.repeat(self._cluster[rows], times), groups, np.repeat(values, times)
-
     def _counted(self, rows: NDArray[np.bool_]) -> FloatArray:
-        _, groups, _ = self._groups_of(rows, np.ones(int(rows.sum())))
+        groups = self._in_groups[rows].ravel()
         return np.bincount(groups, minlength=self._groups).astype(np.float64)
 
     def _by_cluster(
-        self, rows: NDArray[np.bool_], values: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """`[clusters, groups]`: how many rows, and the sum of their values."""
-        cluster, groups, each = self._groups_of(rows, values)
-        places, size = cluster * self._groups + groups, self._clusters * self._groups
-        n = np.bincount(places, minlength=size).astype(np.float64)
-        s = np.bincount(places, weights=each, minlength=size).astype(np.float64)
+        self, rows: NDArray[np.bool_], values: Sequence[FloatArray]
+    ) -> Sequence[tuple[FloatArray, FloatArray]]:
+        """For each of the values `[clusters, groups]`: how many rows, and the sum of theirs."""
+        groups = self._in_groups[rows]
+        places = (self._cluster[rows, np.newaxis] * self._groups + groups).ravel()
         shape = (self._clusters, self._groups)
-        return n.reshape(shape), s.reshape(shape)
+        size = self._clusters * self._groups
+        n = np.bincount(places, minlength=size).astype(np.float64).reshape(shape)
+        times = groups.shape[1]
+        sums = (np.bincount(places, np.repeat(each, times), size) for each in values)
+        return [(n, s.astype(np.float64).reshape(shape)) for s in sums]
 
     def _clustered(
         self, rows: NDArray[np.bool_], values: Sequence[FloatArray]
     ) -> Sequence[FloatArray]:
         """For each of the values `[groups, 6]`."""
         clustered = []
-        for each in values:
-            n, s = self._by_cluster(rows, each)
+        for n, s in self._by_cluster(rows, values):
             sums = (n > 0, n, n * n, s, s * s, n * s)
             clustered.append(np.column_stack([numbers.sum(axis=0) for numbers in sums]))
         return clustered
@@ -316,13 +321,15 @@ class _Judged:
     def _blocks(
         self, rows: NDArray[np.bool_], differences: FloatArray
     ) -> dict[int, dict[int, int]]:
-        n, s = self._by_cluster(rows, differences)
+        [(n, s)] = self._by_cluster(rows, [differences])
+        clusters, groups = np.nonzero(n)
+        steps = BLOCK_STEPS * s[clusters, groups] / n[clusters, groups]
+        means = (np.floor(steps) + np.ceil(steps)).astype(int)
         blocks: dict[int, dict[int, int]] = {}
-        for group in np.flatnonzero(n.any(axis=0)).tolist():
-            has_rows = n[:, group] > 0
-            steps = BLOCK_STEPS * s[has_rows, group] / n[has_rows, group]
-            means, counts = np.unique(np.floor(steps) + np.ceil(steps), return_counts=True)
-            blocks[group] = dict(zip(means.astype(int).tolist(), counts.tolist(), strict=True))
+        for (group, mean), count in Counter(
+            zip(groups.tolist(), means.tolist(), strict=True)
+        ).items():
+            blocks.setdefault(group, {})[mean] = count
         return blocks
 
     def _delays(

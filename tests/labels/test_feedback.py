@@ -92,6 +92,14 @@ async def test_what_is_no_prediction_of_ours_is_unknown(start: Start) -> None:
     assert set(await worker.tell_all(told)) == {Outcome.UNKNOWN}
 
 
+async def test_what_is_not_known_is_waited_for_once_however_many_are_told(start: Start) -> None:
+    worker = start()
+    ids = RequestIds()
+    async with asyncio.timeout(6):  # ten times a second, if it were anew for each thousand
+        outcomes = await worker.tell_all([(ids.next(), 0, True) for _ in range(10_000)])
+    assert set(outcomes) == {Outcome.UNKNOWN}
+
+
 async def test_labels_count_until_the_horizon(start: Start, time: ReplayClock) -> None:
     worker = start()
     request = await worker.keep(*[ROW] * 100)
@@ -127,6 +135,33 @@ async def test_a_label_of_another_kind_is_refused_and_none_of_its_batch_counts(
         with pytest.raises(InvalidInput, match="true or false, or null"):
             await worker.tell_all([(request, 0, True), (request, 1, wrong)])
     assert await worker.tell(request, True) is Outcome.ACCEPTED
+
+
+async def test_a_label_is_of_the_form_that_predictions_had_when_its_own_was_made(
+    url: str, tmp_path: Path, time: ReplayClock
+) -> None:
+    """The contract was changed from classes to numbers while they waited."""
+    classes, numbers = (
+        {**LABELS, "kind": "class"},
+        {**LABELS, "kind": "number"},
+    )
+    async with (
+        tiny_model(tmp_path / "c", kind="multiclass", labels=classes) as before,
+        tiny_model(tmp_path / "n", kind="regression", labels=numbers) as after,
+    ):
+        ours, theirs = Worker(url, before, time), Worker(url, after, time)
+        old, new = await ours.keep(ROW, ROW), await theirs.keep(ROW)
+        told = [(new, 0, 1.5), (old, 0, "left")]
+        assert set(await theirs.tell_all(told)) == {Outcome.ACCEPTED}
+        for wrong in (2, "up"):
+            with pytest.raises(InvalidInput, match=r"labels\[1\].label: one of left, right") as no:
+                await theirs.tell_all([(new, 0, 1.5), (old, 1, wrong)])
+            assert no.value.field == "labels[1].label"
+        assert await theirs.tell(old, "right", instance=1) is Outcome.ACCEPTED
+        with pytest.raises(InvalidInput, match="label: a number"):
+            await theirs.tell(RequestIds().next(), "left")
+        ours.close()
+        theirs.close()
 
 
 async def test_a_label_for_what_was_taken_out_meanwhile_leaves_nothing_behind(
