@@ -41,7 +41,7 @@ async def test_what_a_service_tells_is_what_its_pairs_say(tmp_path: Path) -> Non
         one = await stack.enter_async_context(serving(tmp_path, MODEL, **settings))
         await one.shadow(2)
         async with serving(tmp_path, MODEL, **settings) as other:
-            await other.until_shown(workers=2)
+            await other.until_shown(by=2)
             for _ in range(20):
                 await asyncio.gather(*(ask(service) for service in (one, other) for _ in range(2)))
             await one.compared(all_told)
