@@ -68,7 +68,7 @@ class Check:
 
     def __str__(self) -> str:
         verdict = "ok" if self.holds else "WRONG"
-        return f"  {verdict:5}  {self.what:52} {self.service:<22.12g} {self.offline:.12g}"
+        return f"  {verdict:5}  {self.what:60} {self.service:<22.12g} {self.offline:.12g}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def main() -> int:
         *_quality(subject, document["quality"], offline),
         _as_labels_arrive(document["quality"]["versions"][0]["as_labels_arrive"]),
     ]
-    print(f"{'service':>66}                {'offline'}")
+    print(f"{'service':>75}                {'offline'}")
     print("\n".join(map(str, checks)))
     print(bias, flush=True)
     if arguments.json is not None:
