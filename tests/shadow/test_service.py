@@ -51,7 +51,8 @@ async def test_workers_add_up(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(serving(tmp_path, "m"))
         second = await stack.enter_async_context(serving(tmp_path, "m"))
-        assert (await first.shadow(1))["converged"] is True
+        await first.shadow(1)
+        await first.until_shown(by=2)
         for n, worker in enumerate((first, second, second)):
             await worker.predict({"a": n, "b": 2})
         for worker in (first, second):
