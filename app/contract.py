@@ -146,15 +146,25 @@ class Isolation(_Section):
 
     It may allocate `memory_mb`, and is replaced when it has taken half of what a fresh one leaves.
     It gets `start_s` to open and warm the model, and an execution that nobody waits for any more
-    gets `stuck_s` before the process is killed. `nice` puts its CPU time behind that of the server,
-    and with `idle` it gets what all others leave (Linux).
+    gets `stuck_s` before the process is killed. Between starts after failures in a row there are
+    pauses; an answer `proven_s` after a process was opened ends the row. `nice` puts its CPU time
+    behind that of the server, and with `idle` it gets what all others leave (Linux).
     """
 
     memory_mb: Annotated[int, Field(ge=256)] = 1_024
     start_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60
     stuck_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
+    proven_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
     nice: Annotated[int, Field(ge=0, le=19)] = 0
     idle: bool = False
+
+
+class CandidateIsolation(Isolation):
+    """Unless it says otherwise, behind everybody else, and seldom started where it dies often."""
+
+    proven_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10
+    nice: Annotated[int, Field(ge=0, le=19)] = 19
+    idle: bool = True
 
 
 class EchoOptions(_Section):
@@ -327,7 +337,7 @@ class Shadow(_Section):
     hold_ms: Annotated[float, Field(ge=0, le=1_000)] = 20
     timeout_ms: Annotated[float, Field(gt=0, le=60_000)] = 5_000
     pending_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 1_024
-    isolation: Isolation = Isolation(nice=19, idle=True)
+    isolation: CandidateIsolation = CandidateIsolation()
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> "Shadow":

@@ -130,3 +130,9 @@ def test_more_faults_than_anybody_reads_are_only_counted() -> None:
     document = yaml.safe_dump(VALID | dict.fromkeys(map(str, range(20_000)), 1))
     with pytest.raises(InvalidModel, match="20,000 faults"):
         parse_contract(document.encode(), "model.yaml")
+
+
+def test_a_candidate_stays_behind_everybody_else_whatever_else_is_said_of_its_process() -> None:
+    document = VALID | {"shadow": {"isolation": {"memory_mb": 2048}}}
+    isolation = parse_contract(yaml.safe_dump(document).encode(), "model.yaml").shadow.isolation
+    assert (isolation.memory_mb, isolation.nice, isolation.idle) == (2048, 19, True)

@@ -42,6 +42,8 @@ class IsolatedBackend:
         self._waiting: deque[Execution] = deque()
         self._warm: tuple[tuple[TensorHeader, ...], list[memoryview], int] | None = None
         self._failures = 0
+        self._proven_at_s = 0.0
+        """An answer after this monotonic instant shows that the process is none that fails."""
         self._reason = "it has not been started"
         self._pausing = False
         self._replacement_due = asyncio.Event()
@@ -137,7 +139,7 @@ class IsolatedBackend:
             return
         if model.worn:
             self._replacement_due.set()
-        else:
+        elif time.monotonic() >= self._proven_at_s:
             self._failures = 0
         self._dispatch()
 
@@ -209,6 +211,7 @@ class IsolatedBackend:
     def _serve_from(self, model: IsolatedModel) -> None:
         model.accept()
         self._model = model
+        self._proven_at_s = time.monotonic() + self._opening.isolation.proven_s
         log.info("an isolated process serves", extra=self._named(model))
         self._dispatch()
 

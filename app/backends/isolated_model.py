@@ -150,9 +150,9 @@ class IsolatedModel:
         self._process.kill(why)
 
     def retire(self) -> None:
-        """It gets no more executions, and ends when those that it has are answered."""
+        """It gets no more executions, and ends when nobody waits for one of it."""
         self._retired = True
-        if not self._in_flight:
+        if all(execution.answer.done() for execution in self._in_flight.values()):
             self._process.finish()
             self._loop.call_later(_END_S, self._process.kill, "it did not end by itself")
 

@@ -278,6 +278,30 @@ async def test_closing_ends_a_process_that_hangs_too(backend: Backend) -> None:
     assert processes() == []
 
 
+async def test_closing_does_not_wait_for_what_nobody_waits_for(tmp_path: Path) -> None:
+    backend = await opened(looping(tmp_path / "model.onnx"), stuck_s=3600)
+    execution = await began(backend)
+    execution.cancel()
+    async with asyncio.timeout(20):
+        await backend.close()
+    assert processes() == []
+
+
+async def test_a_process_that_dies_often_is_started_with_pauses_though_it_answers(
+    tmp_path: Path,
+) -> None:
+    backend = await opened(looping(tmp_path / "model.onnx"), proven_s=3600)
+    for _ in range(4):
+        await until_it_answers(backend)
+        os.kill(processes()[0], signal.SIGKILL)
+        await until(lambda: not processes())
+    # Until the server has seen it, too.
+    while isinstance(error := await raised(answer(backend, 1)), BackendDied):
+        pass
+    assert isinstance(error, ModelNotReady)
+    await backend.close()
+
+
 async def test_what_cannot_be_opened_is_invalid_for_the_reason_of_the_backend_inside(
     tmp_path: Path,
 ) -> None:
