@@ -93,8 +93,8 @@ class Runtime:
         self._others = others
         self.models: dict[str, ServedModel | None] = {}
         self.observers: dict[str, Observer] = {}
-        self.labels: Labels = NoLabels()
         """By the name of the model: what sees its answers."""
+        self.labels: Labels = NoLabels()
         self.registry = RegistryWatch(
             settings.feature_repo,
             settings.registry_check_s,

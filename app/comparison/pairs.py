@@ -26,7 +26,7 @@ class Pairs:
     execution for the row: those of its execution over the rows of that.
     """
 
-    block: IntArray
+    block: NDArray[np.int32] | NDArray[np.int64]
     champion: FloatArray
     candidate: FloatArray
     champion_decision: IntArray

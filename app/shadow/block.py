@@ -1,8 +1,10 @@
 """Rows that the champion has answered and a candidate executes at once, and what both say."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from app.comparison.pairs import NO_DECISION, FloatArray, IntArray, Pairs, scores
@@ -59,6 +61,19 @@ class Block:
         places = [positions[name] for name in order]
         rows = [tuple(row[place] for place in places) for row in instances.rows]
         return Instances(rows, {name: at for at, name in enumerate(order)}, {}, verbose=False)
+
+    def overrides(self, names: Collection[str]) -> Mapping[str, Sequence[Any]]:
+        """What callers gave themselves of these stored features, in every row."""
+        given = {name for each in self.offered for name in each.answer.instances.overrides}
+        return {name: self._given(name) for name in given.intersection(names)}
+
+    def _given(self, name: str) -> Sequence[Any]:
+        values: list[Any] = []
+        for _, answer, start, stop in self.offered:
+            of_request = answer.instances.overrides.get(name)
+            nothing = repeat(msgspec.UNSET, stop - start)
+            values += nothing if of_request is None else of_request[start:stop]
+        return values
 
     def features(self) -> FeatureRows:
         """A copy of the stored features that the champion's inputs rest on."""

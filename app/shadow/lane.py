@@ -20,7 +20,7 @@ from app.errors import (
 )
 from app.predictor import Answer, Asker
 from app.served_model import Candidate, ServedModel
-from app.shadow.block import Block, Offered, Said
+from app.shadow.block import Block, Offered, Said, decision_numbers
 from app.shadow.sampling import SamplingPolicy
 from app.tasks import ended
 from app.tensors import Tensors, row_count, take_rows
@@ -211,6 +211,7 @@ class Lane:
         if self._way is _Way.ENCODED_ANEW:
             rows = block.features()
         else:
+            instances.overrides = block.overrides(candidate.source.plan.references)
             rows = await candidate.fetch(instances, deadline)
         return candidate.encode(instances, rows, self._feature_now_s())[1]
 
@@ -268,6 +269,8 @@ def _way(champion: ServedModel, candidate: Candidate) -> _Way:
     ):
         return _Way.NONE
     if ours.outputs[ours.score].labels != theirs.outputs[theirs.score].labels:
+        return _Way.NONE
+    if decision_numbers(ours) != decision_numbers(theirs):
         return _Way.NONE
     if champion.source.plan != candidate.source.plan:
         return _Way.READ_ANEW

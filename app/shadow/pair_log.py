@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
 import msgspec
+import numpy as np
 
 from app.comparison.pairs import FloatArray, Pairs
 from app.comparison.table import Names
@@ -106,7 +107,8 @@ class PairFiles:
         self._beside = Beside()
 
     def note(self, pairs: Pairs, rows: Callable[[], Rows]) -> None:
-        numbered = replace(pairs, block=pairs.block + self._blocks)
+        # In int32 the numbers would end after some weeks.
+        numbered = replace(pairs, block=pairs.block.astype(np.int64) + self._blocks)
         self._blocks += int(pairs.block[-1]) + 1
         self._noted.append((numbered, rows()))
 
@@ -145,7 +147,7 @@ class PairFiles:
     def _opened(self, size: int) -> int:
         """The file that takes so many bytes more."""
         piece = self._most_bytes // _FILES
-        if self._file is not None and self._size + size > piece:
+        if self._file is not None and (self._size + size > piece or self._is_removed(self._file)):
             os.close(self._file)
             self._file = None
         if self._file is None:
@@ -156,6 +158,10 @@ class PairFiles:
             self._files += 1
             self._size = 0
         return self._file
+
+    def _is_removed(self, file: int) -> bool:
+        """Another worker has made room: nobody would find what is written there."""
+        return os.fstat(file).st_nlink == 0
 
     def _make_room(self, most_bytes: int) -> None:
         files = []

@@ -1,6 +1,7 @@
 """What a champion and a candidate said about the same rows, counted by this worker."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from app.served_model import Candidate, ServedModel, VersionId
 from app.shadow.block import Block, Said, decision_numbers, pairs_of
 from app.shadow.pair_log import PairLog, Rows
 from app.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 # So many rows take less than a millisecond to count.
 _ROWS_AT_ONCE = 512
@@ -127,12 +130,22 @@ class Trial:
         """What was kept back is counted."""
         if self._answered:
             answered, self._answered, self._rows = self._answered, [], 0
-            pairs = pairs_of(answered, self._segments)
-            self._records.pair_log.note(pairs, partial(self._logged, answered))
-            if self._has_labels:
-                self._tell_judge(answered)
+            try:
+                pairs = self._told(answered)
+            except Exception as exc:  # a defect: what others have counted must be told
+                log.error("pairs are not counted", extra={"trial": str(self.id)}, exc_info=exc)
+                self.drop("defect", sum(block.rows for block, _ in answered))
+                return
             self._counted().add(pairs, time.time())
             self._metrics.compared(pairs)
+
+    def _told(self, answered: Sequence[tuple[Block, Said]]) -> Pairs:
+        """The pairs, of which others know now."""
+        pairs = pairs_of(answered, self._segments)
+        self._records.pair_log.note(pairs, partial(self._logged, answered))
+        if self._has_labels:
+            self._tell_judge(answered)
+        return pairs
 
     def _tell_judge(self, answered: Sequence[tuple[Block, Said]]) -> None:
         judged, candidate = self._records.judged, self.id.candidate

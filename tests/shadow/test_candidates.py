@@ -190,7 +190,7 @@ async def test_every_worker_needs_room_for_its_own_process_only(tmp_path: Path) 
             document["verified"]["memory_bytes"] = free // 2
             path.write_text(json.dumps(document))
         async with serving(tmp_path, "m", HIKYAKU_WORKERS="4") as another:
-            await another.until_shown(by=2)
+            await another.until_shown(2)
 
 
 async def test_what_a_worker_cannot_show_has_not_converged(tmp_path: Path) -> None:

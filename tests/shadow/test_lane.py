@@ -336,3 +336,26 @@ async def test_rows_are_told_apart_by_the_segments_of_the_contract(tmp_path: Pat
         await setting.ask(row(-1, 1), row(0, -1), row(10, 0))
         told = await setting.told.about(3)
     assert told.column("segments") == [[0, 1], [1, 0], [2, 1]]
+
+
+async def test_what_the_caller_gives_itself_the_candidate_gets_too(tmp_path: Path) -> None:
+    plan = replace(DRIVERS, views=(replace(DRIVERS.views[0], ttl_s=60.0), *DRIVERS.views[1:]))
+    parts = {"source": CountingSource(plan)}
+    async with lane(
+        tmp_path, score, kind="stored", candidate=parts, shadow={"hold_ms": 50}
+    ) as setting:
+        await setting.ask({**DRIVER, "distance": 5})
+        await setting.ask({**DRIVER, "distance": 6, "driver:rating": 1.0})
+        told = await setting.told.about(2)
+    assert told.column("candidate") == [stored(4, 7, 2, 5), stored(1, 7, 2, 6)]
+    assert told.column("candidate") == told.column("champion")
+
+
+async def test_what_decides_something_else_is_not_comparable(tmp_path: Path) -> None:
+    document = contract("binary")
+    del document["decision"]
+    parts = {"contract": Contract.model_validate(document)}
+    async with lane(tmp_path, candidate=parts, **NOW) as setting:
+        await setting.ask(row(1))
+        told = await setting.told.about(1)
+    assert (told.drops, told.compared) == ([("not_comparable", 1)], [])

@@ -1,6 +1,7 @@
 """The log of pairs: what stands in it, and what does not."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,26 @@ async def test_what_cannot_be_logged_is_told_and_harms_nobody(
     await log.close()
     assert [pair.write for _, pair in read_pairs(folder)] == [2]
     assert caplog.messages == ["pairs are not logged"]
+
+
+async def test_blocks_are_numbered_for_years(tmp_path: Path) -> None:
+    log = PairFiles(tmp_path, "w", 100_000)
+    for _ in range(2):
+        noted = pairs([0.1], [0.1])
+        log.note(replace(noted, block=noted.block + np.int32(2**31 - 1)), lambda: rows(1))
+    await log.append(1)
+    await log.close()
+    assert [pair.block for _, pair in read_pairs(tmp_path)] == [2**31 - 1, 2**32 - 1]
+
+
+async def test_a_file_that_another_worker_has_removed_is_not_written_any_more(
+    tmp_path: Path,
+) -> None:
+    log = PairFiles(tmp_path, "w", 100_000)
+    for write in (1, 2):
+        log.note(pairs([0.1], [0.1]), lambda: rows(1))
+        await log.append(write)
+        if write == 1:
+            (tmp_path / "w.0.jsonl").unlink()
+    await log.close()
+    assert [pair.write for _, pair in read_pairs(tmp_path)] == [2]
