@@ -116,7 +116,8 @@ class Kept(msgspec.Struct, frozen=True):
 
     `names` of the rows; `rows` of the form's `row`; `labels` as numbers, NaN where void; whether
     there `is_labelled`, void included; when that was (`arrived_s`, NaN where it was not);
-    `candidates`: what each said, `[rows, width]`, NaN where it said nothing.
+    `candidates`: what each said, `[rows, width]`, NaN where it said nothing; whether it was
+    `shown` the row.
     """
 
     names: list[bytes]
@@ -126,6 +127,7 @@ class Kept(msgspec.Struct, frozen=True):
     is_labelled: NDArray[np.bool_]
     arrived_s: NDArray[np.float64]
     candidates: dict[int, NDArray[np.float64]]
+    shown: dict[int, NDArray[np.bool_]]
 
 
 def read_bucket(form: LabelForm, fields: dict[bytes, bytes]) -> Kept:
@@ -148,19 +150,22 @@ def read_bucket(form: LabelForm, fields: dict[bytes, bytes]) -> Kept:
             labels[place], arrived_s[place] = LABEL_VALUE.unpack(fields[field])
             is_labelled[place] = True
     candidates: dict[int, NDArray[np.float64]] = {}
+    shown: dict[int, NDArray[np.bool_]] = {}
     for field in kinds[CANDIDATE]:
         place = places.get(field[1 : 1 + _NAME_BYTES])
         if place is not None:
             [index] = _INDEX.unpack(field[1 + _NAME_BYTES :])
             if index not in candidates:
                 candidates[index] = np.full((len(names), form.width), np.nan)
+                shown[index] = np.zeros(len(names), np.bool_)
+            shown[index][place] = True
             candidates[index][place] = np.frombuffer(fields[field], "<f8")
     versions = {}
     for field in kinds[VERSION]:
         [number] = _VERSION.unpack(fields[field][:4])
         [index] = _INDEX.unpack(field[1:])
         versions[index] = Version(number, fields[field][4:].hex())
-    return Kept(names, rows, versions, labels, is_labelled, arrived_s, candidates)
+    return Kept(names, rows, versions, labels, is_labelled, arrived_s, candidates, shown)
 
 
 def row_charge(form: LabelForm) -> int:
