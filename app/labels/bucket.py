@@ -22,6 +22,7 @@ _SHARED_INSTANCES = 8
 _PART_ROWS = 64
 
 META = b"m"
+"""The digest of the form of its rows."""
 CHARGE = b"b"
 """What the bucket counts for, in bytes."""
 ROW, CANDIDATE, LABEL, VERSION = b"r", b"c", b"l", b"v"
@@ -29,7 +30,6 @@ ROW, CANDIDATE, LABEL, VERSION = b"r", b"c", b"l", b"v"
 
 LABEL_VALUE = struct.Struct("<dd")
 """The label as a number (NaN: void), and when it arrived by feature time."""
-_META = struct.Struct("<8sd")
 _ROW_NAME = struct.Struct("<9sI")
 _VERSION = struct.Struct("<I")
 _INDEX = struct.Struct("<H")
@@ -77,20 +77,6 @@ class Place(NamedTuple):
         if instance >= _SHARED_INSTANCES:
             bucket += request.random + (instance // _PART_ROWS).to_bytes(4)
         return cls(bucket, _ROW_NAME.pack(request.random, instance))
-
-
-class Meta(NamedTuple):
-    """Of a bucket: the digest of the form of its rows, and when it was begun, by the wall clock."""
-
-    form: bytes
-    opened_s: float
-
-    def encode(self) -> bytes:
-        return _META.pack(*self)
-
-    @classmethod
-    def decode(cls, content: bytes) -> "Meta":
-        return cls(*_META.unpack(content))
 
 
 def version_field(index: int, version: VersionId) -> tuple[bytes, bytes]:
