@@ -85,12 +85,13 @@ def pair_section(quality: Document, pair: Document) -> Section:
             )
         )
     lead = [
-        f"{count(pair['rows'])} rows that both were asked and whose label is known, in "
+        f"{count(pair['rows'])} rows that both answered and whose label is known, in "
         f"{count(pair['clusters'])} groups of requests that followed each other, which the "
         f"intervals take as one observation each. Predictions from {instant(pair['first'])} to "
-        f"{instant(pair['last'])}, feature time. Of {count(pair['shown'])} rows that both said "
-        f"something about, {percent(pair['coverage'])} have a label; {count(pair['missing'])} have "
-        f"none yet past their horizon, {count(pair['void'])} never will."
+        f"{instant(pair['last'])}, feature time. Of {count(pair['shown'])} rows that the candidate "
+        f"was shown, {percent(pair['coverage'])} have a label; {count(pair['missing'])} have none "
+        f"past their horizon, {count(pair['void'])} never will. Of {count(pair['unscored'])} with "
+        "a label one of the two gave no finite number: these are in no figure."
     ]
     return Section("Who was right", lead, parts, _key_figures(quality, pair))
 

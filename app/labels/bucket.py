@@ -22,6 +22,7 @@ _SHARED_INSTANCES = 8
 _PART_ROWS = 64
 
 META = b"m"
+"""The digest of the form of its rows."""
 CHARGE = b"b"
 """What the bucket counts for, in bytes."""
 ROW, CANDIDATE, LABEL, VERSION = b"r", b"c", b"l", b"v"
@@ -29,7 +30,6 @@ ROW, CANDIDATE, LABEL, VERSION = b"r", b"c", b"l", b"v"
 
 LABEL_VALUE = struct.Struct("<dd")
 """The label as a number (NaN: void), and when it arrived by feature time."""
-_META = struct.Struct("<8sd")
 _ROW_NAME = struct.Struct("<9sI")
 _VERSION = struct.Struct("<I")
 _INDEX = struct.Struct("<H")
@@ -79,20 +79,6 @@ class Place(NamedTuple):
         return cls(bucket, _ROW_NAME.pack(request.random, instance))
 
 
-class Meta(NamedTuple):
-    """Of a bucket: the digest of the form of its rows, and when it was begun, by the wall clock."""
-
-    form: bytes
-    opened_s: float
-
-    def encode(self) -> bytes:
-        return _META.pack(*self)
-
-    @classmethod
-    def decode(cls, content: bytes) -> "Meta":
-        return cls(*_META.unpack(content))
-
-
 def version_field(index: int, version: VersionId) -> tuple[bytes, bytes]:
     """Which version a row means by this index."""
     content = _VERSION.pack(version.version) + bytes.fromhex(version.sha256)
@@ -116,7 +102,8 @@ class Kept(msgspec.Struct, frozen=True):
 
     `names` of the rows; `rows` of the form's `row`; `labels` as numbers, NaN where void; whether
     there `is_labelled`, void included; when that was (`arrived_s`, NaN where it was not);
-    `candidates`: what each said, `[rows, width]`, NaN where it said nothing.
+    `candidates`: what each said, `[rows, width]`, NaN where it said nothing; whether it was
+    `shown` the row.
     """
 
     names: list[bytes]
@@ -126,6 +113,7 @@ class Kept(msgspec.Struct, frozen=True):
     is_labelled: NDArray[np.bool_]
     arrived_s: NDArray[np.float64]
     candidates: dict[int, NDArray[np.float64]]
+    shown: dict[int, NDArray[np.bool_]]
 
 
 def read_bucket(form: LabelForm, fields: dict[bytes, bytes]) -> Kept:
@@ -148,19 +136,22 @@ def read_bucket(form: LabelForm, fields: dict[bytes, bytes]) -> Kept:
             labels[place], arrived_s[place] = LABEL_VALUE.unpack(fields[field])
             is_labelled[place] = True
     candidates: dict[int, NDArray[np.float64]] = {}
+    shown: dict[int, NDArray[np.bool_]] = {}
     for field in kinds[CANDIDATE]:
         place = places.get(field[1 : 1 + _NAME_BYTES])
         if place is not None:
             [index] = _INDEX.unpack(field[1 + _NAME_BYTES :])
             if index not in candidates:
                 candidates[index] = np.full((len(names), form.width), np.nan)
+                shown[index] = np.zeros(len(names), np.bool_)
+            shown[index][place] = True
             candidates[index][place] = np.frombuffer(fields[field], "<f8")
     versions = {}
     for field in kinds[VERSION]:
         [number] = _VERSION.unpack(fields[field][:4])
         [index] = _INDEX.unpack(field[1:])
         versions[index] = Version(number, fields[field][4:].hex())
-    return Kept(names, rows, versions, labels, is_labelled, arrived_s, candidates)
+    return Kept(names, rows, versions, labels, is_labelled, arrived_s, candidates, shown)
 
 
 def row_charge(form: LabelForm) -> int:

@@ -139,7 +139,7 @@ def _pair(form: LabelForm, names: str, pair: PairQuality) -> dict[str, Any]:
 
 
 def _pair_cell(form: LabelForm, cell: FloatArray, blocks: Mapping[int, int]) -> dict[str, Any]:
-    shown, labelled, void = (int(count) for count in cell[: len(PAIR_COUNTS)])
+    shown, labelled, void, unscored = (int(count) for count in cell[: len(PAIR_COUNTS)])
     label, *losses = _clusters(cell[len(PAIR_COUNTS) :])
     names = LOSSES[form.kind]
     document: dict[str, Any] = {
@@ -148,6 +148,7 @@ def _pair_cell(form: LabelForm, cell: FloatArray, blocks: Mapping[int, int]) -> 
         "void": void,
         "missing": shown - labelled - void,
         "coverage": labelled / shown if shown else None,
+        "unscored": unscored,
         "rows": int(label.n),
         "clusters": int(label.clusters),
         _label_name(form): _mean(label, _label_name(form)),

@@ -15,7 +15,7 @@ import msgspec
 from app.clock import FeatureClock
 from app.errors import InvalidInput
 from app.features.redis_connection import Reply, command
-from app.labels.bucket import LABEL, LABEL_VALUE, META, ROW, Keys, Meta, Place
+from app.labels.bucket import LABEL, LABEL_VALUE, META, ROW, Keys, Place
 from app.labels.form import LabelForm
 from app.labels.recorder import LabelRecorder
 from app.labels.sample import LabelSample
@@ -181,7 +181,7 @@ class Feedback:
         """The label, of the form that predictions had when its own was made. Raises `InvalidInput`
         for what is none of it."""
         form = self._sample().form
-        digest = Meta.decode(meta).form
+        digest = meta
         if digest != form.digest:
             if digest not in self._forms:
                 [content] = required(

@@ -10,7 +10,7 @@ import msgspec
 
 from app.clock import FeatureClock
 from app.features.redis_connection import Reply, command
-from app.labels.bucket import CHARGE, META, Kept, Keys, Meta, read_bucket
+from app.labels.bucket import CHARGE, META, Kept, Keys, read_bucket
 from app.labels.form import LabelForm
 from app.labels.quality import QualityTable, added, judged
 from app.labels.transactions import Transactions
@@ -96,7 +96,7 @@ class Maturity:
         by_form: dict[bytes, list[dict[bytes, bytes]]] = {}
         for name, content in buckets.items():
             if META in content:
-                by_form.setdefault(Meta.decode(content[META]).form, []).append(content)
+                by_form.setdefault(content[META], []).append(content)
             else:  # what came when it had been taken out already
                 log.info("a bucket had nothing but leftovers", extra={"bucket": name.hex()})
         for digest, contents in by_form.items():

@@ -40,7 +40,7 @@ DELAY_EDGES_S: tuple[float, ...] = (
 """Delays are told apart by these."""
 
 COUNTS = ("due", "labelled", "void", "unscored")
-PAIR_COUNTS = ("shown", "labelled", "void")
+PAIR_COUNTS = ("shown", "labelled", "void", "unscored")
 CLUSTERED = 6
 """Numbers of a `ClusterSums` (app/comparison/intervals.py): clusters, n, n^2, s, s^2, n s."""
 _TABLE = 1
@@ -73,7 +73,7 @@ class VersionQuality(msgspec.Struct, frozen=True, array_like=True, forbid_unknow
 
 
 class PairQuality(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Of a champion and a candidate, about rows of which both said something.
+    """Of a champion and a candidate, about rows of the champion that the candidate was shown.
 
     `cells`: for all rows, and then for each segment, `PAIR_COUNTS` and cluster sums of the label,
     and for each loss that of the champion, of the candidate, and candidate less champion.
@@ -212,6 +212,7 @@ class _Judged:
         """`[rows, 1 + dimensions]`: the groups that each row belongs to."""
         self._by_version: dict[Version, NDArray[np.bool_]] = {}
         self._by_candidate: dict[Version, FloatArray] = {}
+        self._shown: dict[Version, NDArray[np.bool_]] = {}
         start = 0
         for bucket in buckets:
             place = slice(start, start + len(bucket.names))
@@ -220,12 +221,15 @@ class _Judged:
                 self._of_version(version)[place] |= bucket.rows["version"] == index
             for index, numbers in bucket.candidates.items():
                 if index in bucket.versions:
-                    self._of_candidate(bucket.versions[index])[place] = numbers
+                    candidate = bucket.versions[index]
+                    self._of_candidate(candidate)[place] = numbers
+                    self._shown[candidate][place] = bucket.shown[index]
 
     def _of_version(self, version: Version) -> NDArray[np.bool_]:
         return self._by_version.setdefault(version, np.zeros(len(self._rows), np.bool_))
 
     def _of_candidate(self, version: Version) -> FloatArray:
+        self._shown.setdefault(version, np.zeros(len(self._rows), np.bool_))
         shape = (len(self._rows), self._form.width)
         return self._by_candidate.setdefault(version, np.full(shape, np.nan))
 
@@ -237,7 +241,7 @@ class _Judged:
                 continue
             versions[_name(champion)] = self._version(mine)
             for candidate, numbers in self._by_candidate.items():
-                shown = mine & is_finite(numbers).all(axis=1)
+                shown = mine & self._shown[candidate]
                 if shown.any():
                     pair = f"{_name(champion)} {_name(candidate)}"
                     pairs[pair] = self._pair(shown, numbers)
@@ -265,10 +269,10 @@ class _Judged:
 
     def _pair(self, shown: NDArray[np.bool_], candidate: FloatArray) -> PairQuality:
         champion = self._rows["numbers"]
-        shown = shown & is_finite(champion).all(axis=1)
+        is_scored = is_finite(np.hstack([champion, candidate])).all(axis=1)
         has_truth = self._is_labelled & np.isfinite(self._labels)
         is_void = self._is_labelled & ~has_truth
-        kept = shown & has_truth
+        kept = shown & has_truth & is_scored
         labels = self._labels[kept]
         one = _Said(self._form, champion[kept], labels)
         other = _Said(self._form, candidate[kept], labels)
@@ -276,7 +280,7 @@ class _Judged:
         values = [labels]
         for mine, theirs, difference in zip(one.losses, other.losses, differences, strict=True):
             values += [mine, theirs, difference]
-        counts = (shown, kept, shown & is_void)
+        counts = (shown, shown & has_truth, shown & is_void, shown & has_truth & ~is_scored)
         cells = [*(self._counted(of) for of in counts), *self._clustered(kept, values)]
         predicted_s = self._rows["predicted_s"][shown]
         names = LOSSES[self._form.kind]

@@ -18,7 +18,6 @@ from app.labels.bucket import (
     META,
     MOST_FIELDS,
     ROW,
-    Meta,
     Place,
     candidate_charge,
     candidate_name,
@@ -74,7 +73,7 @@ class _Open:
     __slots__ = ("fields", "opened_s", "requests")
 
     def __init__(self) -> None:
-        self.opened_s = time.time()
+        self.opened_s = time.monotonic()
         self.fields = 0
         self.requests: set[bytes] = set()
 
@@ -243,7 +242,7 @@ class LabelSample:
         known = self._open.setdefault(bucket, _Open())
         known.requests.add(request.random)
         charge = self._charge(known, rows * self._row_charge, 2 * rows)
-        fields[META] = Meta(self.form.digest, known.opened_s).encode()
+        fields[META] = self.form.digest
         fields[version[0]] = version[1]
         return Piece(bucket, fields, rows, charge, horizon_s, request.random)
 
@@ -306,6 +305,6 @@ class LabelSample:
             self._settled = -1
         while self._open:
             first = next(iter(self._open.values()))
-            if len(self._open) <= _MOST_OPEN and time.time() - first.opened_s < _OPEN_S:
+            if len(self._open) <= _MOST_OPEN and now_s - first.opened_s < _OPEN_S:
                 break
             self._open.popitem(last=False)

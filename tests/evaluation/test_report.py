@@ -100,6 +100,7 @@ def quality(
                 is_labelled=is_labelled,
                 arrived_s=np.where(is_labelled, arrived_s, np.nan),
                 candidates={1: np.clip(numbers * 0.9, 0, 1)},
+                shown={1: np.ones(25, np.bool_)},
             )
         )
     table = judged(form, buckets) if buckets else QualityTable()

@@ -192,6 +192,26 @@ async def test_classes_and_numbers_are_judged_by_their_own_losses(url: str, tmp_
     assert losses["mean_squared_error"]["value"] == pytest.approx((errors**2).mean())
 
 
+async def test_rows_that_a_candidate_fails_on_are_counted_among_those_it_was_shown(
+    url: str, model: ServedModel
+) -> None:
+    """A candidate that gives no number where it would be wrong must not look as if it had not been
+    asked."""
+    time = clock()
+    worker = Worker(url, model, time)
+    requests = [await worker.predict({"a": 1.0, "b": 0.0}) for _ in range(10)]
+    for request in requests[:8]:
+        worker.compare(request, np.array([np.nan if request in requests[:3] else 0.4]))
+    await worker.writer.write()
+    await worker.tell_all([(request, 0, True) for request in requests[1:9]])
+    advance(time, 3 * HOUR_S)
+    await worker.mature()
+    [pair] = (await worker.quality())["pairs"]
+    worker.close()
+    told = {name: pair[name] for name in ("shown", "labelled", "missing", "unscored", "rows")}
+    assert told == {"shown": 8, "labelled": 7, "missing": 1, "unscored": 2, "rows": 5}
+
+
 async def test_numbers_beyond_all_measure_do_not_end_what_is_told(url: str, tmp_path: Path) -> None:
     labels = {"kind": "number", "horizon": {"after_s": 60}}
     time = clock()
