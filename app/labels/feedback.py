@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 1_000
 _WAIT_S = 1.0
 """A worker writes its predictions ten times a second."""
+_BEHIND_S = 3.0
+"""One that has written before may be behind, where it and the Redis are very busy."""
 _FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 0.4
 _QUIET_S = 60.0
 """A worker begins another bucket at least so often."""
 _ROW_HEAD = struct.Struct("<Hdd")
@@ -78,7 +81,7 @@ class Feedback:
 
     async def tell(self, labels: Sequence[Told]) -> list[Outcome]:
         """What became of each, in order. The first label of a prediction counts; to tell it again
-        changes nothing. An id that is not known yet is waited for, a second at most.
+        changes nothing. An id that is not known yet is waited for, three seconds at most.
 
         Raises `InvalidInput` for what is no label of the model's kind, and `StateUnavailable`, when
         some may have been accepted.
@@ -87,11 +90,11 @@ class Feedback:
             f"labels[{place}].label" if len(labels) > 1 else "label" for place in range(len(labels))
         ]
         await self._check(labels, fields)
-        until_s = time.monotonic() + _WAIT_S
+        began_s = time.monotonic()
         outcomes: list[Outcome] = []
         for start in range(0, len(labels), _AT_ONCE):
             stop = start + _AT_ONCE
-            outcomes += await self._some(labels[start:stop], fields[start:stop], until_s)
+            outcomes += await self._some(labels[start:stop], fields[start:stop], began_s)
         for outcome, count in Counter(outcomes).items():
             self._recorder.told(outcome.name.lower(), count)
         return outcomes
@@ -118,7 +121,7 @@ class Feedback:
                     await self._number(each, meta)
 
     async def _some(
-        self, labels: Sequence[Told], fields: Sequence[str], until_s: float
+        self, labels: Sequence[Told], fields: Sequence[str], began_s: float
     ) -> list[Outcome]:
         outcomes: list[Outcome | None] = [None] * len(labels)
         waiting = []
@@ -130,19 +133,18 @@ class Feedback:
                 waiting.append(_Waiting(place, label, request, field))
         pause_s = _FIRST_PAUSE_S
         while waiting:
-            left_s = until_s - time.monotonic()
-            for each, outcome in await self._round(waiting, is_last=left_s <= 0):
+            for each, outcome in await self._round(waiting, time.monotonic() - began_s):
                 outcomes[each.place] = outcome
             waiting = [each for each in waiting if outcomes[each.place] is None]
             if waiting:
-                await asyncio.sleep(min(pause_s, max(left_s, 0)))
-                pause_s *= 2
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def _round(
-        self, waiting: Sequence["_Waiting"], *, is_last: bool
+        self, waiting: Sequence["_Waiting"], waited_s: float
     ) -> list[tuple["_Waiting", Outcome]]:
-        """Those that are decided now; all of them in the last one."""
+        """Those that are decided now; all of them after some seconds."""
         found = await self._look(waiting)
         decided = []
         fresh = []
@@ -160,7 +162,7 @@ class Feedback:
             else:
                 fresh.append((each, number, predicted_s))
         decided += await self._write(fresh)
-        decided += await self._missing(missing, is_last=is_last)
+        decided += await self._missing(missing, waited_s)
         return decided
 
     async def _look(self, waiting: Sequence["_Waiting"]) -> Sequence[tuple[Reply, Reply, Reply]]:
@@ -237,7 +239,7 @@ class Feedback:
         return decided
 
     async def _missing(
-        self, missing: Sequence[tuple["_Waiting", bool]], *, is_last: bool
+        self, missing: Sequence[tuple["_Waiting", bool]], waited_s: float
     ) -> list[tuple["_Waiting", Outcome]]:
         """Why there is no such row, of those with whether there is its bucket."""
         decided = []
@@ -254,7 +256,8 @@ class Feedback:
         for (each, has_bucket), (meta, row, _) in zip(asked, await self._look(firsts), strict=True):
             written = writers[each.request.tag]
             number = each.request.bucket
-            if not is_last and not _is_settled(number, written):
+            patience_s = _WAIT_S if written is None else _BEHIND_S
+            if waited_s < patience_s and not _is_settled(number, written):
                 continue
             if written is None or number > written.newest or has_bucket:
                 outcome = Outcome.UNKNOWN

@@ -108,8 +108,8 @@ async def test_labels_count_until_the_horizon(start: Start, time: ReplayClock) -
     advance(time, 1)
     assert await worker.tell(request, True, instance=1) is Outcome.EXPIRED
     await worker.mature()
-    assert await start().tell(request, True) is Outcome.EXPIRED
-    assert await start().tell(request, True, instance=99) is Outcome.EXPIRED
+    told = [(request, 0, True), (request, 99, True)]
+    assert await start().tell_all(told) == [Outcome.EXPIRED] * 2
 
 
 async def test_a_request_outside_the_sample_is_told_so(
