@@ -88,7 +88,10 @@ class Lane:
             asker.request_id, self._routing_key(asker, answer)
         ):
             return
-        start, rows, most = 0, len(answer.predictions), self._block_rows
+        rows, most = len(answer.predictions), self._block_rows
+        start = max(0, rows - self._shadow.pending_rows)
+        if start:  # these would not wait for long
+            self._compared.dropped(answer.model, "queue_full", start)
         while start < rows:
             block = self._open
             if block is None or block.champion is not answer.model:

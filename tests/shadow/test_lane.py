@@ -88,6 +88,21 @@ async def test_a_candidate_that_hangs_costs_the_oldest_rows_and_nothing_else(
     )
 
 
+async def test_of_a_request_that_is_larger_than_the_queue_the_last_rows_wait(
+    tmp_path: Path,
+) -> None:
+    shadow = {"block_rows": 2, "pending_rows": 4, "hold_ms": 0}
+    async with lane(tmp_path, shadow=shadow) as setting:
+        setting.backend.gate.clear()
+        await setting.ask(*(row(n) for n in range(100)))
+        assert setting.told.drops == [("queue_full", 96)]
+        setting.backend.gate.set()
+        told = await setting.told.about(100)
+    executed = np.concatenate([inputs["x"][:, 0] for inputs in setting.backend.executed])
+    assert executed.tolist() == [96, 97, 98, 99]
+    assert len(told.column("candidate")) == 4
+
+
 async def test_what_is_not_answered_in_time_is_dropped_and_no_failure(tmp_path: Path) -> None:
     def late(inputs: Tensors) -> Tensors:
         raise DeadlineExceeded("late")
