@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import uvloop
@@ -43,7 +43,7 @@ from loadtests.standstill import Standstill
 
 P99_RATIO = 1.15
 SPEED_FROM = 10  # fewer rounds have no bound
-HEALTHY, AGAIN, CONTROL = "healthy", "healthy again", "hang, not put behind"
+HEALTHY, AGAIN, NONE, CONTROL = "healthy", "healthy again", "none", "hang, not put behind"
 _CHAMPION, _HEALTHY = 1, 2
 _SLOWER = 10
 _MOST_GROWTH_MB = 10.0
@@ -51,7 +51,7 @@ _LOOK_EVERY_S = 0.1
 _COUNTED_WITHIN_S = 5.0
 _ENDED_WITHIN_S = 5.0
 _GROWN_MB = 200
-_EXTRA_ROUNDS = 10  # with a second healthy run, and the control
+_EXTRA_ROUNDS = 10  # with what is to be seen beside the faults
 _ROWS = re.compile(r'hikyaku_shadow_rows_total\{.*outcome="(.*)"\} (.*)')
 _CONFIDENCE = 0.95
 # Within a run a candidate that hangs is given up, killed and replaced.
@@ -65,9 +65,9 @@ class Plan:
 
     rounds: int = 30
     faults: Sequence[Fault] = FAULTS
-    healthy: Literal[0, 1, 2] = 2
-    """Runs a round with a healthy candidate; a second one, in the first rounds, shows how far
-    apart equals are."""
+    healthy: bool = True
+    """Each round has a run with a healthy candidate, the first ones also a second such run, which
+    shows how far apart equals are, and one without a candidate."""
     control: bool = False
     run_s: float = 4.0
     settle_s: float = 0.7
@@ -178,9 +178,9 @@ class Proof:
             workers = service.workers()
             self._judge_answers("the peak", load.ledger)
             for number in range(plan.rounds):
-                healthy = (HEALTHY, AGAIN)[: plan.healthy]
                 extra = number < _EXTRA_ROUNDS
-                kinds = [*(healthy if extra else healthy[:1]), *plan.faults]
+                healthy = (HEALTHY, AGAIN, NONE) if extra else (HEALTHY,)
+                kinds = [*(healthy if plan.healthy else ()), *plan.faults]
                 if plan.control and extra:
                     kinds.append(CONTROL)
                 self._random.shuffle(kinds)
@@ -201,7 +201,8 @@ class Proof:
         plan, load, run = self._plan, self._load, Run(number, kind)
         behind = {} if kind != CONTROL else _NOT_BEHIND
         write_contract(self.repository, {"shadow": _SHADOW | behind})
-        await self._call("shadow", kind)
+        if kind != NONE:
+            await self._call("shadow", kind)
         self._rows, load.ledger = 0, Ledger()
         (worker,) = self._service.workers()
         watching = asyncio.create_task(self._watch(worker, run))
@@ -212,9 +213,10 @@ class Proof:
         run.cpu_us = (self._service.cpu_s() - cpu_s) / len(load.ledger) * 1e6
         self._judge_answers(kind, load.ledger)
         _measure(run, load.ledger, from_s)
-        await self._call("unload", kind)
-        run.rows = await self._rows_counted(kind)
-        await self._all_ended(worker, kind)
+        if kind != NONE:
+            await self._call("unload", kind)
+            run.rows = await self._rows_counted(kind)
+            await self._all_ended(worker, kind)
         return run
 
     async def _call(self, verb: str, kind: str) -> None:

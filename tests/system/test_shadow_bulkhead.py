@@ -13,7 +13,7 @@ async def test_a_candidate_that_hangs_or_crashes_changes_no_answer_and_every_row
     plan = prove_shadow.Plan(
         rounds=1,
         faults=("hang", "crash"),
-        healthy=0,
+        healthy=False,
         run_s=1.5,
         settle_s=0.0,
         rate=100,
