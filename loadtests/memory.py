@@ -22,15 +22,17 @@ def workers_of(parent: int) -> list[int]:
     return [int(n) for n in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
-def isolated_of(parent: int) -> dict[int, float]:
-    """The isolated processes that live and that a worker has started, with the resident memory of
-    each in MB."""
+def isolated_of(worker: int) -> dict[int, float]:
+    """The processes that a worker has started, which are all isolated ones, and that live, with the
+    resident memory of each in MB.
+
+    Their command lines are not looked at: who reads one waits for its process, which may be idle.
+    """
     found = {}
-    for process in workers_of(parent):
+    for process in workers_of(worker):
         with suppress(FileNotFoundError, ProcessLookupError):  # it ends meanwhile
-            if b"isolated_child" in Path(f"/proc/{process}/cmdline").read_bytes():
-                found[process] = resident_mb(process)
-    return found
+            found[process] = resident_mb(process)
+    return {process: size for process, size in found.items() if size}
 
 
 def worker_of(parent: int) -> int:
