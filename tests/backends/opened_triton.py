@@ -16,7 +16,7 @@ from app.tensors import Signature, TensorSpec
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (2,)),), (TensorSpec("y", "float32", (1,)),))
 """Of the kind `regression`: y = x[0] + 2 x[1]."""
-SOON = Deadline.after(600)
+SOON = Deadline.after(3_600)
 
 
 @asynccontextmanager

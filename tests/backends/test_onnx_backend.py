@@ -18,7 +18,7 @@ from tests.backends.onnx_graphs import loop_of_x_trips
 from tests.tiny_models import onnx_model
 
 OPTIONS = OnnxOptions(use="onnx")
-SOON = Deadline.after(300)
+SOON = Deadline.after(3_600)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from app.tensors import Tensors
 from tests.backends.onnx_graphs import loop_without_end, one_long_node
 
 OPTIONS = OnnxOptions(use="onnx")
-SOON = Deadline.after(300)
+SOON = Deadline.after(3_600)
 ONE = {"x": np.ones((1, 1), np.float32)}
 ZERO = {"x": np.zeros((1, 1), np.float32)}
 

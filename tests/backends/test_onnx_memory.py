@@ -15,7 +15,7 @@ from app.errors import BackendError, ModelNotReady
 from app.tensors import Tensors
 from tests.backends.onnx_graphs import x_floats
 
-SOON = Deadline.after(300)
+SOON = Deadline.after(3_600)
 
 
 def floats(count: float) -> Tensors:

@@ -14,7 +14,7 @@ from app.deadline import Deadline
 from app.errors import ConfigurationError, InvalidModel
 from tests.tiny_models import onnx_model
 
-SOON = Deadline.after(300)
+SOON = Deadline.after(3_600)
 CPU = "CPUExecutionProvider"
 
 

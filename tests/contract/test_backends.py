@@ -45,7 +45,7 @@ BACKENDS = [
     pytest.param("triton-grpc", marks=pytest.mark.triton),
     pytest.param("triton-http", marks=pytest.mark.triton),
 ]
-SOON = Deadline.after(300)
+SOON = Deadline.after(3_600)
 
 
 @dataclass(frozen=True)
