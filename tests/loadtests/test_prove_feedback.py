@@ -9,8 +9,8 @@ async def test_every_label_counts_once_while_a_worker_is_killed_and_redis_restar
     tmp_path: Path,
 ) -> None:
     plan = Plan(
-        calls=3_000,
-        alone=50,
+        calls=1_000,
+        alone=20,
         rounds=1,
         megabytes=1,
         disturbances=("redis killed",),

@@ -19,8 +19,8 @@ async def test_every_answer_under_reloads_is_of_a_version_that_may_serve_and_rig
 
 
 async def test_operators_who_race_each_other_harm_no_prediction() -> None:
-    plan = prove_admin_races.Plan(clients=8, calls=8, versions=3, rate=200, think_s=0.2, seed=2013)
+    plan = prove_admin_races.Plan(clients=8, calls=5, versions=3, rate=200, think_s=0.2, seed=2013)
     report = await prove_admin_races.prove(plan)
     assert report.violations == []
     assert report.changes > 1
-    assert sum(report.outcomes.values()) == 8 * 8
+    assert sum(report.outcomes.values()) == 8 * 5

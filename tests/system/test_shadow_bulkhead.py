@@ -14,7 +14,7 @@ async def test_a_candidate_that_hangs_or_crashes_changes_no_answer_and_every_row
         rounds=1,
         faults=("hang", "crash"),
         healthy=False,
-        run_s=1.5,
+        run_s=1.0,
         settle_s=0.0,
         rate=100,
         peak_s=0.2,
