@@ -14,9 +14,9 @@ async def test_a_candidate_that_hangs_or_crashes_changes_no_answer_and_every_row
         rounds=1,
         faults=("hang", "crash"),
         healthy=False,
-        run_s=1.0,
+        run_s=1.5,
         settle_s=0.0,
-        rate=100,
+        rate=200,
         peak_s=0.2,
         seed=2013,
     )

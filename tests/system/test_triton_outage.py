@@ -7,8 +7,9 @@ from loadtests.prove_triton_outage import Form, Load, Protocol, prove
 pytestmark = [pytest.mark.system, pytest.mark.triton]
 
 
-@pytest.mark.parametrize("failover", [False, True])
-@pytest.mark.parametrize(("form", "protocol"), [("killed", "http"), ("stopped", "grpc")])
+@pytest.mark.parametrize(
+    ("form", "protocol", "failover"), [("killed", "http", True), ("stopped", "grpc", False)]
+)
 async def test_callers_are_refused_or_answered_locally_while_triton_is_gone(
     form: Form, protocol: Protocol, failover: bool
 ) -> None:
