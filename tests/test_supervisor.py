@@ -142,8 +142,11 @@ def reach(started: Parent, worker: int) -> socket.socket:
     while True:
         assert time.monotonic() < until_s
         connection = started.connect()
-        if tell(connection, "stay")[0] == worker:
-            return connection
+        try:
+            if tell(connection, "stay")[0] == worker:
+                return connection
+        except ConnectionResetError:
+            pass  # the kernel gave it to one that was killed a moment ago
         connection.close()
 
 
