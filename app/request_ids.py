@@ -39,6 +39,12 @@ class RequestId(NamedTuple):
         return cls(content[:_TAG_BYTES], number, content[-_RANDOM_BYTES:])
 
 
+def drawn(request_id: str) -> float:
+    """A number from 0 up to 1 that belongs to the request: whoever samples by it sees the same
+    requests, the smaller share a part of the larger one."""
+    return int(request_id[_FIRST_RANDOM : _FIRST_RANDOM + _DRAWN_HEX], 16) / float(16**_DRAWN_HEX)
+
+
 class RequestIds:
     """Gives the ids of one model's requests in one worker: 32 hexadecimal characters, of which 8
     are the tag (drawn at the start), 6 the number of the bucket and 18 random.

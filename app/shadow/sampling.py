@@ -4,9 +4,7 @@ import hashlib
 from typing import Protocol
 
 from app.contract import Shadow
-
-_DRAWN = 13
-_RANGE = float(16**_DRAWN)
+from app.request_ids import drawn
 
 
 class SamplingPolicy(Protocol):
@@ -43,11 +41,6 @@ class ShareOfKeys:
         key = routing_key.encode("utf-8", "surrogatepass")
         digest = hashlib.blake2b(key, digest_size=8, key=self._salt).digest()
         return int.from_bytes(digest) < self._share * 2.0**64
-
-
-def drawn(request_id: str) -> float:
-    """A number from 0 up to 1 that belongs to the request."""
-    return int(request_id[-_DRAWN:], 16) / _RANGE
 
 
 def policy_of(shadow: Shadow, share: float, salt: str) -> SamplingPolicy | None:

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from app.contract import Shadow
+from app.request_ids import RequestIds
 from app.shadow.sampling import ShareOfKeys, ShareOfRequests, policy_of
 
 _random = random.Random(7)
@@ -16,6 +17,13 @@ KEYS = [f"key {n}" for n in range(20_000)]
 def test_a_share_of_the_requests_is_admitted(share: float) -> None:
     admitted = sum(ShareOfRequests(share).admits(request, None) for request in REQUESTS)
     assert admitted / len(REQUESTS) == pytest.approx(share, abs=0.015)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_what_is_kept_for_labels_is_what_a_candidate_is_shown(share: float) -> None:
+    kept = [request for request in REQUESTS if RequestIds(share).is_sampled(request)]
+    assert kept
+    assert kept == [request for request in REQUESTS if ShareOfRequests(share).admits(request, None)]
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
