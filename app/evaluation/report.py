@@ -24,7 +24,12 @@ def report(
         document = _fetched(model, candidate, url)
     else:
         document = _read(json_file, model, candidate)
-    output.write_text(report_html(document), encoding="utf-8")
+    try:
+        page = report_html(document)
+    except (KeyError, TypeError) as exc:
+        where = url if json_file is None else json_file
+        raise HikyakuError(f"{where}: another release told this comparison: no {exc}") from exc
+    output.write_text(page, encoding="utf-8")
 
 
 def _fetched(model: str, candidate: int | None, url: str) -> dict[str, Any]:
@@ -52,7 +57,10 @@ def _refusal(exc: urllib.error.HTTPError) -> str:
 
 
 def _read(path: Path, model: str, candidate: int | None) -> dict[str, Any]:
-    document = _document(path.read_bytes(), str(path))
+    try:
+        document = _document(path.read_bytes(), str(path))
+    except OSError as exc:
+        raise ConfigurationError(f"{path}: {exc.strerror}") from exc
     if document["model"] != model:
         raise ConfigurationError(f"{path}: of the model {document['model']!r}")
     if candidate is None:

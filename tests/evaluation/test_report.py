@@ -336,3 +336,17 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> No
     kept.write_text(content)
     with pytest.raises(HikyakuError, match=str(kept)):
         report("flights", None, "", kept, tmp_path / "report.html")
+
+
+def test_a_comparison_of_another_release_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
+    kept, output = tmp_path / "kept.json", tmp_path / "report.html"
+    document = {"model": "flights", "champion": {"version": "1"}, "candidates": [{"version": "2"}]}
+    kept.write_text(json.dumps(document))
+    with pytest.raises(HikyakuError, match=r"kept\.json.*another release"):
+        report("flights", None, "", kept, output)
+    assert not output.exists()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        report("flights", None, "", tmp_path / "nowhere.json", tmp_path / "report.html")
