@@ -340,7 +340,8 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> No
 
 def test_a_comparison_of_another_release_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
     kept, output = tmp_path / "kept.json", tmp_path / "report.html"
-    document = {"model": "flights", "champion": {"version": "1"}, "candidates": [{"version": "2"}]}
+    candidate = {"version": "2", "comparison": {"rows": 1}}
+    document = {"model": "flights", "champion": {"version": "1"}, "candidates": [candidate]}
     kept.write_text(json.dumps(document))
     with pytest.raises(HikyakuError, match=r"kept\.json.*another release"):
         report("flights", None, "", kept, output)
