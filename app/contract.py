@@ -542,20 +542,35 @@ def faults_in(exc: ValidationError) -> str:
 
 
 def _check_form(text: str, what: str) -> None:
-    """Raises `InvalidModel` for what the loader would recurse into or multiply without end: its
-    parser does neither."""
-    depth = 0
+    """Raises `InvalidModel` for what the loader would recurse into or multiply without end (its
+    parser does neither), and for a key that it would let another value of the same key replace."""
+    keys: list[set[str] | None] = []
+    """Of each mapping around, None for a list."""
+    is_key: list[bool] = []
     for number, event in enumerate(yaml.parse(text, Loader=_LOADER)):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MOST_DEPTH:
-            raise InvalidModel(
-                f"{what}: lists and mappings lie in each other over {_MOST_DEPTH} deep"
-            )
-        if isinstance(event, yaml.AliasEvent):
-            raise InvalidModel(f"{what}: has aliases (`*name`): write out what they stand for")
         if number >= _MOST_EVENTS:
             raise InvalidModel(f"{what}: has more than {_MOST_EVENTS:,} values, lists and mappings")
+        if isinstance(event, yaml.AliasEvent):
+            raise InvalidModel(f"{what}: has aliases (`*name`): write out what they stand for")
+        if isinstance(event, yaml.CollectionEndEvent):
+            keys.pop()
+            is_key.pop()
+        if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+            continue
+        of_mapping = keys[-1] if keys else None
+        if of_mapping is not None:
+            if is_key[-1] and isinstance(event, yaml.ScalarEvent):
+                if event.value in of_mapping:
+                    raise InvalidModel(f"{what}: {_shortened(event.value)}: is there twice")
+                of_mapping.add(event.value)
+            is_key[-1] = not is_key[-1]
+        if isinstance(event, yaml.CollectionStartEvent):
+            keys.append(set() if isinstance(event, yaml.MappingStartEvent) else None)
+            is_key.append(True)
+            if len(keys) > _MOST_DEPTH:
+                raise InvalidModel(
+                    f"{what}: lists and mappings lie in each other over {_MOST_DEPTH} deep"
+                )
 
 
 def _shortened(text: str) -> str:

@@ -117,6 +117,18 @@ def test_a_document_that_would_keep_its_reader_busy_is_refused(content: str, rea
         parse_contract(content.encode(), "model.yaml")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("limits: {}\ninputs: []\nlimits: {}", r"^model\.yaml: limits: is there twice$"),
+        ("outputs: {y: {tensor: y, tensor: z}}", "tensor: is there twice"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(content: str, reason: str) -> None:
+    with pytest.raises(InvalidModel, match=reason):
+        parse_contract(content.encode(), "model.yaml")
+
+
 def test_a_reason_is_one_short_line_however_much_is_wrong() -> None:
     names = [f"\x1b[31m{number}\n" for number in range(1_000)]
     document = yaml.safe_dump(VALID | dict.fromkeys(names, 1))

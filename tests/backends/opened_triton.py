@@ -29,7 +29,7 @@ async def opened(
 ) -> AsyncIterator[TritonBackend]:
     """As the model and version that it would have been published as."""
     path = Path("models", published, "model.onnx")
-    options = {"use": "triton", "endpoints": tuple(endpoints), "start_timeout_s": 0} | options
+    options = {"use": "triton", "endpoints": tuple(endpoints), "start_timeout_s": 60} | options
     backend = await open_triton(TritonOptions(**options), path, signature, tell)
     try:
         yield backend

@@ -133,7 +133,7 @@ async def test_a_model_without_a_wanted_output_is_refused(endpoint: str, protoco
 
 async def test_a_version_that_triton_does_not_have_is_refused(endpoint: str, protocol: str) -> None:
     with pytest.raises(InvalidModel, match=r"no Triton has it ready: .*the model is not ready"):
-        async with opened([endpoint], "regression/2", protocol=protocol):
+        async with opened([endpoint], "regression/2", protocol=protocol, start_timeout_s=0):
             pass
 
 
