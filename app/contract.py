@@ -346,6 +346,65 @@ class Shadow(_Section):
         return self
 
 
+class Margins(_Section):
+    """So much more harm than the champion's counts as none.
+
+    `errors`, `not_finite`, `flips` and `slow` are shares of answers; `shift` is in the unit of the
+    score, up or down; `loss` is of the Brier loss. `not_finite: 0`: not a single row.
+    """
+
+    errors: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    not_finite: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    slow: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    flips: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    shift: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    loss: Annotated[float, Field(gt=0, lt=1)] = 0.002
+
+
+class Release(_Section):
+    """How a candidate comes to serve (docs/canary.md).
+
+    `kind`: an `equivalent` version (exported anew, quantised) is to say the same, so that flips and
+    a shift of the score decide too; a `retrain` is judged by errors, latency and its loss.
+    `stages`: first `shadow`, then the percentage of the routing keys that the candidate answers, up
+    to 100. Each lasts from `least_minutes` to `most_hours` and has `least_answers` of the
+    candidate; what is not decided `at_the_end` is rolled back, or held. An answer is slow that
+    takes longer than `slow_factor` times the 99th percentile of the champion's while the candidate
+    is shown requests. `hold_out` is the share of the keys that no candidate answers. After the last
+    stage the version before goes on answering `control` of the keys for `watch_hours`: the new one
+    is rolled back on the same evidence.
+    """
+
+    kind: Literal["retrain", "equivalent"] = "retrain"
+    stages: tuple[Literal["shadow"] | Annotated[float, Field(gt=0, le=100)], ...] = (
+        "shadow",
+        10,
+        50,
+        100,
+    )
+    margins: Margins = Margins()
+    least_answers: Annotated[int, Field(ge=1)] = 1_000
+    least_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1
+    most_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 24
+    at_the_end: Literal["rollback", "hold"] = "rollback"
+    slow_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.2
+    hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    control: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    watch_hours: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 24
+
+    @model_validator(mode="after")
+    def _stages_grow(self) -> "Release":
+        first, *shares = self.stages or (None,)
+        if first != "shadow" or "shadow" in shares:
+            raise ValueError("stages: the first one, and no other, is `shadow`")
+        numbers = [share for share in shares if not isinstance(share, str)]
+        if sorted(set(numbers)) != numbers or numbers[-1:] != [100]:
+            raise ValueError("stages: percentages that grow, up to 100")
+        if self.control and not self.watch_hours:
+            raise ValueError("control: has no effect without watch_hours")
+        return self
+
+
 class LabelHorizon(_Section):
     """When a label counts: so many seconds after the instant in the field `from` of the instance,
     or after the prediction; by feature time."""
@@ -413,6 +472,7 @@ class Contract(_Section):
     """Which output candidates are compared by; None is the one that decides, or else the first."""
     segments: Mapping[str, Segment] = {}
     shadow: Shadow = Shadow()
+    release: Release = Release()
     labels: Labels | None = None
     replay: Replay | None = None
 

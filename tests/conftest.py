@@ -18,6 +18,12 @@ hypothesis.settings.register_profile("tests", deadline=None, database=None)
 hypothesis.settings.load_profile("tests")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long go first: begun last, they keep one process busy while others idle."""
+    slow = {item.path for item in items if item.get_closest_marker("system") is not None}
+    items.sort(key=lambda item: (item.path.parent.name != "system", item.path not in slow))
+
+
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Takes ten seconds and more: ask for it only where Feast itself is the subject."""

@@ -14,6 +14,7 @@ LAYERS = [
     {"contract", "supervisor"},
     {"features", "backends"},
     {"instances", "outputs", "comparison"},
+    {"evidence"},
     {"batching"},
     {"served_model"},
     {"release"},

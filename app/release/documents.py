@@ -6,7 +6,7 @@ import msgspec
 
 from app.release.state import ReleaseState, StateUnavailable, WorkerReport
 
-_FORM = 2
+_FORM = 3
 _Content = TypeVar("_Content")
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from app.errors import HikyakuError
+from app.evidence.plan import Plan, Stage
 
 
 class StateUnavailable(HikyakuError):
@@ -40,6 +41,49 @@ class ShadowState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The generation in which it was asked for: what was counted before is of another trial."""
 
 
+class BegunStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A stage of a release that has begun."""
+
+    stage: Stage
+    began: int
+    """The generation: what was counted of exposures before is of another stage."""
+    began_s: float
+    """Seconds since 1970."""
+
+
+class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A release under way: a candidate earns more of the routing keys stage by stage."""
+
+    candidate: Chosen
+    against: Chosen
+    """The champion when it began; it answers the other keys, also while it is watched."""
+    plan: Plan
+    hold_out: float
+    """Share of the keys that the candidate never answers."""
+    control: float
+    """Share of the keys that `against` still answers while it is watched."""
+    watch_s: float
+    slow_factor: float
+    began: int
+    """The generation in which it was started."""
+    by: str
+    stages: tuple[BegunStage, ...]
+    """The last one goes on."""
+    paused: str = ""
+    """By whom: no stage is promoted meanwhile."""
+    is_watched: bool = False
+    """The candidate is the champion now, and the last stage is the restarted test."""
+
+
+class Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A version that was rolled back: no release takes it again unless an operator says so."""
+
+    chosen: Chosen
+    reason: str
+    at_s: float
+    """Seconds since 1970."""
+
+
 class ReleaseState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The state of one model. The first one, of which nothing was ever decided, has generation 0:
     then CURRENT of the repository says what serves."""
@@ -55,6 +99,9 @@ class ReleaseState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
     shadows: tuple[ShadowState, ...] = ()
     """Candidates, in the order in which they were asked for."""
+    rollout: Rollout | None = None
+    quarantined: tuple[Quarantined, ...] = ()
+    """The latest ones, in the order in which they were rolled back."""
     decided: int = 0
     """The generation in which the champion was decided on: the same version may be anew, by another
     model.yaml."""

@@ -26,8 +26,8 @@ def _silent() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("setting", "orders"),
     [
-        pytest.param(Setting(rows=TWO, batch_rows=2, hurries=1), 2307, id="between turns"),
-        pytest.param(Setting(rows=TWO, batch_rows=1, hurries=1), 2242, id="one row a batch"),
+        pytest.param(Setting(rows=TWO, batch_rows=2), 142, id="in one batch"),
+        pytest.param(Setting(rows=TWO, batch_rows=1), 142, id="one row a batch"),
         pytest.param(Setting(rows=(2, 1), batch_rows=1), 302, id="larger than a batch"),
         pytest.param(Setting(rows=TWO, ends=ALL_ENDS), 1065, id="the backend dies"),
         pytest.param(Setting(rows=TWO, step_s=10.0), 208, id="given up"),
