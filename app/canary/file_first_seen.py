@@ -44,7 +44,7 @@ class FileFirstSeen:
                 path.write_bytes(bytes(MARKS >> 3))
             # Not mapped into memory: a full disk would kill who writes there.
             with path.open("r+b") as file:
-                bits = np.frombuffer(bytearray(file.read()), np.uint8)
+                bits = np.frombuffer(bytearray(file.read().ljust(MARKS >> 3, b"\0")), np.uint8)
                 is_new = (bits[index] & bit) == 0
                 np.bitwise_or.at(bits, index, bit)
                 file.seek(0)

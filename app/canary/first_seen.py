@@ -1,5 +1,4 @@
-"""Which keys have been counted in a stage already, over all workers: a bit for each of many marks.
-"""
+"""Which keys have been counted in a stage already, over all workers."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -69,8 +69,7 @@ class ArmTable:
                 self.latencies[code] = self.latencies.get(code, 0) + count
 
     def quantile_s(self, q: float) -> float | None:
-        """Seconds that a share `q` of the answers took at most, to 3 %; None where there are none.
-        """
+        """Seconds that a share `q` of the answers took at most, to 3 %; None without answers."""
         total = sum(self.latencies.values())
         if not total:
             return None
@@ -78,6 +77,11 @@ class ArmTable:
         below = np.cumsum([self.latencies[code] for code in codes.tolist()])
         place = int(np.searchsorted(below, q * total))
         return float(grid.edges(codes[min(place, len(codes) - 1)])[1])
+
+    def as_json(self) -> dict[str, Any]:
+        """What a person wants to know."""
+        ledger = {name: getattr(self, name) for name in Arm.__struct_fields__}
+        return ledger | {f"p{q * 100:g}_s": self.quantile_s(q) for q in (0.5, 0.99)}
 
     def arm(self) -> Arm:
         return Arm(self.assigned, self.resolved, self.lost, self.errors, self.slow)
@@ -126,6 +130,16 @@ class ExposureTable:
 
     def leave_out(self, reason: str, requests: int = 1) -> None:
         self.outside[reason] = self.outside.get(reason, 0) + requests
+
+    def as_json(self) -> dict[str, Any]:
+        """What a person wants to know."""
+        return {
+            "candidate": self.candidate.as_json(),
+            "against": self.against.as_json(),
+            "blocks": sum(self.errors.values()),
+            "misrouted": self.misrouted,
+            "outside": self.outside,
+        }
 
     def counts(self, stage: Stage, seconds: float) -> StageCounts:
         """What a verdict about the stage rests on, `seconds` after it began."""
