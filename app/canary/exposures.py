@@ -18,7 +18,9 @@ from app.telemetry.recorder import Role
 
 log = logging.getLogger(__name__)
 
-Outside: TypeAlias = Literal["override", "hold_out", "disagree", "not_first", "unavailable"]
+Outside: TypeAlias = Literal[
+    "override", "hold_out", "not_open", "disagree", "not_first", "unavailable"
+]
 
 _GRACE_S = 5.0
 """A request is answered by its deadline. Whoever has not ended so long after it never will."""
