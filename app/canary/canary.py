@@ -194,7 +194,7 @@ class Canary:
             "is_watched": rollout.is_watched,
             "candidate": _shown(rollout.candidate, self._candidate),
             "against": _shown(rollout.against, self._against),
-            "counted": exposures.total.as_json(),
+            "counted": exposures.counted.as_json(),
         }
 
 

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from app.canary.exposures import StageExposures
+from app.canary.exposures import Exposure, StageExposures
 from app.canary.first_seen import FirstSeen, SeenHere
 from app.canary.table import ExposureTable
 from app.evidence.plan import Plan, Stage
@@ -79,7 +79,9 @@ class Worker:
         """Whether the candidate answers it."""
         return self._lots.draw(key)[0] < self.rollout.stages[-1].stage.share
 
-    def begin(self, key: str, by: VersionId | None = None, began_s: float | None = None):
+    def begin(
+        self, key: str, by: VersionId | None = None, began_s: float | None = None
+    ) -> Exposure:
         """Led to where its key leads, or to `by`."""
         place, mark = self._lots.draw(key)
         is_candidates = place < self.rollout.stages[-1].stage.share

@@ -95,9 +95,9 @@ async def test_the_first_and_the_last_mark_are_marks(two: list[Worker]) -> None:
 
 
 async def test_what_a_full_disk_leaves_of_a_file_is_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "seen" / "canary%3Am%3A4.bits"
     store = FileFirstSeen(tmp_path)
     assert await Worker(store).first(3, 4) == [3, 4]
-    [path] = tmp_path.rglob("*.bits")
     path.write_bytes(path.read_bytes()[:1])
     assert await Worker(store).first(3, 99_999) == [99_999]
     await store.close()
