@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
@@ -14,16 +14,16 @@ from app.canary.table import KIND as EXPOSURES
 from app.canary.table import ExposureTable
 from app.comparison.table import ComparisonTable, Group
 from app.evidence.counts import WHOLE, Counts, PairedCounts, StageCounts
-from app.release.state import ReleaseState, Rollout, WorkerReport
+from app.labels.losses import Losses
+from app.release.state import Chosen, ReleaseState, Rollout, WorkerReport
 from app.release.tables import Additive, TableStore
 from app.shadow.comparisons import KIND as COMPARISON
 from app.shadow.trial import TrialId
 
 _Table = TypeVar("_Table", bound=Additive)
 
-Losses = Callable[[str, Rollout], Awaitable[Mapping[str, PairedCounts]]]
-"""Of a model and a release, by segment, what the labels say: `loss`, `labels_due`,
-`labels_missing`."""
+LossesOf: TypeAlias = Callable[[str, Chosen, Chosen], Awaitable[Mapping[str, Losses]]]
+"""Of a model, its champion and a candidate (`app.labels.keeper.Labels.losses`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Observed:
 class Observer:
     """Reads the tables of workers."""
 
-    def __init__(self, tables: TableStore, losses: Losses) -> None:
+    def __init__(self, tables: TableStore, losses: LossesOf) -> None:
         self._tables = tables
         self._losses = losses
 
@@ -53,9 +53,10 @@ class Observer:
             return Observed(Counts({}, stages[-1:]), rollout.stages[-1].stage.slow_s)
         shown = await self._shown(model, rollout)
         paired = await asyncio.to_thread(_paired, shown)
-        for segment, loss in (await self._losses(model, rollout)).items():
+        losses = await self._losses(model, rollout.against, rollout.candidate)
+        for segment, loss in losses.items():
             known = paired.get(segment, PairedCounts())
-            paired[segment] = _with_loss(known, loss)
+            paired[segment] = msgspec.structs.replace(known, **loss._asdict())
         stages, first = await self._stages(model, rollout, now_s)
         counts = Counts(
             paired,
@@ -123,15 +124,6 @@ def _paired_of(group: Group) -> PairedCounts:
 
 def _triples(blocks: Mapping[tuple[int, int], int]) -> Sequence[tuple[int, int, int]]:
     return [(rows, harmed, count) for (rows, harmed), count in sorted(blocks.items())]
-
-
-def _with_loss(paired: PairedCounts, loss: PairedCounts) -> PairedCounts:
-    return msgspec.structs.replace(
-        paired,
-        loss=loss.loss,
-        labels_due=loss.labels_due,
-        labels_missing=loss.labels_missing,
-    )
 
 
 def _trips(

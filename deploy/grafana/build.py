@@ -604,7 +604,7 @@ def process() -> list[Json]:
                 )
             ],
             "short",
-            about="Base-10 logarithm of E. Against no_worse: some 3.8 rolls it back; against worse: "
+            about="Base-10 logarithm of E. Against no_worse some 3.8 rolls it back; against worse "
             "1.3 of every guardrail lets it go on.",
         ),
         graph(
