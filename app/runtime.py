@@ -9,6 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 
+from app.canary.canaries import Canaries
+from app.canary.canary import Canary
+from app.canary.first_seen import open_first_seen
+from app.canary.table import KIND as EXPOSURES
+from app.canary.table import ExposureTable
 from app.clock import FeatureClock, ReplayClock, WallClock
 from app.config import Settings
 from app.deadline import DeadlineSweep
@@ -94,6 +99,8 @@ class Runtime:
         self.models: dict[str, ServedModel | None] = {}
         self.observers: dict[str, Observer] = {}
         """By the name of the model: what sees its answers."""
+        self.canaries: dict[str, Canary] = {}
+        """By the name of the model: what routes its requests."""
         self.labels: Labels = NoLabels()
         self.registry = RegistryWatch(
             settings.feature_repo,
@@ -138,11 +145,14 @@ class Runtime:
             source = VersionSource(repository, vault, opener, calls, asyncio.Lock(), isolated)
             poll_s = settings.repository_poll_s
             worker = worker_name()
+            kinds = {**TABLE_KINDS, EXPOSURES: ExposureTable.decode}
             tables = await stack.enter_async_context(
-                open_tables(
-                    settings.state_redis_url, state, worker, TABLE_KINDS, self._table_refused
-                )
+                open_tables(settings.state_redis_url, state, worker, kinds, self._table_refused)
             )
+            first_seen = await stack.enter_async_context(
+                open_first_seen(settings.state_redis_url, state, worker)
+            )
+            self._canaries = Canaries(self.canaries, first_seen, self.metrics)
             if settings.state_redis_url is not None:
                 keeper = LabelKeeper(
                     settings.state_redis_url, self.models, self.clock, self.metrics
@@ -154,9 +164,16 @@ class Runtime:
                 pair_log = PairFiles(settings.comparison_log, worker, most_bytes)
             records = Records(self.metrics, pair_log, self.labels)
             comparisons = Comparisons(
-                tables, self.models, self._states, records, self.labels.document, self.clock.now_s
+                tables,
+                self.models,
+                self._states,
+                records,
+                self.labels.document,
+                self.clock.now_s,
+                self._canaries.take,
             )
             self.comparisons = await stack.enter_async_context(comparisons)
+            await stack.enter_async_context(self._canaries)
             self.reload = HotReload(
                 self.models, source, store, worker, poll_s, self._shadow, self.metrics
             )
@@ -180,7 +197,12 @@ class Runtime:
         """Of this model; it observes what is answered, after it was kept for labels."""
         shadow = self.comparisons.shadow(model)
         self.observers[model] = _Observers(self.labels, shadow)
+        self._canary(model)
         return shadow
+
+    def _canary(self, model: str) -> Canary:
+        """Of this model; it routes what is asked."""
+        return self._canaries.canary(model)
 
     def _states(self) -> Mapping[str, ReleaseState]:
         return {name: model.state for name, model in self.reload.followed.items()}
