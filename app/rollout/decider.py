@@ -21,7 +21,7 @@ from app.reload.changes import Changes
 from app.reload.follower import FollowedModel
 from app.reload.verbs import rolled_back
 from app.rollout.decision_log import Decision, DecisionLog
-from app.rollout.observed import Observed, Observer
+from app.rollout.observed import Observations, Observed
 from app.rollout.stages import ended as watch_ended
 from app.rollout.stages import next_share, watched_anew
 from app.rollout.verbs import RolloutVerbs, measured_per_s
@@ -51,13 +51,13 @@ class Decider:
         self,
         changes: Changes,
         verbs: RolloutVerbs,
-        observer: Observer,
+        observations: Observations,
         decision_log: DecisionLog,
         metrics: Metrics,
     ) -> None:
         self._changes = changes
         self._verbs = verbs
-        self._observer = observer
+        self._observations = observations
         self._decision_log = decision_log
         self._metrics = metrics
         self._told: dict[str, tuple[object, float]] = {}
@@ -132,7 +132,7 @@ class Decider:
     ) -> tuple[Observed, Verdict]:
         rollout = state.rollout
         assert rollout is not None
-        observed = await self._observer.observe(model.residents.name, state, reports)
+        observed = await self._observations.observe(model.residents.name, state, reports)
         return observed, await asyncio.to_thread(judge, _plan(rollout), observed.counts)
 
     async def _promote(

@@ -34,7 +34,7 @@ class Observed:
     shown requests, times the factor of the release; None where nothing is known."""
 
 
-class Observer:
+class Observations:
     """Reads the tables of workers."""
 
     def __init__(self, tables: TableStore, losses: LossesOf) -> None:
