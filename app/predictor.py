@@ -330,7 +330,7 @@ class Predictor:
                 found = self._gathering[key] = self._begun(model)
             group = found
         asked = Asked(group, instances, deadline, priority, asker, tell)
-        model.uses.count += 1
+        model.uses.begun += 1
         group.asked.append(asked)
         group.rows += rows
         group.waiting += 1

@@ -33,6 +33,10 @@ from app.repository.load import VersionOpener
 from app.repository.signing import TrustedKeys
 from app.repository.store import is_url, open_repository
 from app.repository.vault import Vault
+from app.rollout.decider import Decider
+from app.rollout.decision_log import DecisionLog
+from app.rollout.observed import Observations
+from app.rollout.verbs import RolloutVerbs
 from app.served_model import ServedModel
 from app.shadow.comparisons import TABLE_KINDS, Comparisons
 from app.shadow.pair_log import NoPairLog, PairFiles, PairLog
@@ -175,9 +179,26 @@ class Runtime:
             self.comparisons = await stack.enter_async_context(comparisons)
             await stack.enter_async_context(self._canaries)
             self.reload = HotReload(
-                self.models, source, store, worker, poll_s, self._shadow, self.metrics
+                self.models,
+                source,
+                store,
+                worker,
+                poll_s,
+                self._shadow,
+                self._canaries.canary,
+                self.metrics,
             )
             await stack.enter_async_context(self.reload)
+            changes = self.reload.changes
+            self.rollout_verbs = RolloutVerbs(changes, source)
+            decider = Decider(
+                changes,
+                self.rollout_verbs,
+                Observations(tables, self.labels.losses),
+                DecisionLog(settings.work_dir / "decisions"),
+                self.metrics,
+            )
+            self.decider = await stack.enter_async_context(decider)
             await stack.enter_async_context(self.comparisons.tidied(self.reload.workers))
             await stack.enter_async_context(self.registry)
             watch = asyncio.create_task(self._watch_readiness(), name="readiness")
@@ -197,12 +218,7 @@ class Runtime:
         """Of this model; it observes what is answered, after it was kept for labels."""
         shadow = self.comparisons.shadow(model)
         self.observers[model] = _Observers(self.labels, shadow)
-        self._canary(model)
         return shadow
-
-    def _canary(self, model: str) -> Canary:
-        """Of this model; it routes what is asked."""
-        return self._canaries.canary(model)
 
     def _states(self) -> Mapping[str, ReleaseState]:
         return {name: model.state for name, model in self.reload.followed.items()}

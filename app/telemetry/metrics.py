@@ -237,6 +237,21 @@ class Metrics:
             registry=self.registry,
             tallies=tallies,
         )
+        self.release_evidence = Gauge(
+            "hikyaku_release_evidence",
+            "Base-10 logarithm of E against a claim about a version under release.",
+            ["model", "guardrail", "claim"],
+            together=max,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.release_decisions = Counter(
+            "hikyaku_release_decisions",
+            "What was done about versions under release on evidence.",
+            ["model", "action"],
+            registry=self.registry,
+            tallies=tallies,
+        )
         self.release_state_age = Gauge(
             "hikyaku_release_state_age_seconds",
             "How long ago the release state was read: the longest of all workers.",
