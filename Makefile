@@ -16,7 +16,7 @@ endif
 .PHONY: run test lint format lock candidate prove-flights prove-no-skew prove-feast-parity prove-no-foreign-values \
 	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-release-state prove-feedback \
 	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables prove-comparison prove-shadow bench bench-features \
-	bench-start bench-gpu bench-isolated bench-workers bench-shadow clean
+	bench-start bench-gpu bench-isolated bench-workers bench-shadow bench-routing clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -115,6 +115,9 @@ bench-workers: .venv/train.installed  ## several workers: throughput, processor 
 
 bench-shadow: .venv/train.installed  ## what showing a candidate everything costs
 	@$(BIN)/python -m loadtests.bench_shadow $(BENCH)
+
+bench-routing: .venv/dev.installed  ## what routing costs a request while a version is released
+	@$(BIN)/python -m loadtests.bench_routing $(BENCH)
 
 lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.toml allows
 	@for group in dev train service service-gpu; do \

@@ -1,11 +1,13 @@
 """What routing costs a request: processor time in this process, without sockets.
 
-    python -m loadtests.bench_routing --rounds 30
-    python -m loadtests.bench_routing --beside ../before   # another checkout, asked in turns
+    make bench-routing          (BENCH="--rounds 60 --at-once 16")
+    python -m loadtests.bench_routing --beside ../before    # another checkout, in turns
 
-A tiny model is asked the same requests through the predict operation: while no release is under way, in a stage that shows the candidate requests only, and in a stage that routes
-a tenth of the keys. The variants take turns, so that whatever else the machine does meets all. The
-candidate is the champion's twin. Of each variant the median over rounds is told, and its quartiles.
+A tiny model is asked the same requests through the predict operation: while no release is under
+way, in a stage that shows the candidate requests only, and in one that routes a tenth of the keys.
+The variants take turns, so that whatever else the machine does meets all. The candidate is the
+champion's twin; requests that come together in one turn of the loop are two executions where both
+answer some of them. Of each variant the median over rounds is told, and its quartiles.
 """
 
 import argparse
