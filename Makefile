@@ -13,7 +13,7 @@ else
 TRITON_SERVER := .venv-triton/installed
 endif
 
-.PHONY: run test lint format lock candidate prove-flights prove-no-skew prove-feast-parity prove-no-foreign-values \
+.PHONY: run test lint format lock candidate prove-flights prove-flight-release prove-no-skew prove-feast-parity prove-no-foreign-values \
 	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-release-state prove-feedback \
 	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables prove-comparison prove-shadow bench bench-features \
 	bench-start bench-gpu bench-isolated bench-workers bench-shadow clean
@@ -89,6 +89,10 @@ prove-comparison: .venv/dev.installed  ## the comparison against its pairs, work
 
 prove-tables: .venv/dev.installed  ## tables of workers while the store and the workers misbehave
 	@$(BIN)/python -m loadtests.prove_tables $(PROVE)
+
+prove-flight-release: .venv/train.installed  ## a good and a broken candidate are released by the service on October to December
+	@$(BIN)/python -m feature_repo.history
+	@$(BIN)/python -m loadtests.prove_flight_release $(PROVE)
 
 prove-feedback: .venv/dev.installed  ## a million labels told while workers are killed, service and Redis restarted
 	@$(BIN)/python -m loadtests.prove_feedback $(PROVE)
