@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from app.canary.exposures import Exposure, StageExposures, lots_of
+from app.canary.exposures import Exposure, Outside, StageExposures, lots_of
 from app.canary.first_seen import FirstSeen
 from app.canary.table import ExposureTable
 from app.errors import InvalidInput, ModelNotReady
@@ -124,18 +124,23 @@ class Canary:
         drawn = asker.request_id if key is None else key
         place, mark = self._lots.draw(drawn)
         is_candidates = place < self._share
+        outside: Outside | None = None
         if self._hold_out and self._held_lots.draw(drawn)[0] < self._hold_out:
-            model, route = self._way(champion, is_candidates=False)
-            exposure = exposures.pass_by(route, model.id, began_s, "hold_out")
-            return Routed(model, route, exposure)
-        model, route = self._way(champion, is_candidates)
-        if key is None:
-            exposure = exposures.begin(route, model.id, began_s, drawn, None, is_candidates)
+            is_candidates, outside = False, "hold_out"
+        elif self._candidate is None or self._against is None:
+            # Of both alike: the other one's answers alone would be no fair part.
+            outside = "not_open"
         elif not asker.routing_key and not agree(self._routing_key, instances):
-            exposure = exposures.pass_by(route, model.id, began_s, "disagree")
-        else:
-            exposure = exposures.begin(route, model.id, began_s, drawn, mark, is_candidates)
-        return Routed(model, route, exposure)
+            outside = "disagree"
+        model, route = self._way(champion, is_candidates)
+        if outside is not None:
+            return Routed(model, route, exposures.pass_by(route, model.id, began_s, outside))
+        seen_by = None if key is None else mark
+        return Routed(
+            model,
+            route,
+            exposures.begin(route, model.id, began_s, drawn, seen_by, is_candidates),
+        )
 
     def _way(self, champion: ServedModel, is_candidates: bool) -> tuple[ServedModel, Role]:
         """Of an arm: who answers it, and as what."""
@@ -189,7 +194,7 @@ class Canary:
             "is_watched": rollout.is_watched,
             "candidate": _shown(rollout.candidate, self._candidate),
             "against": _shown(rollout.against, self._against),
-            "counted": exposures.total.as_json(),
+            "counted": exposures.counted.as_json(),
         }
 
 

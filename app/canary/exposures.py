@@ -18,7 +18,9 @@ from app.telemetry.recorder import Role
 
 log = logging.getLogger(__name__)
 
-Outside: TypeAlias = Literal["override", "hold_out", "disagree", "not_first", "unavailable"]
+Outside: TypeAlias = Literal[
+    "override", "hold_out", "not_open", "disagree", "not_first", "unavailable"
+]
 
 _GRACE_S = 5.0
 """A request is answered by its deadline. Whoever has not ended so long after it never will."""
@@ -83,8 +85,7 @@ class StageExposures:
         self.began = begun.began
         self.longest_s = _LONGEST_S
         """Of the requests: the longest time that a caller may give."""
-        self.total = ExposureTable()
-        """All that was taken."""
+        self._taken = ExposureTable()
         self._model = model
         self._lots = lots_of(model, rollout)
         self._candidate, self._against = rollout.candidate.sha256, rollout.against.sha256
@@ -163,8 +164,13 @@ class StageExposures:
         table, self._table = self._table, ExposureTable()
         if table == ExposureTable():
             return None
-        self.total = self.total + table
+        self._taken = self._taken + table
         return table
+
+    @property
+    def counted(self) -> ExposureTable:
+        """All since the stage began in this worker."""
+        return self._taken + self._table
 
     async def _take_in(self, begun: Sequence[Exposure]) -> None:
         """Those that nobody has seen before, over all workers."""
@@ -181,7 +187,8 @@ class StageExposures:
             else:
                 self._tell_unavailable("")
                 refused = {e for (e, _), new in zip(keyed, is_new, strict=True) if not new}
-                self._outside["not_first"] += len(refused)
+                if refused:
+                    self._outside["not_first"] += len(refused)
         for exposure in begun:
             if exposure not in refused:
                 self._assign(exposure)
