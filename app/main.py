@@ -97,7 +97,9 @@ def create_application(
     )
     predictor = Predictor(runtime.models, runtime.clock, runtime.observers)
     doorkeeper = Doorkeeper(settings.max_body_bytes, operators_of(settings))
-    predict = PredictOperation(predictor, metrics, lambda model: runtime.labels.new_id(model))
+    predict = PredictOperation(
+        predictor, metrics, lambda model: runtime.labels.new_id(model), runtime.canaries
+    )
     hot_paths = HotPaths(doorkeeper, predict, metrics)
     bodies = BodyReader(settings.max_body_bytes, MAX_BODY_S, hot_paths.bodies)
     return Gateway(hot_paths, create_service(runtime), bodies)

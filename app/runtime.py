@@ -11,6 +11,11 @@ from typing import NamedTuple, Self, TypeAlias
 
 from pydantic import SecretStr
 
+from app.canary.canaries import Canaries
+from app.canary.canary import Canary
+from app.canary.first_seen import open_first_seen
+from app.canary.table import KIND as EXPOSURES
+from app.canary.table import ExposureTable
 from app.clock import FeatureClock, ReplayClock, WallClock
 from app.config import Settings
 from app.deadline import DeadlineSweep
@@ -31,6 +36,10 @@ from app.repository.load import VersionOpener
 from app.repository.signing import TrustedKeys
 from app.repository.store import is_url, open_repository
 from app.repository.vault import Vault
+from app.rollout.decider import Decider
+from app.rollout.decision_log import DecisionLog
+from app.rollout.observed import Observations
+from app.rollout.verbs import RolloutVerbs
 from app.served_model import ServedModel
 from app.shadow.comparisons import TABLE_KINDS, Comparisons
 from app.shadow.pair_log import NoPairLog, PairFiles, PairLog
@@ -97,6 +106,8 @@ class Runtime:
         self.models: dict[str, ServedModel | None] = {}
         self.observers: dict[str, Observer] = {}
         """By the name of the model: what sees its answers."""
+        self.canaries: dict[str, Canary] = {}
+        """By the name of the model: what routes its requests."""
         self.labels: Labels = NoLabels()
         self.events: Events = NoEvents()
         self.registry = RegistryWatch(
@@ -146,11 +157,14 @@ class Runtime:
             isolated = self._isolated_verification
             source = VersionSource(repository, vault, opener, calls, asyncio.Lock(), isolated)
             poll_s = settings.repository_poll_s
+            kinds = {**TABLE_KINDS, EXPOSURES: ExposureTable.decode}
             tables = await stack.enter_async_context(
-                open_tables(
-                    settings.state_redis_url, state, worker, TABLE_KINDS, self._table_refused
-                )
+                open_tables(settings.state_redis_url, state, worker, kinds, self._table_refused)
             )
+            first_seen = await stack.enter_async_context(
+                open_first_seen(settings.state_redis_url, state, worker)
+            )
+            self._canaries = Canaries(self.canaries, first_seen, self.metrics)
             if settings.state_redis_url is not None:
                 keeper = LabelKeeper(
                     settings.state_redis_url, self.models, self.clock, self.metrics
@@ -162,13 +176,37 @@ class Runtime:
                 pair_log = PairFiles(settings.comparison_log, worker, most_bytes)
             records = Records(self.metrics, pair_log, self.labels)
             comparisons = Comparisons(
-                tables, self.models, self._states, records, self.labels.document, self.clock.now_s
+                tables,
+                self.models,
+                self._states,
+                records,
+                self.labels.document,
+                self.clock.now_s,
+                self._canaries.take,
             )
             self.comparisons = await stack.enter_async_context(comparisons)
+            await stack.enter_async_context(self._canaries)
             self.reload = HotReload(
-                self.models, source, store, worker, poll_s, self._shadow, self.metrics
+                self.models,
+                source,
+                store,
+                worker,
+                poll_s,
+                self._shadow,
+                self._canaries.canary,
+                self.metrics,
             )
             await stack.enter_async_context(self.reload)
+            changes = self.reload.changes
+            self.rollout_verbs = RolloutVerbs(changes, source)
+            decider = Decider(
+                changes,
+                self.rollout_verbs,
+                Observations(tables, self.labels.losses),
+                DecisionLog(settings.work_dir / "decisions"),
+                self.metrics,
+            )
+            self.decider = await stack.enter_async_context(decider)
             await stack.enter_async_context(self.comparisons.tidied(self.reload.workers))
             await stack.enter_async_context(self.registry)
             watch = asyncio.create_task(self._watch_readiness(), name="readiness")

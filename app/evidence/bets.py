@@ -5,8 +5,8 @@ with a fixed mixture of bets instead of a learnt one: then the winnings are a fu
 each number was seen, whatever the order.
 """
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 _MOST = 0.95
-"""Of the largest bet that cannot lose everything."""
+"""Of its capital, what the largest bet can lose by one number."""
+_ROUNDING = 1e-9
 
 
 class Mixture:
@@ -22,39 +23,49 @@ class Mixture:
 
     def __init__(self, parts: Sequence[float], capital: Sequence[float]) -> None:
         self.parts: FloatArray = np.asarray(parts, np.float64)
-        self._log_capital = np.log(np.asarray(capital, np.float64) / sum(capital))
+        self.log_capital: FloatArray = np.log(np.asarray(capital, np.float64) / sum(capital))
 
-    def log_winnings(self, of_each: FloatArray) -> float:
-        """Of all bets together, from the logarithms of what each has won."""
-        of_all = of_each + self._log_capital
-        most = of_all.max()
-        return float(most + math.log(np.exp(of_all - most).sum()))
+    def log_winnings(self, of_each: FloatArray) -> FloatArray:
+        """Of all bets together, from the logarithms of what each has won, `[bets, …]`."""
+        winnings: FloatArray = np.logaddexp.reduce((of_each.T + self.log_capital).T, axis=0)
+        return winnings
 
-    def growth(self, values: FloatArray, shares: FloatArray, least: float) -> tuple[float, float]:
-        """Of the bet that grows fastest where the numbers come in these shares: the mean and the
-        standard deviation of the logarithm of its factor, a block."""
-        factors = np.log1p(self._bets(least)[:, np.newaxis] * values)
-        means = factors @ shares
-        best = int(means.argmax())
-        deviation = math.sqrt(max(float(factors[best] ** 2 @ shares - means[best] ** 2), 0.0))
-        return float(means[best]), deviation
 
-    def log_evidence(self, values: FloatArray, counts: FloatArray, least: float) -> float:
-        """ln E against the claim that the mean of the numbers is at most 0, whatever came before
-        each of them.
+@dataclass(frozen=True, slots=True)
+class Bets:
+    """Numbers `values` `[k]`, how often each was seen, and what is bet on them against the claim
+    that their mean is at most 0, whatever came before each of them."""
 
-        `values` `[k]` were seen `counts` `[k]` times; none is below `least`, which is negative.
-        Where the claim is true E ever reaches 1/alpha with a probability of alpha at most (Ville).
-        """
-        if not len(values):
+    values: FloatArray
+    counts: FloatArray
+    least: FloatArray | float
+    """What each could have been at least, below 0: of all alike, or known before it was."""
+    usual: float
+    """The `least` for which the largest bet is made."""
+    mixture: Mixture
+
+    def log_evidence(self) -> float:
+        """ln E. Where the claim is true E ever reaches 1/alpha with a probability of alpha at most
+        (Ville)."""
+        if not len(self.values):
             return 0.0
-        return self.log_winnings(np.log1p(self._bets(least)[:, np.newaxis] * values) @ counts)
+        return float(self.mixture.log_winnings(self.log_factors() @ self.counts))
 
-    def _bets(self, least: float) -> FloatArray:
-        return self.parts * (_MOST / -least)
+    def log_factors(self) -> FloatArray:
+        """`[bets, k]`: by what each number multiplies the capital of each bet.
+
+        A bet that could lose more than it has by a number is given up before it, with its capital,
+        and not made smaller: the mean that is bet on would be another one.
+        """
+        bets = self.mixture.parts[:, np.newaxis] * (_MOST / -self.usual)
+        factors = np.log1p(np.maximum(bets * self.values, -_MOST))
+        return np.where(bets * -np.asarray(self.least) <= _MOST + _ROUNDING, factors, -np.inf)
 
 
 EVEN = Mixture([2.0**-step for step in range(12)], [1.0] * 12)
 """Where nothing is known of how large the mean may be: the same capital for each size."""
 BOLD = Mixture([2.0**-step for step in range(6)], [2.0**-step for step in range(6)])
-"""Where little harm is expected: half of the capital on the largest bet."""
+"""Where what is to be seen is small against what a number may be: half of the capital on the
+largest bet."""
+BROAD = Mixture([2.0**-step for step in range(6)], [1.0] * 6)
+"""Where the largest bets may have to be given up."""

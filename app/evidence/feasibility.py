@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import product
 
 import msgspec
 import numpy as np
 
-from app.evidence.bets import BOLD
+from app.comparison.table import SHIFT_STEPS
+from app.evidence.bets import BOLD, Bets, FloatArray
 from app.evidence.harms import Exposures
 from app.evidence.plan import Plan, least_keys
 
+LEAST_SECONDS_A_BLOCK = 0.25
+"""What fails together, a batch say, is to be over within a block."""
 # Of a standard normal: with a probability of 95 % no more is needed.
 _SURENESS = 1.645
-_MOST_SECONDS_A_BLOCK = 0.25
+_RARE = 1e-12
 
 
 class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,16 +54,27 @@ def keys_of(share: float, traffic: Traffic) -> int:
     candidate's."""
     if share == 0:
         return 1
-    in_time = traffic.per_s / traffic.workers * _MOST_SECONDS_A_BLOCK
+    in_time = traffic.per_s / traffic.workers * LEAST_SECONDS_A_BLOCK
     return max(least_keys(share), math.ceil(in_time))
 
 
-def blocks_needed(growth: float, deviation: float, threshold: float) -> float:
-    """After how many blocks a capital whose logarithm grows so, a block, has reached the threshold,
-    with a probability of 95 %: infinite where it does not grow."""
+def blocks_needed(bets: Bets, threshold: float) -> float:
+    """After how many blocks that come in the shares `bets.counts` ln E has reached the threshold,
+    with a probability of 95 %: infinite where nothing that is bet grows."""
+    factors = bets.log_factors()
+    growth = factors @ bets.counts
+    variance = factors**2 @ bets.counts - growth**2
+    # growth n - sureness deviation sqrt(n) = threshold, for one bet with its part of the capital
+    needed = [
+        _crossing(float(mean), math.sqrt(max(of, 0.0)), float(threshold - capital))
+        for mean, of, capital in zip(growth, variance, bets.mixture.log_capital, strict=True)
+    ]
+    return min(needed)
+
+
+def _crossing(growth: float, deviation: float, threshold: float) -> float:
     if growth <= 0:
         return math.inf
-    # growth n - sureness deviation sqrt(n) = threshold
     half = _SURENESS * deviation / (2 * growth)
     return (half + math.sqrt(half * half + threshold / growth)) ** 2
 
@@ -86,47 +99,48 @@ def _shown(plan: Plan, traffic: Traffic) -> Iterator[tuple[str, float]]:
     if margins.not_finite > 0:
         rates["not_finite"] = margins.not_finite
     if plan.kind == "equivalent":
-        rates |= {"flips": margins.flips, "shift": margins.shift}
+        # Of what is counted on a grid the upper end counts.
+        rates |= {"flips": margins.flips, "shift": margins.shift - 1 / SHIFT_STEPS}
     for name, margin in rates.items():
-        growth = BOLD.growth(np.array([margin]), np.ones(1), margin - 1)
-        yield name, blocks_needed(*growth, _threshold(plan)) * traffic.rows
+        bets = Bets(np.array([margin]), np.ones(1), margin - 1, margin - 1, BOLD)
+        yield name, blocks_needed(bets, _threshold(plan)) * traffic.rows
 
 
 def _exposed(plan: Plan, share: float, keys: int, traffic: Traffic) -> Iterator[tuple[str, float]]:
+    """Of a candidate that does as much harm as the champion."""
+    exposures = Exposures(keys, share)
     for name, margin, bad in (
         ("errors", plan.margins.errors, traffic.bad_share),
         ("slow", plan.margins.slow, traffic.slow_share),
     ):
-        growth = _growth(Exposures(keys, share), margin, bad)
-        yield name, blocks_needed(*growth, _threshold(plan)) * keys
+        blocks, shares = _bad_counts(exposures, bad)
+        bets = exposures.no_worse(dict(zip(blocks, shares, strict=True)), margin)
+        yield name, blocks_needed(bets, _threshold(plan)) * keys
 
 
-def _growth(exposures: Exposures, margin: float, bad: float) -> tuple[float, float]:
-    """Of the capital that is bet against a worse candidate, where both are as bad."""
-    ours = _binomial(exposures.keys, exposures.share * bad)
-    theirs = _binomial(exposures.keys, (1 - exposures.share) * bad)
-    shares = {
-        (a, b): one * two
-        for (a, one), (b, two) in product(enumerate(ours), enumerate(theirs))
-        if one * two > 1e-12
-    }
-    bets = exposures.no_worse(dict.fromkeys(shares, 1), margin)
-    parts = np.array(list(shares.values()))
-    return bets.mixture.growth(bets.values, parts / parts.sum(), bets.least)
-
-
-def _binomial(n: int, share: float) -> Sequence[float]:
-    log = [
-        math.lgamma(n + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(n - k + 1)
-        + k * math.log(share)
-        + (n - k) * math.log1p(-share)
-        for k in range(min(n, 64) + 1)
-    ]
-    return [math.exp(each) for each in log]
+def _bad_counts(exposures: Exposures, bad: float) -> tuple[Sequence[tuple[int, int]], FloatArray]:
+    """Of blocks, where a share `bad` of the answers of both is bad: the counts of the candidate and
+    of the champion that occur, and the shares of the blocks that have them."""
+    keys, share = exposures.keys, exposures.share
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, keys + 1)))])
+    ours = np.arange(keys + 1)[:, np.newaxis]
+    theirs = ours.T
+    rest = np.maximum(keys - ours - theirs, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # nothing is bad: 0 log 0
+        log = (
+            log_factorial[keys]
+            - log_factorial[ours]
+            - log_factorial[theirs]
+            - log_factorial[rest]
+            + np.where(ours > 0, ours * np.log(share * bad), 0.0)
+            + np.where(theirs > 0, theirs * np.log((1 - share) * bad), 0.0)
+            + rest * np.log1p(-bad)
+        )
+    shares = np.where(ours + theirs <= keys, np.exp(log), 0.0)
+    blocks = np.argwhere(shares > _RARE)
+    found = shares[shares > _RARE]
+    return [(int(a), int(b)) for a, b in blocks], found / found.sum()
 
 
 def _threshold(plan: Plan) -> float:
-    """Half of the capital is on the largest bet."""
-    return math.log(1 / plan.promotion_alpha) + math.log(2)
+    return math.log(1 / plan.promotion_alpha)

@@ -8,11 +8,12 @@ towards what the evidence is against.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
 
-from app.evidence.bets import BOLD, EVEN, FloatArray, Mixture
+from app.evidence.bets import BOLD, BROAD, EVEN, Bets, FloatArray
 
 BadCounts: TypeAlias = Mapping[tuple[int, int], int]
 """Of blocks of exposures: how many had so many bad answers of the candidate and of the champion."""
@@ -25,8 +26,9 @@ LOSS_STEPS = 20_000
 """Of the grid on which block means of the difference of a loss are counted."""
 _USUAL_LOSS = 0.1
 
-# Above it a block is counted as this: what many bad answers at once would win more is not needed.
-_MOST_EXCESS = 4.0
+# Of the margin: what cutting a block may add to its mean, and is taken off again.
+_GIVEN = 0.05
+_LEAST_EXCESS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,52 +42,40 @@ class Evidence:
     blocks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Bets:
-    """Numbers, how often each was seen, and the least that they can be."""
-
-    values: FloatArray
-    counts: FloatArray
-    least: float
-    mixture: Mixture
-
-    def log_evidence(self) -> float:
-        return self.mixture.log_evidence(self.values, self.counts, self.least)
-
-
 def of_rates(blocks: RateCounts, margin: float) -> Evidence:
     """Executions of a candidate that is shown requests: the share of their rows that it harms.
 
     The champion has answered them all. `margin` above 0 and below 1.
     """
     share, counts = _shares(blocks)
-    worse = Bets(share - margin, counts, -2 * margin, EVEN)
-    no_worse = Bets(margin - share, counts, margin - 1, BOLD)
-    return Evidence(worse.log_evidence(), no_worse.log_evidence(), int(counts.sum()))
+    worse = Bets(share - margin, counts, -margin, -2 * margin, EVEN)
+    no_worse = Bets(margin - share, counts, margin - 1, margin - 1, BOLD)
+    return _evidence(worse, no_worse)
 
 
 def of_differences(blocks: StepCounts, steps: int, margin: float) -> Evidence:
     """Block means of a paired difference in -1 … 1, of which more is worse, on a grid of
-    1 / `steps`: a loss, or how far the score is shifted."""
+    1 / `steps`: how far the score is shifted."""
     low, high, counts = _means(blocks, steps)
-    worse = Bets(low - margin, counts, -1 - margin, EVEN)
-    no_worse = Bets(margin - high, counts, margin - 1, BOLD)
-    return Evidence(worse.log_evidence(), no_worse.log_evidence(), int(counts.sum()))
+    worse = Bets(low - margin, counts, -1 - margin, -1 - margin, BOLD)
+    no_worse = Bets(margin - high, counts, margin - 1, margin - 1, BOLD)
+    return _evidence(worse, no_worse)
 
 
 def of_losses(blocks: Sequence[tuple[int, int, int, int]], steps: int, margin: float) -> Evidence:
     """Block means of the difference of a loss as `(low, high, most, blocks)`, of which `most`
     bounds the absolute value and follows from what both said, before the label is known.
 
-    A bet may be as large as that allows, which is some ten times as large as where nothing but
-    -1 … 1 were known: labels are few. It is the same for all blocks whose bound is `_USUAL_LOSS` at
-    most, and smaller for the others.
+    The largest bet is what a bound of `_USUAL_LOSS` allows, some ten times what -1 … 1 would:
+    labels are few. Blocks whose bound is higher have the bets given up that are too large for them.
+    To make those smaller in such blocks alone would count little where the two say something else,
+    which is where harm is.
     """
-    low, high, most, counts = np.array(blocks, np.float64).reshape(-1, 4).T
-    bound = np.maximum(most / steps, _USUAL_LOSS)
-    worse = Bets((low / steps - margin) / (bound + margin), counts, -1.0, EVEN)
-    no_worse = Bets((margin - high / steps) / (bound + margin), counts, -1.0, BOLD)
-    return Evidence(worse.log_evidence(), no_worse.log_evidence(), int(counts.sum()))
+    low, high, most, counts = np.array(sorted(blocks), np.float64).reshape(-1, 4).T
+    least, usual = -most / steps - margin, -_USUAL_LOSS - margin
+    worse = Bets(low / steps - margin, counts, least, usual, BROAD)
+    no_worse = Bets(margin - high / steps, counts, least, usual, BROAD)
+    return _evidence(worse, no_worse)
 
 
 def turned(blocks: StepCounts) -> StepCounts:
@@ -107,19 +97,22 @@ class Exposures:
     share: float
 
     def evidence(self, blocks: BadCounts, margin: float) -> Evidence:
-        worse, no_worse = self.worse(blocks, margin), self.no_worse(blocks, margin)
-        return Evidence(worse.log_evidence(), no_worse.log_evidence(), int(worse.counts.sum()))
+        return _evidence(self.worse(blocks, margin), self.no_worse(blocks, margin))
 
     def worse(self, blocks: BadCounts, margin: float) -> Bets:
         excess, counts = self._excess(blocks)
         allowed = self._allowed(margin)
-        values = np.minimum(excess, _MOST_EXCESS) - allowed
-        return Bets(values, counts, -self.share * self.keys - allowed, EVEN)
+        # What is cut above only costs power: an outage of the candidate is hardly cut.
+        most = max(_LEAST_EXCESS, self.keys * self.share * (1 - self.share))
+        cut = _cut(self.keys, 1 - self.share, self.share, allowed)
+        values = cut.of(np.minimum(excess, most) - allowed)
+        return Bets(values, counts, cut.least, cut.least, BOLD)
 
     def no_worse(self, blocks: BadCounts, margin: float) -> Bets:
         excess, counts = self._excess(blocks)
         allowed = self._allowed(margin)
-        return Bets(allowed - excess, counts, allowed - (1 - self.share) * self.keys, BOLD)
+        cut = _cut(self.keys, self.share, 1 - self.share, -allowed)
+        return Bets(cut.of(allowed - excess), counts, cut.least, cut.least, BOLD)
 
     def _allowed(self, margin: float) -> float:
         return self.keys * self.share * (1 - self.share) * margin
@@ -128,6 +121,47 @@ class Exposures:
         bad = np.array(list(blocks), np.float64).reshape(-1, 2)
         excess = (1 - self.share) * bad[:, 0] - self.share * bad[:, 1]
         return excess, np.array(list(blocks.values()), np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Numbers are cut at `-most`, and `given` less: what that adds to their mean at most."""
+
+    most: float
+    given: float
+
+    @property
+    def least(self) -> float:
+        return -self.most - self.given
+
+    def of(self, values: FloatArray) -> FloatArray:
+        return np.maximum(values, -self.most) - self.given
+
+
+@lru_cache(maxsize=1024)
+def _cut(keys: int, share: float, weight: float, offset: float) -> _Cut:
+    """Of numbers that are at least -(weight n + offset), where n of `keys` were drawn, each with
+    the probability `share`, whatever else happens.
+
+    That all of them are drawn is next to impossible: to provide for it would make every bet small.
+    What the cut adds to the mean is weight E[max(n - k, 0)] at most, for the cut at n = k.
+    """
+    drawn = _binomial(keys, share)
+    more = np.cumsum(drawn[:0:-1])[::-1]  # [k]: the probability that n > k, for k < keys
+    given = np.append(weight * np.cumsum(more[::-1])[::-1], 0.0)
+    k = int(np.argmax(given <= _GIVEN * abs(offset)))
+    return _Cut(weight * k + offset, float(given[k]))
+
+
+def _binomial(n: int, share: float) -> FloatArray:
+    k = np.arange(n + 1)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    log = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
+    return np.exp(log + k * np.log(share) + (n - k) * np.log1p(-share))
+
+
+def _evidence(worse: Bets, no_worse: Bets) -> Evidence:
+    return Evidence(worse.log_evidence(), no_worse.log_evidence(), int(worse.counts.sum()))
 
 
 def _shares(blocks: RateCounts) -> tuple[FloatArray, FloatArray]:

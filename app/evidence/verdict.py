@@ -192,10 +192,26 @@ def _missing(readings: Sequence[Reading], plan: Plan, counts: Counts) -> Iterato
             )
         elif reading.worse >= reading.promotes_at:
             yield f"{_named(reading)}: under suspicion: E is 10^{reading.worse:.1f}"
+    yield from _outweighed(plan, counts)
     yield from _unbalanced(stage)
     whole = counts.paired.get(WHOLE, PairedCounts())
     if whole.labels_missing > MOST_MISSING * whole.labels_due:
         yield f"{whole.labels_missing:,} of {whole.labels_due:,} labels are missing"
+
+
+def _outweighed(plan: Plan, counts: Counts) -> Iterator[str]:
+    """Harm that large executions have more of than small ones: each of them counts alike above."""
+    whole = counts.paired.get(WHOLE, PairedCounts())
+    rates = [("errors", whole.errors, plan.margins.errors)]
+    if plan.margins.not_finite > 0:
+        rates.append(("not_finite", whole.not_finite, plan.margins.not_finite))
+    if plan.kind == "equivalent":
+        rates.append(("flips", whole.flips, plan.margins.flips))
+    for name, blocks, margin in rates:
+        rows = sum(n * count for n, _, count in blocks)
+        harmed = sum(harmed * count for _, harmed, count in blocks)
+        if harmed > margin * rows:
+            yield f"{name}: {harmed:,} of {rows:,} rows, a larger share than {margin:.3%}"
 
 
 def _answers(counts: Counts) -> int:
@@ -241,7 +257,11 @@ def _log_beta(a: float, b: float) -> float:
 
 
 def _pairs(blocks: Triples) -> dict[tuple[int, int], int]:
-    return {(one, two): count for one, two, count in blocks}
+    """In order, so that the last digit of a sum does not depend on where the counts came from."""
+    pairs: dict[tuple[int, int], int] = {}
+    for one, two, count in sorted(blocks):
+        pairs[one, two] = pairs.get((one, two), 0) + count
+    return pairs
 
 
 def _named(reading: Reading) -> str:

@@ -601,6 +601,30 @@ def process() -> list[Json]:
             about="From asking for a version until every worker serves it, or it was refused.",
         ),
         graph(
+            "Version under release",
+            [
+                (f"hikyaku_release_share{{{MODEL}}}", "{{model}} share of the keys"),
+                (
+                    total("model, action", "hikyaku_release_decisions_total"),
+                    "{{model}} {{action}} a second",
+                ),
+            ],
+            "short",
+            about="Which share of the routing keys it answers, and what was done on evidence.",
+        ),
+        graph(
+            "Evidence about it",
+            [
+                (
+                    f"hikyaku_release_evidence{{{MODEL}}}",
+                    "{{model}} {{guardrail}} against {{claim}}",
+                )
+            ],
+            "short",
+            about="Base-10 logarithm of E. Against no_worse some 3.8 rolls it back; against worse "
+            "1.3 of every guardrail lets it go on.",
+        ),
+        graph(
             "Release state",
             [
                 (f"hikyaku_release_generation{{{MODEL}}}", "{{instance}} {{model}} generation"),

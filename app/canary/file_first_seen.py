@@ -1,0 +1,58 @@
+"""The keys that the workers of one machine have counted, as bits in files."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from app.canary.first_seen import KEPT_S, MARKS
+from app.release.beside import Beside
+from app.release.folder import ReleaseFolder
+from app.release.state import StateUnavailable
+
+FOLDER = "seen"
+_SUFFIX = ".bits"
+
+
+class FileFirstSeen:
+    """A `FirstSeen` below `folder`, which must be on a disk of this machine: a file of bits a name.
+    Whoever claims holds the lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / FOLDER
+        self._lock = ReleaseFolder(self._folder)
+        self._beside = Beside()
+
+    async def claim(self, name: str, marks: Sequence[int], ours: bytearray) -> Sequence[bool]:
+        try:
+            return await self._beside.run(self._claim, name, marks)
+        except OSError as exc:
+            raise StateUnavailable(f"{exc.filename}: {exc.strerror}") from exc
+
+    async def close(self) -> None:
+        self._beside.close()
+
+    def _claim(self, name: str, marks: Sequence[int]) -> Sequence[bool]:
+        path = self._folder / (quote(name, safe="") + _SUFFIX)
+        of = np.array(marks, np.int64)
+        index, bit = of >> 3, (0x80 >> (of & 7)).astype(np.uint8)
+        with self._lock.locked():
+            if not path.exists():
+                self._remove_old()
+                path.write_bytes(bytes(MARKS >> 3))
+            # Not mapped into memory: a full disk would kill who writes there.
+            with path.open("r+b") as file:
+                bits = np.frombuffer(bytearray(file.read().ljust(MARKS >> 3, b"\0")), np.uint8)
+                is_new = (bits[index] & bit) == 0
+                np.bitwise_or.at(bits, index, bit)
+                file.seek(0)
+                file.write(bits.data)
+        return [bool(each) for each in is_new]
+
+    def _remove_old(self) -> None:
+        """Of stages that ended long ago."""
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            if time.time() - path.stat().st_mtime > KEPT_S:
+                path.unlink()
