@@ -11,13 +11,15 @@ from app.events.addresses import Address
 MOST_RECEIVERS = 16
 
 # One way only to read it: what else a URL may hold is where readers differ (user names,
-# backslashes, numbers as hosts, other scripts), and where a list of hosts is got round.
+# backslashes, numbers as hosts, other scripts), and where a list of hosts is got round. Nor `..` as
+# a part of the path, which is taken out on the way.
 _URL = re.compile(
     r"(?P<scheme>https?)://"
     r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z.-]+))"
     r"(?::(?P<port>[1-9][0-9]{0,4}))?"
-    r"(?P<path>/[A-Za-z0-9._~!$&'()*+;=:@%/-]*)?"
-    r"(?P<query>\?[A-Za-z0-9._~!$&'()*+;=:@%/?-]*)?"
+    r"(?P<path>/(?!(?:[^?]*/)?\.\.?(?:[/?]|$))"
+    r"(?:[A-Za-z0-9._~!$&'()*+;=:@/-]|%[0-9A-Fa-f]{2})*)?"
+    r"(?P<query>\?(?:[A-Za-z0-9._~!$&'()*+;=:@/?-]|%[0-9A-Fa-f]{2})*)?"
 )
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 # The last label begins with a letter: `2130706433`, `127.1` and `0x7f.0.0.1` are numbers to some.
