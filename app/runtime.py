@@ -194,6 +194,7 @@ class Runtime:
                 poll_s,
                 self._shadow,
                 self._canaries.canary,
+                self.events,
                 self.metrics,
             )
             await stack.enter_async_context(self.reload)
@@ -204,6 +205,7 @@ class Runtime:
                 self.rollout_verbs,
                 Observations(tables, self.labels.losses),
                 DecisionLog(settings.work_dir / "decisions"),
+                self.events,
                 self.metrics,
             )
             self.decider = await stack.enter_async_context(decider)
