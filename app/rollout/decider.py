@@ -218,7 +218,7 @@ class Decider:
 
     def _measure(self, name: str, rollout: Rollout, verdict: Verdict) -> None:
         """What a dashboard shows of it, of all rows."""
-        gauges = {self._metrics.release_share.labels(name): rollout.stages[-1].stage.share}
+        gauges: dict[Level, float] = {}
         now = len(rollout.stages) - 1
         for reading in verdict.readings:
             if reading.segment == WHOLE and reading.stage in {None, now}:

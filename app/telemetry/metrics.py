@@ -237,14 +237,6 @@ class Metrics:
             registry=self.registry,
             tallies=tallies,
         )
-        self.release_share = Gauge(
-            "hikyaku_release_share",
-            "Share of the routing keys that a version under release answers.",
-            ["model"],
-            together=max,
-            registry=self.registry,
-            tallies=tallies,
-        )
         self.release_evidence = Gauge(
             "hikyaku_release_evidence",
             "Base-10 logarithm of E against a claim about a version under release.",

@@ -603,7 +603,7 @@ def process() -> list[Json]:
         graph(
             "Version under release",
             [
-                (f"hikyaku_release_share{{{MODEL}}}", "{{model}} share of the keys"),
+                (f"hikyaku_canary_share{{{MODEL}}}", "{{model}} share of the keys"),
                 (
                     total("model, action", "hikyaku_release_decisions_total"),
                     "{{model}} {{action}} a second",
