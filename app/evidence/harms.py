@@ -191,7 +191,8 @@ def _binomial(n: int, share: float) -> FloatArray:
     k = np.arange(n + 1)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     log = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
-    return np.exp(log + k * np.log(share) + (n - k) * np.log1p(-share))
+    chances: FloatArray = np.exp(log + k * np.log(share) + (n - k) * np.log1p(-share))
+    return chances
 
 
 def _shares(blocks: RateCounts) -> tuple[FloatArray, FloatArray]:
