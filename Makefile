@@ -15,7 +15,7 @@ endif
 
 .PHONY: run test lint format lock candidate prove-flights prove-flight-release prove-no-skew prove-feast-parity prove-no-foreign-values \
 	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-release-state prove-feedback \
-	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables prove-comparison prove-shadow bench bench-features \
+	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables prove-comparison prove-shadow prove-evidence bench bench-features \
 	bench-start bench-gpu bench-isolated bench-workers bench-shadow clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
@@ -86,6 +86,9 @@ prove-release-state: .venv/dev.installed  ## changes of the release state while 
 
 prove-comparison: .venv/dev.installed  ## the comparison against its pairs, workers, Redis and service being killed
 	@$(BIN)/python -m loadtests.prove_comparison $(PROVE)
+
+prove-evidence: .venv/dev.installed  ## how often a canary is decided wrongly, and how soon rightly
+	@$(BIN)/python -m loadtests.prove_evidence $(PROVE)
 
 prove-tables: .venv/dev.installed  ## tables of workers while the store and the workers misbehave
 	@$(BIN)/python -m loadtests.prove_tables $(PROVE)
