@@ -164,7 +164,7 @@ class Runtime:
             first_seen = await stack.enter_async_context(
                 open_first_seen(settings.state_redis_url, state, worker)
             )
-            self._canaries = Canaries(self.canaries, first_seen, self.metrics)
+            self._canaries = Canaries(self.canaries, first_seen, tables, self.metrics)
             if settings.state_redis_url is not None:
                 keeper = LabelKeeper(
                     settings.state_redis_url, self.models, self.clock, self.metrics

@@ -1,6 +1,7 @@
 """Which version of one model answers a request, in this worker."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from app.canary.exposures import Exposure, Outside, StageExposures, lots_of
@@ -9,7 +10,7 @@ from app.canary.table import ExposureTable
 from app.errors import InvalidInput, ModelNotReady
 from app.instances import Instances
 from app.predictor import Asker
-from app.release.state import Chosen, Rollout
+from app.release.state import Chosen, Rollout, StateUnavailable
 from app.routing_key import Lots, agree, key_of
 from app.served_model import ServedModel
 from app.telemetry.metrics import Metrics
@@ -171,10 +172,18 @@ class Canary:
         """Of the stage that goes on, and of those that are over."""
         return (*self._ended, *([] if self._exposures is None else [self._exposures]))
 
+    @property
+    def stages(self) -> Collection[int]:
+        """In which generations those of the release under way began."""
+        return [] if self._rollout is None else [stage.began for stage in self._rollout.stages]
+
     async def settle(self) -> None:
         """Count what can be counted now. To be called every second."""
         for exposures in self._all():
             await exposures.settle()
+            if exposures.is_over:
+                with suppress(StateUnavailable):  # it will be forgotten all the same
+                    await self._first_seen.forget(exposures.name)
 
     def take(self) -> Mapping[str, ExposureTable]:
         """What was counted since it was taken the last time, by the name of the table."""

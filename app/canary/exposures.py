@@ -147,6 +147,8 @@ class StageExposures:
         begun, self._begun = self._begun, []
         for at in range(0, len(begun), _AT_ONCE):
             await self._take_in(begun[at : at + _AT_ONCE])
+        if self._over_s is not None and not self._begun:
+            self._seen = SeenHere()  # the memory of the one before is free
         took_s: dict[bool, list[float]] = {True: [], False: []}
         self._give_up_lost()
         while self._waiting and self._waiting[0].ended:

@@ -1,8 +1,10 @@
 """The keys that the workers of one machine have counted, as bits in files."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -11,6 +13,8 @@ from app.canary.first_seen import KEPT_S, MARKS
 from app.release.beside import Beside
 from app.release.folder import ReleaseFolder
 from app.release.state import StateUnavailable
+
+_Result = TypeVar("_Result")
 
 FOLDER = "seen"
 _SUFFIX = ".bits"
@@ -26,16 +30,22 @@ class FileFirstSeen:
         self._beside = Beside()
 
     async def claim(self, name: str, marks: Sequence[int], ours: bytearray) -> Sequence[bool]:
-        try:
-            return await self._beside.run(self._claim, name, marks)
-        except OSError as exc:
-            raise StateUnavailable(f"{exc.filename}: {exc.strerror}") from exc
+        return await self._run(partial(self._claim, name, marks))
+
+    async def forget(self, name: str) -> None:
+        await self._run(partial(self._forget, name))
 
     async def close(self) -> None:
         self._beside.close()
 
+    async def _run(self, call: Callable[[], _Result]) -> _Result:
+        try:
+            return await self._beside.run(call)
+        except OSError as exc:
+            raise StateUnavailable(f"{exc.filename}: {exc.strerror}") from exc
+
     def _claim(self, name: str, marks: Sequence[int]) -> Sequence[bool]:
-        path = self._folder / (quote(name, safe="") + _SUFFIX)
+        path = self._path(name)
         of = np.array(marks, np.int64)
         index, bit = of >> 3, (0x80 >> (of & 7)).astype(np.uint8)
         with self._lock.locked():
@@ -50,6 +60,13 @@ class FileFirstSeen:
                 file.seek(0)
                 file.write(bits.data)
         return [bool(each) for each in is_new]
+
+    def _forget(self, name: str) -> None:
+        with self._lock.locked():
+            self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / (quote(name, safe="") + _SUFFIX)
 
     def _remove_old(self) -> None:
         """Of stages that ended long ago."""

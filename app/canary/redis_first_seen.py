@@ -55,6 +55,11 @@ class RedisFirstSeen:
         self._known.add(name)
         return [not bit for bit in before]
 
+    async def forget(self, name: str) -> None:
+        self._known.discard(name)
+        self._claimed.discard(name)
+        await self._ask(name, command(b"DEL", _key(name), _workers_key(name)))
+
     async def close(self) -> None:
         self._line.close("the worker ends")
 

@@ -350,6 +350,51 @@ def candidates() -> list[Json]:
     ]
 
 
+def canary() -> list[Json]:
+    """Of requests while a release is under way."""
+    requests, outside = "hikyaku_canary_requests_total", "hikyaku_canary_outside_total"
+    duration = "hikyaku_canary_request_duration_seconds"
+    exposures = "hikyaku_canary_exposures_total"
+    misrouted = total("model", "hikyaku_canary_misrouted_total")
+    return [
+        graph(
+            "Requests by who answers",
+            [(total("model, route, outcome", requests), "{{model}} {{route}} {{outcome}}")],
+            "reqps",
+            stack="normal",
+            about="canary: the candidate. previous: the version before, while the new one is "
+            "watched. left: the caller did not wait.",
+        ),
+        graph(
+            "Time to the answer by who answers",
+            [
+                (
+                    quantile(q, "model, route", duration),
+                    f"p{q * 100:.0f} {{{{model}}}} {{{{route}}}}",
+                )
+                for q in (0.5, 0.99)
+            ],
+            "s",
+            about="Of all requests. The evidence is about the first of each key.",
+        ),
+        graph(
+            "First exposures of keys",
+            [(total("model, arm, outcome", exposures), "{{model}} {{arm}} {{outcome}}")],
+            "ops",
+            about="What the evidence is made of: each routing key once in a stage.",
+        ),
+        graph(
+            "Requests that are no evidence",
+            [
+                (total("model, reason", outside), "{{model}} {{reason}}"),
+                (misrouted, "{{model}} misrouted"),
+            ],
+            "ops",
+            about="unavailable: who was seen elsewhere was not known. misrouted is a defect.",
+        ),
+    ]
+
+
 def labels() -> list[Json]:
     """Of models that are told the truth, and how good they were by it."""
     delay, quality = "hikyaku_label_delay_seconds", "hikyaku_quality"
@@ -675,6 +720,7 @@ ROWS = {
     "Batching": batching,
     "Predictions": predictions,
     "Candidates": candidates,
+    "Release": canary,
     "Labels": labels,
     "Features": features,
     "Features pushed from streams": pushing,

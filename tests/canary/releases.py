@@ -43,7 +43,7 @@ def release(
         began=began,
         by="a test",
         stages=(BegunStage(Stage(share, keys, slow_s), stage_began, 0.0),),
-        is_watched=is_watched,
+        watched_since_s=0.0 if is_watched else None,
     )
 
 

@@ -149,3 +149,19 @@ async def until_answered(worker: Worker) -> None:
             if "put back" in str(exc):
                 raise
         await asyncio.sleep(0.05)
+
+
+async def test_a_stage_that_is_over_takes_no_room(
+    redis_worker: Open, client: "redis.Redis[Any]", running: Server, tmp_path: Path
+) -> None:
+    url = f"redis://:{PASSWORD}@127.0.0.1:{running.port}"
+    for address in (None, url):
+        async with open_first_seen(address, tmp_path, "one") as store:
+            await store.forget(NAME)  # of which nothing is known
+            assert await Worker(store).first(1) == [1]
+            assert await Worker(store).first(1) == []
+            await store.forget(NAME)
+            assert client.keys("hikyaku:seen*") == []
+            assert not (tmp_path / "seen" / "canary%3Am%3A4.bits").exists()
+            assert await Worker(store).first(1) == [1]
+            await store.forget(NAME)

@@ -135,7 +135,8 @@ async def test_requests_are_answered_once_whatever_the_stage_becomes(service: Re
     assert set(answers) == {CHAMPION, CANARY}
     service.canary.follow(None, None, None)
     assert set(await service.answers(*KEYS)) == {CHAMPION}
-    assert service.candidate.uses.count == service.champion.uses.count == 0
+    async with asyncio.timeout(1):
+        await asyncio.gather(service.candidate.uses.ended(), service.champion.uses.ended())
 
 
 async def test_an_operator_may_say_who_answers_and_that_is_no_evidence(service: Releasing) -> None:
