@@ -85,11 +85,11 @@ class Decider:
         if self._task is not None:
             await ended(self._task)
 
-    async def verdict(self, model: FollowedModel) -> tuple[Observed, Verdict]:
-        """Of the release under way, by what is stored now; nothing is done. Raises
-        `StateUnavailable`."""
+    async def verdict(self, model: FollowedModel, state: ReleaseState) -> tuple[Observed, Verdict]:
+        """Of the release under way by this state, and by what is stored now; nothing is done.
+        Raises `StateUnavailable`."""
         reports = await self._changes.follower.settled_workers()
-        return await self._judged(model, model.state, reports)
+        return await self._judged(model, state, reports)
 
     async def _decide_often(self) -> None:
         while True:
