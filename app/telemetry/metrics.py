@@ -323,6 +323,20 @@ class Metrics:
             registry=self.registry,
             tallies=tallies,
         )
+        self.webhook_deliveries = Counter(
+            "hikyaku_webhook_deliveries",
+            "Events for receivers of webhooks, by what became of them; retried: of an attempt.",
+            ["outcome"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.webhook_waiting_events = Gauge(
+            "hikyaku_webhook_waiting_events",
+            "Events that receivers of webhooks are still to be told.",
+            together=sum,
+            registry=self.registry,
+            tallies=tallies,
+        )
         self.plan_outdated = Gauge(
             "hikyaku_plan_outdated",
             "1 where Feast's registry no longer matches the served plan, 0 where it does.",

@@ -330,6 +330,23 @@ def candidates() -> list[Json]:
             "ops",
             about="Counts that could not be written are written later; those left out are lost.",
         ),
+        graph(
+            "Events told to receivers of webhooks",
+            [
+                (
+                    "sum by (outcome) (rate(hikyaku_webhook_deliveries_total[$__rate_interval]))",
+                    "{{outcome}}",
+                ),
+            ],
+            "ops",
+            about="Of `retried` each attempt counts. The log says why one was not delivered.",
+        ),
+        graph(
+            "Events that wait for receivers of webhooks",
+            [("sum (hikyaku_webhook_waiting_events)", "waiting")],
+            "short",
+            about="At the instant of each scrape, over all replicas.",
+        ),
     ]
 
 
