@@ -15,13 +15,8 @@ endif
 
 .PHONY: run test lint format lock candidate prove-flights prove-flight-release prove-no-skew prove-feast-parity prove-no-foreign-values \
 	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-release-state prove-feedback \
-<<<<<<< HEAD
-	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables prove-comparison prove-shadow bench bench-features \
-	bench-start bench-gpu bench-isolated bench-workers bench-shadow bench-routing clean
-=======
 	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables prove-comparison prove-shadow prove-evidence bench bench-features \
-	bench-start bench-gpu bench-isolated bench-workers bench-shadow clean
->>>>>>> lead7
+	bench-start bench-gpu bench-isolated bench-workers bench-shadow bench-routing clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
