@@ -135,7 +135,7 @@ async def routed(folder: Path, rounds: int, at_once: int) -> Mapping[str, list[f
             )
         ):
             metrics = Metrics()
-            canary = Canary("m", first_seen, metrics)
+            canary = Canary("m", first_seen, metrics, lambda: None)
             if share is not None:
                 rollout = release(
                     share,

@@ -1,6 +1,6 @@
 """Which version of one model answers a request, in this worker."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -39,7 +39,11 @@ class Canary:
     champion, and the other one the previous. Where a version is not open here the champion answers.
     """
 
-    def __init__(self, model: str, first_seen: FirstSeen, metrics: Metrics) -> None:
+    def __init__(
+        self, model: str, first_seen: FirstSeen, metrics: Metrics, tell: Callable[[], None]
+    ) -> None:
+        """`tell` is called when there is something to `claim`."""
+        self._tell = tell
         self._model = model
         self._first_seen = first_seen
         self._metrics = metrics
@@ -81,7 +85,7 @@ class Canary:
             return
         if self._exposures is None:
             self._exposures = StageExposures(
-                self._model, rollout, stage, self._first_seen, self._metrics
+                self._model, rollout, stage, self._first_seen, self._metrics, self._tell
             )
         share.set(stage.stage.share)
         self._share, self._hold_out = stage.stage.share, rollout.hold_out
@@ -176,6 +180,11 @@ class Canary:
     def stages(self) -> Collection[int]:
         """In which generations those of the release under way began."""
         return [] if self._rollout is None else [stage.began for stage in self._rollout.stages]
+
+    async def claim(self) -> None:
+        """Find out whose keys were seen elsewhere. To be called soon after there is something."""
+        for exposures in self._all():
+            await exposures.claim()
 
     async def settle(self) -> None:
         """Count what can be counted now. To be called every second."""

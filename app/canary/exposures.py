@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal, TypeAlias
@@ -81,8 +81,15 @@ class StageExposures:
     """
 
     def __init__(
-        self, model: str, rollout: Rollout, begun: BegunStage, store: FirstSeen, metrics: Metrics
+        self,
+        model: str,
+        rollout: Rollout,
+        begun: BegunStage,
+        store: FirstSeen,
+        metrics: Metrics,
+        tell: Callable[[], None],
     ) -> None:
+        """`tell` is called when there is something to `claim`."""
         self.name = table_name(model, begun.began)
         self.stage: Stage = begun.stage
         self.began = begun.began
@@ -95,6 +102,8 @@ class StageExposures:
         self._store = store
         self._metrics = metrics
         self._seen = SeenHere()
+        self._tell = tell
+        self._claiming = asyncio.Lock()
         self._begun: list[Exposure] = []
         """Whose key is new here, and perhaps seen elsewhere."""
         self._waiting: deque[Exposure] = deque()
@@ -125,6 +134,8 @@ class StageExposures:
                 self._outside["not_first"] += 1
                 return exposure
         exposure.key, exposure.is_candidates = key, is_candidates
+        if not self._begun:
+            self._tell()
         self._begun.append(exposure)
         return exposure
 
@@ -145,13 +156,20 @@ class StageExposures:
         """Nothing more will come."""
         return self._over_s is not None and time.monotonic() >= self._over_s
 
+    async def claim(self) -> None:
+        """Find out which of those that have begun are the first of their keys. To be called soon:
+        of two workers that saw a key the one that claims it first counts it, and a caller that
+        failed may be about to try again elsewhere."""
+        async with self._claiming:
+            begun, self._begun = self._begun, []
+            for at, exposure in enumerate(await self._first(begun)):
+                self._assign(exposure)
+                if at % _AT_ONCE == _AT_ONCE - 1:
+                    await asyncio.sleep(0)
+
     async def settle(self) -> None:
         """Count what can be counted now. To be called every second."""
-        begun, self._begun = self._begun, []
-        for at, exposure in enumerate(await self._first(begun)):
-            self._assign(exposure)
-            if at % _AT_ONCE == _AT_ONCE - 1:
-                await asyncio.sleep(0)
+        await self.claim()
         if self._over_s is not None and not self._begun:
             self._seen = SeenHere()  # the memory of the one before is free
         self._give_up_lost()

@@ -47,7 +47,7 @@ class RedisFirstSeen:
             name,
             command(b"SADD", _workers_key(name), self._worker),
             command(b"BITFIELD", _key(name), *chain.from_iterable(map(_set, marks))),
-            *_expire(name),
+            *(() if name in self._known else _expire(name)),
         )
         if added and name in self._known:
             self._lost()

@@ -72,7 +72,9 @@ class Worker:
 
     def __post_init__(self) -> None:
         [begun] = self.rollout.stages
-        self.exposures = StageExposures("m", self.rollout, begun, self.store, self.metrics)
+        self.exposures = StageExposures(
+            "m", self.rollout, begun, self.store, self.metrics, lambda: None
+        )
         self._lots = Lots("canary", "m", self.rollout.candidate.sha256, str(self.rollout.began))
 
     def arm(self, key: str) -> bool:

@@ -1,6 +1,7 @@
 """Which keys were seen is agreed on by all workers, in files and in a Redis that misbehaves."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from loadtests.fault_proxy import FaultProxy, Pass, Refuse
 from tests.topologies import PASSWORD, Server, server
 
 NAME = "canary:m:4"
+OPERATORS_PAGE = Path(__file__).parent.parent.parent / "docs" / "operators.md"
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +133,32 @@ async def test_what_a_redis_has_lost_is_put_back_before_anything_is_new(
     assert await (await redis_worker("new")).first(1, 2, 3, 4) == [4]
 
 
+async def test_it_needs_no_more_rights_than_the_page_for_operators_says(
+    client: "redis.Redis[Any]", running: Server
+) -> None:
+    rights = re.search(r"`(~hikyaku:\* [^`]+)`", OPERATORS_PAGE.read_text())
+    assert rights is not None
+    client.execute_command("ACL", "SETUSER", "h", "on", f">{PASSWORD}", *rights[1].split())
+    url = f"redis://h:{PASSWORD}@127.0.0.1:{running.port}"
+    async with open_first_seen(url, Path("unused"), "one") as store:
+        worker = Worker(store)
+        assert await worker.first(1) == [1]
+        client.flushall()
+        for expected in ("is gone", "put back"):
+            with pytest.raises(StateUnavailable, match=expected):
+                await worker.first(2)
+        assert client.keys("hikyaku:seen*")
+        await store.forget(NAME)
+        assert not client.keys("hikyaku:seen*")
+
+
 async def test_what_nobody_asks_for_any_more_is_forgotten(
     redis_worker: Open, client: "redis.Redis[Any]"
 ) -> None:
     await (await redis_worker("one")).first(1)
     keys = client.keys("hikyaku:seen*")
     assert len(keys) == 2
-    assert all(0 < client.ttl(key) <= 7 * 86_400 for key in keys)
+    assert all(0 < client.ttl(key) <= 30 * 86_400 for key in keys)
 
 
 async def until_answered(worker: Worker) -> None:
