@@ -24,6 +24,8 @@ Floats: TypeAlias = NDArray[np.float64]
 MARGINS = Margins()
 TENTH = Stage(share=0.1, keys=20, slow_s=1.0)
 HALF = Stage(share=0.5, keys=8, slow_s=1.0)
+WATCHED = Stage(share=0.95, keys=40, slow_s=1.0)
+LARGE = Stage(share=0.1, keys=250, slow_s=1.0)
 _SLOW_FACTOR = 1.2
 _MEASURED = 10_000
 """Answers of the champion by which it was fixed before the stage what is slow."""
@@ -107,13 +109,19 @@ def _below(rng: Generator, shape: tuple[int, ...], share: float | Floats) -> Boo
 
 
 def _independent(
-    rng: Generator, rollouts: int, observations: int, *, ours: float, theirs: float
+    rng: Generator,
+    rollouts: int,
+    observations: int,
+    *,
+    ours: float,
+    theirs: float,
+    stage: Stage = TENTH,
 ) -> Rollouts:
     shape = rollouts, observations
-    candidate = _below(rng, shape, TENTH.share)
+    candidate = _below(rng, shape, stage.share)
     bad = rng.random(shape, np.float32) < np.where(candidate, np.float32(ours), np.float32(theirs))
     answers = Answers(candidate, bad)
-    return Rollouts([exposed(answers, TENTH, "errors")], answers)
+    return Rollouts([exposed(answers, stage, "errors")], answers)
 
 
 def _lognormal(rng: Generator, rollouts: int, observations: int) -> Rollouts:
@@ -324,21 +332,20 @@ def _looks(blocks: int) -> NDArray[np.intp]:
     return np.unique(np.linspace(0, blocks, 101).astype(int)[1:] - 1)
 
 
-_LARGE = Stage(share=0.1, keys=250, slow_s=1.0)
-
 CASES: dict[str, Case] = {
     "independent, 0.01 % fail": Case(partial(_independent, ours=1e-4, theirs=1e-4)),
     "independent, 0.5 % fail": Case(partial(_independent, ours=0.005, theirs=0.005)),
     "independent, 5 % fail": Case(partial(_independent, ours=0.05, theirs=0.05)),
     "0.5 % fail, the candidate's 0.6 %": Case(partial(_independent, ours=0.006, theirs=0.005)),
+    "0.5 % fail, share 50 %": Case(partial(_independent, ours=0.005, theirs=0.005, stage=HALF)),
+    "0.5 % fail, share 95 %": Case(partial(_independent, ours=0.005, theirs=0.005, stage=WATCHED)),
     "latency, lognormal": Case(_lognormal),
     "latency, Pareto(2.1)": Case(_pareto),
     "latency, load as AR(1)": Case(_load),
     "bursts of both": Case(_bursts_of_both),
-    "bursts of one, a quarter of a block": Case(partial(bursts_of_one, length=5)),
-    "bursts of one, a quarter of a large block": Case(
-        partial(bursts_of_one, length=62, stage=_LARGE)
-    ),
+    "bursts of one, half a block": Case(partial(bursts_of_one, length=10)),
+    "bursts of one, half a block, share 50 %": Case(partial(bursts_of_one, length=4, stage=HALF)),
+    "bursts of one, half a large block": Case(partial(bursts_of_one, length=125, stage=LARGE)),
     "sticky keys, some always fail": Case(
         partial(_sticky, all_exposures=False),
         alters={"exposures": partial(_sticky, all_exposures=True)},
@@ -362,7 +369,6 @@ UNCLAIMED: dict[str, Case] = {
     **{
         f"bursts of one, {says} a block": Case(partial(bursts_of_one, length=length), claimed=False)
         for says, length in (
-            ("half", 10),
             ("once", 20),
             ("twice", 40),
             ("5 times", 100),
@@ -371,8 +377,8 @@ UNCLAIMED: dict[str, Case] = {
     },
     **{
         f"bursts of one, {says} a large block": Case(
-            partial(bursts_of_one, length=length, stage=_LARGE), claimed=False
+            partial(bursts_of_one, length=length, stage=LARGE), claimed=False
         )
-        for says, length in (("half", 125), ("once", 250), ("twice", 500), ("5 times", 1_250))
+        for says, length in (("once", 250), ("twice", 500), ("5 times", 1_250))
     },
 }

@@ -16,13 +16,13 @@ from loadtests.prove_evidence import FalseRollbacks, Report
 _STYLE_SHEET = Path(page.__file__).parent / "report.html"
 _COMPARED = {
     "0.5 % fail": "independent, 0.5 % fail",
-    "by the hour": "failures by the hour",
-    "bursts of both": "bursts of both",
-    "bursts of one": "bursts of one, a quarter of a block",
-    "sticky keys": "sticky keys, some always fail",
+    "hourly": "failures by the hour",
+    "bursts": "bursts of both",
+    "own bursts": "bursts of one, half a block",
+    "keys": "sticky keys, some always fail",
     "load": "latency, load as AR(1)",
 }
-_LENGTHS = {"a quarter of": 0.25, "half": 0.5, "once": 1.0, "twice": 2.0, "5 times": 5.0}
+_LENGTHS = {"half": 0.5, "once": 1.0, "twice": 2.0, "5 times": 5.0}
 _EFFECTS: Mapping[str, tuple[str, Role]] = {
     "errors 5 x": ("2.5 % fail", "candidate"),
     "errors 2 x": ("1 % fail", "difference"),
@@ -49,7 +49,7 @@ def _false_rollbacks(report: Report) -> str:
         ),
         Series("Kayenta", "other", [each.rules["Kayenta"] for each in cases]),
     ]
-    y_title = "rollouts of equal versions rolled back"
+    y_title = "equal versions rolled back"
     return charts.columns(list(_COMPARED), series, y_title=y_title, tick=charts.share)
 
 

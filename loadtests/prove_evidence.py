@@ -270,6 +270,8 @@ def _promoted_exposures() -> Iterator[_PromotionCase]:
         yield name, "errors worse by the margin", at, 2 * horizon, MOST_PROMOTED
         at = [worse.exposed(stage, slow + margins.slow, slow, "slow")]
         yield name, "slow worse by the margin", at, 2 * horizon, MOST_PROMOTED
+        at = [worse.exposed(stage, base + 2 * margins.errors, base)]
+        yield name, "errors by twice the margin", at, 2 * horizon, MOST_PROMOTED
 
 
 def _promoted_pairs() -> Iterator[_PromotionCase]:
