@@ -292,21 +292,3 @@ async def test_a_lost_redis_loses_evidence_and_no_request(folder: Path, tmp_path
                 after = await service.counted()
                 assert after["outside"] == {"not_first": 20, "unavailable": 40}
                 assert after["candidate"]["resolved"] == before["candidate"]["resolved"] > 0
-
-
-async def test_a_candidate_that_answers_some_is_shown_what_the_champion_answers(
-    service: Releasing,
-) -> None:
-    response = await service.client.post("/v1/models/m:shadow", json={"version": "1"}, timeout=60)
-    assert response.status_code == 200, response.text
-    service.begin(0.5)
-    answers = await service.answers(*KEYS)
-    async with asyncio.timeout(20):
-        while True:
-            document = (await service.client.get("/v1/models/m/comparison")).json()
-            [candidate] = document["candidates"]
-            rows = 0 if candidate["comparison"] is None else candidate["comparison"]["rows"]
-            if rows >= answers.count(CHAMPION):
-                break
-            await asyncio.sleep(0.05)
-    assert rows == answers.count(CHAMPION)
