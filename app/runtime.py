@@ -199,11 +199,14 @@ class Runtime:
             )
             await stack.enter_async_context(self.reload)
             changes = self.reload.changes
-            self.rollout_verbs = RolloutVerbs(changes, source)
+            observations = Observations(tables, self.labels.losses)
+            self.rollout_verbs = RolloutVerbs(
+                changes, source, observations, settings.state_redis_url is not None
+            )
             decider = Decider(
                 changes,
                 self.rollout_verbs,
-                Observations(tables, self.labels.losses),
+                observations,
                 DecisionLog(settings.work_dir / "decisions"),
                 self.events,
                 self.metrics,

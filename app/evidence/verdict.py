@@ -54,6 +54,8 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     action: Action
     reasons: tuple[str, ...]
     readings: tuple[Reading, ...]
+    quarantines: bool = False
+    """Of a rollback: whether the candidate has done harm, and is not to come back by itself."""
 
 
 def judge(plan: Plan, counts: Counts) -> Verdict:
@@ -62,7 +64,7 @@ def judge(plan: Plan, counts: Counts) -> Verdict:
     stage = counts.stages[-1]
     against = [*counts.trips, *_harms(readings, plan, counts)]
     if against:
-        return Verdict("rollback", tuple(against), readings)
+        return Verdict("rollback", tuple(against), readings, quarantines=True)
     missing = [*counts.blocked, *_missing(readings, plan, counts)]
     if not missing:
         return Verdict("promote", (_passed(plan, stage),), readings)
