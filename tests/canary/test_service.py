@@ -11,7 +11,9 @@ import pytest
 
 from app.api.answers import Reply
 from app.api.predictions import PredictOperation
+from app.canary.table import ExposureTable
 from app.predictor import Predictor
+from app.release.store import open_tables
 from app.routing_key import Lots
 from loadtests.fault_proxy import FaultProxy, Refuse
 from tests.canary.conftest import ONE, Releasing, releasing
@@ -292,3 +294,19 @@ async def test_a_lost_redis_loses_evidence_and_no_request(folder: Path, tmp_path
                 after = await service.counted()
                 assert after["outside"] == {"not_first": 20, "unavailable": 40}
                 assert after["candidate"]["resolved"] == before["candidate"]["resolved"] > 0
+
+
+async def test_what_is_counted_outlives_the_worker(folder: Path) -> None:
+    async with releasing(folder) as service:
+        service.begin(0.5, keys=10)
+        answers = await service.answers(*KEYS)
+    state = next((folder / "work" / "state").iterdir())
+    async with open_tables(None, state, "reader", {}, lambda kind: None) as tables:
+        stored = await tables.read("canary:m:")
+    assert stored.keys() == {"canary:m:4"}
+    [content] = stored["canary:m:4"].contents
+    table = ExposureTable.decode(content)
+    assert table.candidate.resolved == answers.count(CANARY)
+    assert table.against.resolved == answers.count(CHAMPION)
+    assert table.errors == {(0, 0): len(KEYS) // 10}
+    assert sum(table.candidate.latencies.values()) == answers.count(CANARY)
