@@ -17,6 +17,7 @@ every worker; who is in at a share stays in at a larger one. Exit status 1 on a 
 import argparse
 import asyncio
 import gc
+import itertools
 import json
 import random
 import statistics
@@ -53,7 +54,7 @@ _EXCUSED_S = 6.0
 # So wide that a stage takes some seconds.
 WIDE = {
     "stages": ["shadow", 50, 100],
-    "margins": {"errors": 0.05, "slow": 0.2, "flips": 0.05, "shift": 0.05},
+    "margins": {"errors": 0.1, "slow": 0.3},
     "least_answers": 100,
     "least_minutes": 0,
     "control": 0,
@@ -62,7 +63,8 @@ WIDE = {
 }
 FOUR_STAGES = WIDE | {"stages": ["shadow", 10, 50, 100]}
 WATCHED = WIDE | {"control": 0.3, "watch_hours": 4 / 3600}
-SHADOW = {"timeout_ms": 1_000, "hold_ms": 5}
+# A candidate that gets what all others leave is open after a minute where a machine is busy.
+SHADOW = {"timeout_ms": 1_000, "hold_ms": 5, "isolation": {"nice": 0, "idle": False}}
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,15 @@ class Proof:
             self.report.figures[f"{part}: seconds"] = round(time.monotonic() - began_s)
 
     def _service(
-        self, name: str, kinds: Sequence[Kind], turns: Turns = Turns(), **asking: Any
+        self, name: str, kinds: Sequence[Kind], turns: Turns | None = None, **asking: Any
     ) -> ReleasedService:
         plan = self._plan
         folder = self._folder / name
         folder.mkdir()
         asked = {"per_s": plan.per_s, "connections": plan.connections, "seed": plan.seed}
-        return ReleasedService(folder, Asking(**(asked | asking)), kinds, turns, shadow=SHADOW)
+        return ReleasedService(
+            folder, Asking(**(asked | asking)), kinds, turns or Turns(), shadow=SHADOW
+        )
 
     async def _same(self) -> None:
         """Versions that are as good, in turn: each is released against the one before."""
@@ -276,14 +280,14 @@ class Proof:
         """How late shares came into effect, and whether who was in stays in."""
         late = [
             audit.late_s.get(after.state.generation, 0.0)
-            for before, after in zip(history, history[1:], strict=False)
+            for before, after in itertools.pairwise(history)
             if _share(before) != _share(after)
         ]
         self._figures("a share in effect in every worker, s", late)
         if max(late, default=0.0) > _SHARE_GOAL_S:
             self._violated(f"a share was in effect after {max(late):.2f} s only")
         drawn = 0
-        for before, after in zip(history, history[1:], strict=False):
+        for before, after in itertools.pairwise(history):
             one, other = before.state.rollout, after.state.rollout
             if one is None or other is None or _share(other_seen := after) <= _share(before):
                 continue
@@ -364,9 +368,9 @@ class _Trouble:
 
     async def over(self) -> None:
         """Until all workers are there again."""
-        until_s = time.monotonic() + 60
-        while len(await self._released.workers()) < 2 and time.monotonic() < until_s:
-            await asyncio.sleep(0.2)
+        async with asyncio.timeout(60):
+            while len(await self._released.workers()) < 2:  # noqa: ASYNC110  # of other processes
+                await asyncio.sleep(0.2)
 
     async def _kill(self) -> None:
         began_s = time.monotonic()
