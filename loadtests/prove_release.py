@@ -44,10 +44,15 @@ from loadtests.service_process import serving
 
 Part: TypeAlias = Literal["same", "faulty", "decider", "rollback"]
 PARTS: tuple[Part, ...] = get_args(Part)
+Trouble: TypeAlias = Literal["lost", "flushed", "newer"]
+"""Redis is away, or comes back empty; a newer release of the software joins."""
+TROUBLES: tuple[Trouble, ...] = get_args(Trouble)
 _ROLLBACK_GOAL_S = 0.1
 _SHARE_GOAL_S = 1.0
 _DECIDED_WITHIN_S = 120.0
 _FAULTY_WITHIN_S = 240.0
+_KILLS_A_RELEASE = 2
+"""A supervisor starts who ends often after ever longer pauses."""
 _EXCUSED_S = 6.0
 """After a worker was killed: its successor opens the candidate."""
 
@@ -78,7 +83,7 @@ class Plan:
     kills: int = 100
     lost_s: float = 60.0
     """So long Redis is away."""
-    troubles: Sequence[str] = ("lost", "flushed", "newer")
+    troubles: Sequence[Trouble] = TROUBLES
     rollbacks: int = 100
     per_s: float = 200.0
     connections: int = 32
@@ -350,7 +355,7 @@ class _Trouble:
         released = self._released
         await asyncio.sleep(self._rng.uniform(0.5, 2))
         if self._what == "kill":
-            while True:
+            for _ in range(_KILLS_A_RELEASE):
                 await self._kill()
         elif self._what == "lost":
             released.redis.kill()
@@ -377,7 +382,7 @@ class _Trouble:
         await self._released.kill_decider()
         self.made += 1
         self._released.excused.append((began_s, began_s + _EXCUSED_S))
-        await asyncio.sleep(self._rng.uniform(1, 5))
+        await asyncio.sleep(self._rng.uniform(1, 8))
 
     async def _newer(self) -> None:
         """A process of a release of the software with another form of the state: it must neither
@@ -497,6 +502,7 @@ def main() -> int:
     )
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS)
     parser.add_argument("--kills", type=int, default=100, help="of the worker that decides")
+    parser.add_argument("--troubles", nargs="*", choices=TROUBLES, default=TROUBLES)
     parser.add_argument("--lost-s", type=float, default=60.0, help="so long Redis is away")
     parser.add_argument("--rollbacks", type=int, default=100)
     parser.add_argument("--per-s", type=float, default=200.0, help="requests")
