@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 
+from pydantic import SecretStr
+
 from app.canary.canaries import Canaries
 from app.canary.canary import Canary
 from app.canary.first_seen import open_first_seen
@@ -18,6 +20,7 @@ from app.clock import FeatureClock, ReplayClock, WallClock
 from app.config import Settings
 from app.deadline import DeadlineSweep
 from app.errors import FeaturesUnavailable, ModelNotReady
+from app.events.event import Events, NoEvents
 from app.features.plan import FeaturePlan
 from app.features.registry_watch import RegistryWatch, require_registry
 from app.features.source import FeatureSource
@@ -106,6 +109,7 @@ class Runtime:
         self.canaries: dict[str, Canary] = {}
         """By the name of the model: what routes its requests."""
         self.labels: Labels = NoLabels()
+        self.events: Events = NoEvents()
         self.registry = RegistryWatch(
             settings.feature_repo,
             settings.registry_check_s,
@@ -121,6 +125,11 @@ class Runtime:
         async with AsyncExitStack() as stack:
             # Before anything that takes long: what is wrong with it is told at once.
             trusted = None if settings.trusted_keys is None else TrustedKeys(settings.trusted_keys)
+            worker = worker_name()
+            if settings.webhooks is not None:
+                # First, so that it closes last: what happens meanwhile is told too.
+                webhooks = _webhooks(settings, worker, self.metrics)
+                self.events = await stack.enter_async_context(webhooks)
             # Of this repository: what was decided on another one's versions is no business of ours.
             location = _location(settings.model_repository)
             of_repository = hashlib.sha256(location.encode()).hexdigest()[:16]
@@ -148,7 +157,6 @@ class Runtime:
             isolated = self._isolated_verification
             source = VersionSource(repository, vault, opener, calls, asyncio.Lock(), isolated)
             poll_s = settings.repository_poll_s
-            worker = worker_name()
             kinds = {**TABLE_KINDS, EXPOSURES: ExposureTable.decode}
             tables = await stack.enter_async_context(
                 open_tables(settings.state_redis_url, state, worker, kinds, self._table_refused)
@@ -156,7 +164,7 @@ class Runtime:
             first_seen = await stack.enter_async_context(
                 open_first_seen(settings.state_redis_url, state, worker)
             )
-            self._canaries = Canaries(self.canaries, first_seen, self.metrics)
+            self._canaries = Canaries(self.canaries, first_seen, tables, self.metrics)
             if settings.state_redis_url is not None:
                 keeper = LabelKeeper(
                     settings.state_redis_url, self.models, self.clock, self.metrics
@@ -186,6 +194,7 @@ class Runtime:
                 poll_s,
                 self._shadow,
                 self._canaries.canary,
+                self.events,
                 self.metrics,
             )
             await stack.enter_async_context(self.reload)
@@ -196,6 +205,7 @@ class Runtime:
                 self.rollout_verbs,
                 Observations(tables, self.labels.losses),
                 DecisionLog(settings.work_dir / "decisions"),
+                self.events,
                 self.metrics,
             )
             self.decider = await stack.enter_async_context(decider)
@@ -268,6 +278,24 @@ class _Observers:
 def _location(repository: str) -> str:
     """The same however it is written."""
     return repository if is_url(repository) else str(Path(repository).resolve())
+
+
+def _webhooks(
+    settings: Settings, worker: str, metrics: Metrics
+) -> AbstractAsyncContextManager[Events]:
+    from app.events.webhooks import open_webhooks  # imports httpx, which most do not need
+
+    def text(setting: SecretStr | None) -> str:
+        return "" if setting is None else setting.get_secret_value()
+
+    return open_webhooks(
+        text(settings.webhooks),
+        settings.webhook_hosts or "",
+        settings.webhook_networks or "",
+        text(settings.webhook_secret),
+        worker,
+        metrics,
+    )
 
 
 async def _failed(

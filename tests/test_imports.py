@@ -14,7 +14,7 @@ LAYERS = [
     {"contract", "supervisor"},
     {"features", "backends"},
     {"instances", "outputs", "comparison"},
-    {"evidence", "routing_key"},
+    {"evidence", "events", "routing_key"},
     {"batching"},
     {"served_model"},
     {"release"},
@@ -94,7 +94,7 @@ OWNERS = {
         "evaluation/request_log.py",
     },
     "sklearn": {"evaluation/scores.py"},
-    "httpx": {"evaluation/own_service.py"},
+    "httpx": {"evaluation/own_service.py", "events/delivery.py"},
     "pyarrow": {
         "evaluation/compare.py",
         "features/on_demand.py",
@@ -129,6 +129,7 @@ ON_DEMAND = {
     "app.backends.triton_grpc",
     "app.backends.triton_http",
     "app.repository.url_store",
+    "app.events.webhooks",
     "cryptography.exceptions",
     "cryptography.hazmat.primitives.asymmetric.ed25519",
 }

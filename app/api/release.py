@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.admit import Caller
-from app.release.state import StateUnavailable
+from app.release.state import ModelReport, StateUnavailable
 from app.reload.verbs import Outcome
 from app.runtime import Runtime
 
@@ -100,8 +100,15 @@ async def release_document(runtime: Runtime, name: str) -> dict[str, Any]:
         reports = await runtime.reload.workers()
     except StateUnavailable as exc:
         return {"release": document, "workers": None, "reason": str(exc)}
-    workers = {each.worker: each.models[name] for each in reports if name in each.models}
-    return {"release": document, "workers": msgspec.to_builtins(workers)}
+    workers = {each.worker: _shown(each.models[name]) for each in reports if name in each.models}
+    return {"release": document, "workers": workers}
+
+
+def _shown(report: ModelReport) -> dict[str, Any]:
+    """All but how often it is asked, which is another number every time."""
+    shown: dict[str, Any] = msgspec.to_builtins(report)
+    del shown["per_s"]
+    return shown
 
 
 def document_of(outcome: Outcome) -> dict[str, Any]:

@@ -101,7 +101,7 @@ async def _rollout_document(runtime: Runtime, name: str) -> dict[str, Any]:
     document = {"model": name, "generation": state.generation, "quarantined": quarantined}
     if state.rollout is None:
         return document | {"rollout": None, "verdict": None, "counts": None}
-    observed, verdict = await runtime.decider.verdict(model)
+    observed, verdict = await runtime.decider.verdict(model, state)
     return document | {
         "rollout": msgspec.to_builtins(state.rollout),
         "verdict": msgspec.to_builtins(verdict),

@@ -1,15 +1,16 @@
 """Which version of one model answers a request, in this worker."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from app.canary.exposures import Exposure, StageExposures, lots_of
+from app.canary.exposures import Exposure, Outside, StageExposures, lots_of
 from app.canary.first_seen import FirstSeen
 from app.canary.table import ExposureTable
 from app.errors import InvalidInput, ModelNotReady
 from app.instances import Instances
 from app.predictor import Asker
-from app.release.state import Chosen, Rollout
+from app.release.state import Chosen, Rollout, StateUnavailable
 from app.routing_key import Lots, agree, key_of
 from app.served_model import ServedModel
 from app.telemetry.metrics import Metrics
@@ -38,7 +39,11 @@ class Canary:
     champion, and the other one the previous. Where a version is not open here the champion answers.
     """
 
-    def __init__(self, model: str, first_seen: FirstSeen, metrics: Metrics) -> None:
+    def __init__(
+        self, model: str, first_seen: FirstSeen, metrics: Metrics, tell: Callable[[], None]
+    ) -> None:
+        """`tell` is called when there is something to `claim`."""
+        self._tell = tell
         self._model = model
         self._first_seen = first_seen
         self._metrics = metrics
@@ -80,7 +85,7 @@ class Canary:
             return
         if self._exposures is None:
             self._exposures = StageExposures(
-                self._model, rollout, stage, self._first_seen, self._metrics
+                self._model, rollout, stage, self._first_seen, self._metrics, self._tell
             )
         share.set(stage.stage.share)
         self._share, self._hold_out = stage.stage.share, rollout.hold_out
@@ -124,18 +129,23 @@ class Canary:
         drawn = asker.request_id if key is None else key
         place, mark = self._lots.draw(drawn)
         is_candidates = place < self._share
+        outside: Outside | None = None
         if self._hold_out and self._held_lots.draw(drawn)[0] < self._hold_out:
-            model, route = self._way(champion, is_candidates=False)
-            exposure = exposures.pass_by(route, model.id, began_s, "hold_out")
-            return Routed(model, route, exposure)
-        model, route = self._way(champion, is_candidates)
-        if key is None:
-            exposure = exposures.begin(route, model.id, began_s, drawn, None, is_candidates)
+            is_candidates, outside = False, "hold_out"
+        elif self._candidate is None or self._against is None:
+            # Of both alike: the other one's answers alone would be no fair part.
+            outside = "not_open"
         elif not asker.routing_key and not agree(self._routing_key, instances):
-            exposure = exposures.pass_by(route, model.id, began_s, "disagree")
-        else:
-            exposure = exposures.begin(route, model.id, began_s, drawn, mark, is_candidates)
-        return Routed(model, route, exposure)
+            outside = "disagree"
+        model, route = self._way(champion, is_candidates)
+        if outside is not None:
+            return Routed(model, route, exposures.pass_by(route, model.id, began_s, outside))
+        seen_by = None if key is None else mark
+        return Routed(
+            model,
+            route,
+            exposures.begin(route, model.id, began_s, drawn, seen_by, is_candidates),
+        )
 
     def _way(self, champion: ServedModel, is_candidates: bool) -> tuple[ServedModel, Role]:
         """Of an arm: who answers it, and as what."""
@@ -166,10 +176,23 @@ class Canary:
         """Of the stage that goes on, and of those that are over."""
         return (*self._ended, *([] if self._exposures is None else [self._exposures]))
 
+    @property
+    def stages(self) -> Collection[int]:
+        """In which generations those of the release under way began."""
+        return [] if self._rollout is None else [stage.began for stage in self._rollout.stages]
+
+    async def claim(self) -> None:
+        """Find out whose keys were seen elsewhere. To be called soon after there is something."""
+        for exposures in self._all():
+            await exposures.claim()
+
     async def settle(self) -> None:
         """Count what can be counted now. To be called every second."""
         for exposures in self._all():
             await exposures.settle()
+            if exposures.is_over:
+                with suppress(StateUnavailable):  # it will be forgotten all the same
+                    await self._first_seen.forget(exposures.name)
 
     def take(self) -> Mapping[str, ExposureTable]:
         """What was counted since it was taken the last time, by the name of the table."""
@@ -189,7 +212,7 @@ class Canary:
             "is_watched": rollout.is_watched,
             "candidate": _shown(rollout.candidate, self._candidate),
             "against": _shown(rollout.against, self._against),
-            "counted": exposures.total.as_json(),
+            "counted": exposures.counted.as_json(),
         }
 
 

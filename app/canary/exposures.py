@@ -4,7 +4,9 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal, TypeAlias
 
 from app.canary.first_seen import MARKS, FirstSeen, SeenHere
@@ -18,12 +20,15 @@ from app.telemetry.recorder import Role
 
 log = logging.getLogger(__name__)
 
-Outside: TypeAlias = Literal["override", "hold_out", "disagree", "not_first", "unavailable"]
+ArmName: TypeAlias = Literal["candidate", "against"]
+Outside: TypeAlias = Literal[
+    "override", "hold_out", "not_open", "disagree", "not_first", "unavailable"
+]
 
 _GRACE_S = 5.0
 """A request is answered by its deadline. Whoever has not ended so long after it never will."""
 _LONGEST_S = 30.0
-# So many exposures take half a millisecond; then everybody else has a turn.
+# So many exposures take a millisecond at most; then everybody else has a turn.
 _AT_ONCE = 256
 
 
@@ -76,21 +81,29 @@ class StageExposures:
     """
 
     def __init__(
-        self, model: str, rollout: Rollout, begun: BegunStage, store: FirstSeen, metrics: Metrics
+        self,
+        model: str,
+        rollout: Rollout,
+        begun: BegunStage,
+        store: FirstSeen,
+        metrics: Metrics,
+        tell: Callable[[], None],
     ) -> None:
+        """`tell` is called when there is something to `claim`."""
         self.name = table_name(model, begun.began)
         self.stage: Stage = begun.stage
         self.began = begun.began
         self.longest_s = _LONGEST_S
         """Of the requests: the longest time that a caller may give."""
-        self.total = ExposureTable()
-        """All that was taken."""
+        self._taken = ExposureTable()
         self._model = model
         self._lots = lots_of(model, rollout)
         self._candidate, self._against = rollout.candidate.sha256, rollout.against.sha256
         self._store = store
         self._metrics = metrics
         self._seen = SeenHere()
+        self._tell = tell
+        self._claiming = asyncio.Lock()
         self._begun: list[Exposure] = []
         """Whose key is new here, and perhaps seen elsewhere."""
         self._waiting: deque[Exposure] = deque()
@@ -121,6 +134,8 @@ class StageExposures:
                 self._outside["not_first"] += 1
                 return exposure
         exposure.key, exposure.is_candidates = key, is_candidates
+        if not self._begun:
+            self._tell()
         self._begun.append(exposure)
         return exposure
 
@@ -141,21 +156,34 @@ class StageExposures:
         """Nothing more will come."""
         return self._over_s is not None and time.monotonic() >= self._over_s
 
+    async def claim(self) -> None:
+        """Find out which of those that have begun are the first of their keys. To be called soon:
+        of two workers that saw a key the one that claims it first counts it, and a caller that
+        failed may be about to try again elsewhere."""
+        async with self._claiming:
+            begun, self._begun = self._begun, []
+            for at, exposure in enumerate(await self._first(begun)):
+                self._assign(exposure)
+                if at % _AT_ONCE == _AT_ONCE - 1:
+                    await asyncio.sleep(0)
+
     async def settle(self) -> None:
         """Count what can be counted now. To be called every second."""
-        begun, self._begun = self._begun, []
-        for at in range(0, len(begun), _AT_ONCE):
-            await self._take_in(begun[at : at + _AT_ONCE])
-        took_s: dict[bool, list[float]] = {True: [], False: []}
+        await self.claim()
+        if self._over_s is not None and not self._begun:
+            self._seen = SeenHere()  # the memory of the one before is free
         self._give_up_lost()
-        while self._waiting and self._waiting[0].ended:
-            for _ in range(_AT_ONCE):
-                if not self._waiting or not self._waiting[0].ended:
-                    break
-                self._enter(self._waiting.popleft(), took_s)
-            await asyncio.sleep(0)
-        self._table.candidate.answered(took_s[True])
-        self._table.against.answered(took_s[False])
+        told = _Told()
+        for at in count():
+            if not self._waiting or not self._waiting[0].ended:
+                break
+            self._enter(self._waiting.popleft(), told)
+            if at % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
+        self._table.candidate.answered(told.candidate_s)
+        self._table.against.answered(told.against_s)
+        for (arm, outcome), exposures in told.outcomes.items():
+            self._metrics.canary_exposures.labels(self._model, arm, outcome).inc(exposures)
         self._record()
 
     def take(self) -> ExposureTable | None:
@@ -163,28 +191,31 @@ class StageExposures:
         table, self._table = self._table, ExposureTable()
         if table == ExposureTable():
             return None
-        self.total = self.total + table
+        self._taken = self._taken + table
         return table
 
-    async def _take_in(self, begun: Sequence[Exposure]) -> None:
-        """Those that nobody has seen before, over all workers."""
+    @property
+    def counted(self) -> ExposureTable:
+        """All since the stage began in this worker."""
+        return self._taken + self._table
+
+    async def _first(self, begun: Sequence[Exposure]) -> Sequence[Exposure]:
+        """Those whose keys nobody has seen before, over all workers."""
         keyed = [(exposure, exposure.mark) for exposure in begun if exposure.mark is not None]
-        refused: set[Exposure] = set()
-        if keyed:
-            marks = [mark for _, mark in keyed]
-            try:
-                is_new = await self._store.claim(self.name, marks, self._seen.bits)
-            except StateUnavailable as exc:
-                self._tell_unavailable(str(exc))
-                self._outside["unavailable"] += len(keyed)
-                refused = {exposure for exposure, _ in keyed}
-            else:
-                self._tell_unavailable("")
-                refused = {e for (e, _), new in zip(keyed, is_new, strict=True) if not new}
-                self._outside["not_first"] += len(refused)
-        for exposure in begun:
-            if exposure not in refused:
-                self._assign(exposure)
+        if not keyed:
+            return begun
+        marks = [mark for _, mark in keyed]
+        try:
+            is_new = await self._store.claim(self.name, marks, self._seen.bits)
+        except StateUnavailable as exc:
+            self._tell_unavailable(str(exc))
+            self._outside["unavailable"] += len(keyed)
+            return [exposure for exposure in begun if exposure.mark is None]
+        self._tell_unavailable("")
+        seen = {exposure for (exposure, _), new in zip(keyed, is_new, strict=True) if not new}
+        if seen:
+            self._outside["not_first"] += len(seen)
+        return [exposure for exposure in begun if exposure not in seen]
 
     def _tell_unavailable(self, reason: str) -> None:
         if reason and not self._unavailable:
@@ -215,7 +246,7 @@ class StageExposures:
             if not exposure.ended:
                 exposure.ended = "lost"
 
-    def _enter(self, exposure: Exposure, took_s: dict[bool, list[float]]) -> None:
+    def _enter(self, exposure: Exposure, told: "_Told") -> None:
         """Into the ledger of its arm, and into the block."""
         arm, ended = self._arm(exposure), exposure.ended
         if not self._is_right(exposure):
@@ -233,10 +264,9 @@ class StageExposures:
             arm.errors += is_error
             arm.slow += is_slow
         if ended == "ok":
-            took_s[exposure.is_candidates].append(exposure.took_s)
-        outcome = "slow" if is_slow and not is_error else ended
-        name = "candidate" if exposure.is_candidates else "against"
-        self._metrics.canary_exposures.labels(self._model, name, outcome).inc()
+            (told.candidate_s if exposure.is_candidates else told.against_s).append(exposure.took_s)
+        name: ArmName = "candidate" if exposure.is_candidates else "against"
+        told.outcomes[name, "slow" if is_slow and not is_error else ended] += 1
         block = self._block
         block.add(exposure.is_candidates, is_error, is_slow)
         if block.keys == self.stage.keys:
@@ -258,15 +288,24 @@ class StageExposures:
         self._ended.clear()
         if self.stage.share == 0:
             self._table.against.answered([e.took_s for e in ended if e.ended == "ok"])
-        for (route, how), count in Counter((e.route, e.ended) for e in ended).items():
-            self._metrics.canary_requests.labels(self._model, route, how).inc(count)
+        for (route, how), requests in Counter((e.route, e.ended) for e in ended).items():
+            self._metrics.canary_requests.labels(self._model, route, how).inc(requests)
         for route in {exposure.route for exposure in ended}:
             took_s = [e.took_s for e in ended if e.route == route and e.ended == "ok"]
             self._metrics.canary_request_duration.labels(self._model, route).observe_all(took_s)
-        for reason, count in self._outside.items():
-            self._table.leave_out(reason, count)
-            self._metrics.canary_outside.labels(self._model, reason).inc(count)
+        for reason, requests in self._outside.items():
+            self._table.leave_out(reason, requests)
+            self._metrics.canary_outside.labels(self._model, reason).inc(requests)
         self._outside.clear()
+
+
+@dataclass(slots=True)
+class _Told:
+    """Of exposures that are counted: how long answers took, and how each has ended."""
+
+    candidate_s: list[float] = field(default_factory=list)
+    against_s: list[float] = field(default_factory=list)
+    outcomes: Counter[tuple[ArmName, str]] = field(default_factory=Counter)
 
 
 class _Block:

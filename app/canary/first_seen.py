@@ -8,8 +8,8 @@ from typing import Protocol
 MARKS = 1 << 25
 """Two keys of the same mark count once. Of a million keys that leaves out 1.5 %, by nothing but
 chance, and takes 4 MB, here and where all workers share it."""
-KEPT_S = 7 * 86_400.0
-"""After the last claim."""
+KEPT_S = 30 * 86_400.0
+"""Where nobody says that the stage is over: longer than any lasts."""
 
 
 class FirstSeen(Protocol):
@@ -21,6 +21,11 @@ class FirstSeen(Protocol):
         what was lost is put back.
 
         Raises `StateUnavailable`: then nothing is known of any of them."""
+        ...
+
+    async def forget(self, name: str) -> None:
+        """The stage is over in every worker. Raises `StateUnavailable`: then it is forgotten when
+        it has not been asked for long enough."""
         ...
 
     async def close(self) -> None: ...

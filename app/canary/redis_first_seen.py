@@ -47,13 +47,18 @@ class RedisFirstSeen:
             name,
             command(b"SADD", _workers_key(name), self._worker),
             command(b"BITFIELD", _key(name), *chain.from_iterable(map(_set, marks))),
-            *_expire(name),
+            *(() if name in self._known else _expire(name)),
         )
         if added and name in self._known:
             self._lost()
             raise StateUnavailable(f"STATE_REDIS_URL: {name}: what was claimed is gone")
         self._known.add(name)
         return [not bit for bit in before]
+
+    async def forget(self, name: str) -> None:
+        self._known.discard(name)
+        self._claimed.discard(name)
+        await self._ask(name, command(b"DEL", _key(name), _workers_key(name)))
 
     async def close(self) -> None:
         self._line.close("the worker ends")

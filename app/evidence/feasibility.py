@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from app.comparison.table import SHIFT_STEPS
-from app.evidence.bets import BOLD, Bets, FloatArray
+from app.evidence.bets import BOLD, Bets
 from app.evidence.harms import Exposures
 from app.evidence.plan import Plan, least_keys
 
@@ -16,6 +16,7 @@ LEAST_SECONDS_A_BLOCK = 0.25
 # Of a standard normal: with a probability of 95 % no more is needed.
 _SURENESS = 1.645
 _RARE = 1e-12
+_NEVER = 1e-300
 
 
 class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,33 +114,41 @@ def _exposed(plan: Plan, share: float, keys: int, traffic: Traffic) -> Iterator[
         ("errors", plan.margins.errors, traffic.bad_share),
         ("slow", plan.margins.slow, traffic.slow_share),
     ):
-        blocks, shares = _bad_counts(exposures, bad)
-        bets = exposures.no_worse(dict(zip(blocks, shares, strict=True)), margin)
+        bets = exposures.no_worse(bad_counts(exposures, bad, bad), margin)
         yield name, blocks_needed(bets, _threshold(plan)) * keys
 
 
-def _bad_counts(exposures: Exposures, bad: float) -> tuple[Sequence[tuple[int, int]], FloatArray]:
-    """Of blocks, where a share `bad` of the answers of both is bad: the counts of the candidate and
-    of the champion that occur, and the shares of the blocks that have them."""
-    keys, share = exposures.keys, exposures.share
+def bad_counts(
+    exposures: Exposures, candidate: float, champion: float
+) -> dict[tuple[int, int], float]:
+    """The shares of blocks by the bad answers of both, of which such shares are bad, each answer by
+    itself: those that are not next to impossible."""
+    keys = exposures.keys
+    is_bad, is_other = exposures.share * candidate, (1 - exposures.share) * champion
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, keys + 1)))])
-    ours = np.arange(keys + 1)[:, np.newaxis]
-    theirs = ours.T
-    rest = np.maximum(keys - ours - theirs, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):  # nothing is bad: 0 log 0
-        log = (
-            log_factorial[keys]
-            - log_factorial[ours]
-            - log_factorial[theirs]
-            - log_factorial[rest]
-            + np.where(ours > 0, ours * np.log(share * bad), 0.0)
-            + np.where(theirs > 0, theirs * np.log((1 - share) * bad), 0.0)
-            + rest * np.log1p(-bad)
-        )
-    shares = np.where(ours + theirs <= keys, np.exp(log), 0.0)
-    blocks = np.argwhere(shares > _RARE)
-    found = shares[shares > _RARE]
-    return [(int(a), int(b)) for a, b in blocks], found / found.sum()
+    ours = np.arange(_most_of(keys, is_bad) + 1)[:, np.newaxis]
+    theirs = np.arange(_most_of(keys, is_other) + 1)
+    rest = keys - ours - theirs
+    log = (
+        log_factorial[keys]
+        - log_factorial[ours]
+        - log_factorial[theirs]
+        - log_factorial[np.maximum(rest, 0)]
+        + ours * math.log(max(is_bad, _NEVER))
+        + theirs * math.log(max(is_other, _NEVER))
+        + rest * math.log1p(-is_bad - is_other)
+    )
+    shares = np.where(rest >= 0, np.exp(np.minimum(log, 0.0)), 0.0)
+    common = np.argwhere(shares > _RARE)
+    of_common = shares[shares > _RARE]
+    of_common /= of_common.sum()
+    return {(int(a), int(b)): float(of) for (a, b), of in zip(common, of_common, strict=True)}
+
+
+def _most_of(keys: int, share: float) -> int:
+    """More of them than this are next to impossible."""
+    mean = keys * share
+    return min(keys, math.ceil(mean + 10 * math.sqrt(mean) + 20))
 
 
 def _threshold(plan: Plan) -> float:

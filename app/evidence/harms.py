@@ -15,12 +15,15 @@ import numpy as np
 
 from app.evidence.bets import BOLD, BROAD, EVEN, Bets, FloatArray
 
-BadCounts: TypeAlias = Mapping[tuple[int, int], int]
+BadCounts: TypeAlias = Mapping[tuple[int, int], float]
 """Of blocks of exposures: how many had so many bad answers of the candidate and of the champion."""
 RateCounts: TypeAlias = Mapping[tuple[int, int], int]
 """Of executions: how many had so many rows, of which so many were harmed."""
 StepCounts: TypeAlias = Mapping[tuple[int, int], int]
 """Of blocks: how many have a mean between these two whole numbers of steps."""
+
+LossCounts: TypeAlias = Sequence[tuple[int, int, int, int]]
+"""Two such numbers, what bounds the absolute value of the mean, in steps, and how many blocks."""
 
 LOSS_STEPS = 20_000
 """Of the grid on which block means of the difference of a loss are counted."""
@@ -42,27 +45,50 @@ class Evidence:
     blocks: int
 
 
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What is bet on the same blocks against both claims."""
+
+    worse: Bets
+    """Against the claim that the candidate is no worse than the margin."""
+    no_worse: Bets
+
+    def evidence(self) -> Evidence:
+        blocks = int(self.worse.counts.sum())
+        return Evidence(self.worse.log_evidence(), self.no_worse.log_evidence(), blocks)
+
+
 def of_rates(blocks: RateCounts, margin: float) -> Evidence:
     """Executions of a candidate that is shown requests: the share of their rows that it harms.
 
     The champion has answered them all. `margin` above 0 and below 1.
     """
+    return rate_bets(blocks, margin).evidence()
+
+
+def rate_bets(blocks: RateCounts, margin: float) -> Claims:
     share, counts = _shares(blocks)
-    worse = Bets(share - margin, counts, -margin, -2 * margin, EVEN)
-    no_worse = Bets(margin - share, counts, margin - 1, margin - 1, BOLD)
-    return _evidence(worse, no_worse)
+    return Claims(
+        worse=Bets(share - margin, counts, -margin, -2 * margin, EVEN),
+        no_worse=Bets(margin - share, counts, margin - 1, margin - 1, BOLD),
+    )
 
 
 def of_differences(blocks: StepCounts, steps: int, margin: float) -> Evidence:
     """Block means of a paired difference in -1 … 1, of which more is worse, on a grid of
     1 / `steps`: how far the score is shifted."""
+    return difference_bets(blocks, steps, margin).evidence()
+
+
+def difference_bets(blocks: StepCounts, steps: int, margin: float) -> Claims:
     low, high, counts = _means(blocks, steps)
-    worse = Bets(low - margin, counts, -1 - margin, -1 - margin, BOLD)
-    no_worse = Bets(margin - high, counts, margin - 1, margin - 1, BOLD)
-    return _evidence(worse, no_worse)
+    return Claims(
+        worse=Bets(low - margin, counts, -1 - margin, -1 - margin, BOLD),
+        no_worse=Bets(margin - high, counts, margin - 1, margin - 1, BOLD),
+    )
 
 
-def of_losses(blocks: Sequence[tuple[int, int, int, int]], steps: int, margin: float) -> Evidence:
+def of_losses(blocks: LossCounts, steps: int, margin: float) -> Evidence:
     """Block means of the difference of a loss as `(low, high, most, blocks)`, of which `most`
     bounds the absolute value and follows from what both said, before the label is known.
 
@@ -71,11 +97,16 @@ def of_losses(blocks: Sequence[tuple[int, int, int, int]], steps: int, margin: f
     To make those smaller in such blocks alone would count little where the two say something else,
     which is where harm is.
     """
-    low, high, most, counts = np.array(sorted(blocks), np.float64).reshape(-1, 4).T
+    return loss_bets(sorted(blocks), steps, margin).evidence()
+
+
+def loss_bets(blocks: LossCounts, steps: int, margin: float) -> Claims:
+    low, high, most, counts = np.array(blocks, np.float64).reshape(-1, 4).T
     least, usual = -most / steps - margin, -_USUAL_LOSS - margin
-    worse = Bets(low / steps - margin, counts, least, usual, BROAD)
-    no_worse = Bets(margin - high / steps, counts, least, usual, BROAD)
-    return _evidence(worse, no_worse)
+    return Claims(
+        worse=Bets(low / steps - margin, counts, least, usual, BROAD),
+        no_worse=Bets(margin - high / steps, counts, least, usual, BROAD),
+    )
 
 
 def turned(blocks: StepCounts) -> StepCounts:
@@ -97,7 +128,10 @@ class Exposures:
     share: float
 
     def evidence(self, blocks: BadCounts, margin: float) -> Evidence:
-        return _evidence(self.worse(blocks, margin), self.no_worse(blocks, margin))
+        return self.bets(blocks, margin).evidence()
+
+    def bets(self, blocks: BadCounts, margin: float) -> Claims:
+        return Claims(self.worse(blocks, margin), self.no_worse(blocks, margin))
 
     def worse(self, blocks: BadCounts, margin: float) -> Bets:
         excess, counts = self._excess(blocks)
@@ -157,11 +191,8 @@ def _binomial(n: int, share: float) -> FloatArray:
     k = np.arange(n + 1)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     log = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
-    return np.exp(log + k * np.log(share) + (n - k) * np.log1p(-share))
-
-
-def _evidence(worse: Bets, no_worse: Bets) -> Evidence:
-    return Evidence(worse.log_evidence(), no_worse.log_evidence(), int(worse.counts.sum()))
+    chances: FloatArray = np.exp(log + k * np.log(share) + (n - k) * np.log1p(-share))
+    return chances
 
 
 def _shares(blocks: RateCounts) -> tuple[FloatArray, FloatArray]:

@@ -17,6 +17,7 @@ from app.errors import (
     NotFound,
     RepositoryUnavailable,
 )
+from app.events.event import Events
 from app.release.state import (
     ModelReport,
     Preparation,
@@ -25,6 +26,7 @@ from app.release.state import (
     WorkerReport,
 )
 from app.reload.follower import FollowedModel, Follower
+from app.reload.told import events_of
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +41,10 @@ class Changes:
     """What verbs do to the state. Everything raises `StateUnavailable` when that is not to be had,
     and `Conflict` when another change was first. `by` says who asked, for the log."""
 
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, follower: Follower, events: Events) -> None:
+        """`events` are told of what becomes of releases."""
         self.follower = follower
+        self._events = events
         self._under_way: dict[str, str] = {}
         # A reference: the loop holds tasks only weakly (asyncio docs, create_task).
         self._giving_up: set[asyncio.Task[None]] = set()
@@ -165,10 +169,12 @@ class Changes:
 
     async def decide(self, model: FollowedModel, after: ReleaseState, verb: str, by: str) -> None:
         """Raises `Conflict` where another change was first."""
-        name = model.residents.name
+        name, before = model.residents.name, model.state
         if not await self.follower.change(name, after):
             await self.follower.exchange()
             raise overtaken(name, model.state)
+        for event in events_of(name, before, after, by):
+            self._events.tell(event)
         log.info("the release state was changed", extra=described(name, after, verb, by))
 
     async def state(self, model: FollowedModel, generation: int | None) -> ReleaseState:

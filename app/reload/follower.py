@@ -267,8 +267,9 @@ class FollowedModel:
         self._tell()
         for chosen in _standing_by(state):
             await self._opened(chosen)
-        self._route(state)
-        self._tell()
+        if state.rollout is not None:
+            self._route(state)
+            self._tell()
 
     def _route(self, state: ReleaseState) -> None:
         """Requests that begin from now on are routed by this state."""

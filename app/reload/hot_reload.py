@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from app.errors import ConfigurationError, HikyakuError, InvalidModel
+from app.events.event import Events
 from app.release.state import (
     ReleaseState,
     StateStore,
@@ -48,10 +49,12 @@ class HotReload:
         poll_s: float,
         shadow_of: Callable[[str], Shadow],
         routes_of: Callable[[str], Routes],
+        events: Events,
         metrics: Metrics,
     ) -> None:
         """`worker` is our name among those of all replicas; `shadow_of` gives what shows a
-        model's candidates its answers, `routes_of` what routes its requests."""
+        model's candidates its answers, `routes_of` what routes its requests; `events` are told of
+        what becomes of releases."""
         self._models = models
         self._source = source
         self._store = store
@@ -61,7 +64,7 @@ class HotReload:
         self._residents: list[Residents] = []
         self._stack = AsyncExitStack()
         self._follower = Follower(worker, store, metrics)
-        self.changes = Changes(self._follower)
+        self.changes = Changes(self._follower, events)
         self.verbs = ReleaseVerbs(self.changes, source, metrics)
         self._follows_current = poll_s > 0
         self._watch = CurrentWatch(self._follower, self.verbs, source, self._add, poll_s, metrics)

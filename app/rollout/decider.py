@@ -12,6 +12,7 @@ from typing import Self
 import msgspec
 
 from app.errors import Conflict, HikyakuError, InvalidModel
+from app.events.event import Event, Events, EventType
 from app.evidence.counts import WHOLE
 from app.evidence.feasibility import Traffic
 from app.evidence.plan import Plan
@@ -53,13 +54,17 @@ class Decider:
         verbs: RolloutVerbs,
         observations: Observations,
         decision_log: DecisionLog,
+        events: Events,
         metrics: Metrics,
     ) -> None:
         self._changes = changes
         self._verbs = verbs
         self._observations = observations
         self._decision_log = decision_log
+        self._events = events
         self._metrics = metrics
+        self._warned: dict[str, frozenset[str]] = {}
+        """Of each model what was told last of what keeps it back."""
         self._told: dict[str, tuple[object, float]] = {}
         """Of each model what was logged last, and when, monotonic."""
         self._shown: dict[str, set[Level]] = {}
@@ -80,11 +85,11 @@ class Decider:
         if self._task is not None:
             await ended(self._task)
 
-    async def verdict(self, model: FollowedModel) -> tuple[Observed, Verdict]:
-        """Of the release under way, by what is stored now; nothing is done. Raises
-        `StateUnavailable`."""
+    async def verdict(self, model: FollowedModel, state: ReleaseState) -> tuple[Observed, Verdict]:
+        """Of the release under way by this state, and by what is stored now; nothing is done.
+        Raises `StateUnavailable`."""
         reports = await self._changes.follower.settled_workers()
-        return await self._judged(model, model.state, reports)
+        return await self._judged(model, state, reports)
 
     async def _decide_often(self) -> None:
         while True:
@@ -126,6 +131,32 @@ class Decider:
             await self._promote(model, state, observed, verdict)
         else:
             await self._log(model, state, observed, verdict, "")
+        self._warn(model.residents.name, rollout, state.generation, verdict)
+
+    def _warn(self, name: str, rollout: Rollout, generation: int, verdict: Verdict) -> None:
+        """Others are told once of a guardrail under suspicion, and of a stage whose time is up."""
+        candidate = rollout.candidate
+        found: dict[str, EventType] = {
+            f"{reading.guardrail} {reading.segment}".strip(): "guardrail.suspected"
+            for reading in verdict.readings
+            if reading.decides and reading.worse >= reading.promotes_at
+        }
+        last = rollout.stages[-1]
+        if verdict.action == "hold" and time.time() - last.began_s >= _plan(rollout).most_s:
+            found["its time is up"] = "release.held"
+        for reason in found.keys() - self._warned.get(name, frozenset()):
+            self._events.tell(
+                Event(
+                    found[reason],
+                    name,
+                    candidate.version,
+                    candidate.sha256,
+                    generation,
+                    _BY,
+                    (reason, *verdict.reasons),
+                )
+            )
+        self._warned[name] = frozenset(found)
 
     async def _judged(
         self, model: FollowedModel, state: ReleaseState, reports: Sequence[WorkerReport]
@@ -218,7 +249,7 @@ class Decider:
 
     def _measure(self, name: str, rollout: Rollout, verdict: Verdict) -> None:
         """What a dashboard shows of it, of all rows."""
-        gauges = {self._metrics.release_share.labels(name): rollout.stages[-1].stage.share}
+        gauges: dict[Level, float] = {}
         now = len(rollout.stages) - 1
         for reading in verdict.readings:
             if reading.segment == WHOLE and reading.stage in {None, now}:
@@ -238,6 +269,7 @@ class Decider:
     def _forget(self, name: str) -> None:
         """Nothing of it is told any more."""
         self._told.pop(name, None)
+        self._warned.pop(name, None)
         for gauge in self._shown.pop(name, ()):
             gauge.forget()
 

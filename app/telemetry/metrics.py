@@ -237,14 +237,6 @@ class Metrics:
             registry=self.registry,
             tallies=tallies,
         )
-        self.release_share = Gauge(
-            "hikyaku_release_share",
-            "Share of the routing keys that a version under release answers.",
-            ["model"],
-            together=max,
-            registry=self.registry,
-            tallies=tallies,
-        )
         self.release_evidence = Gauge(
             "hikyaku_release_evidence",
             "Base-10 logarithm of E against a claim about a version under release.",
@@ -328,6 +320,20 @@ class Metrics:
             "hikyaku_refused_tables",
             "Counts that were left out because their table would have become too large.",
             ["kind"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.webhook_deliveries = Counter(
+            "hikyaku_webhook_deliveries",
+            "Events for receivers of webhooks, by what became of them; retried: of an attempt.",
+            ["outcome"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.webhook_waiting_events = Gauge(
+            "hikyaku_webhook_waiting_events",
+            "Events that receivers of webhooks are still to be told.",
+            together=sum,
             registry=self.registry,
             tallies=tallies,
         )

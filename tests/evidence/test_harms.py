@@ -117,7 +117,7 @@ def test_a_loss_whose_bound_is_known_is_found_sooner_than_one_of_minus_1_to_1() 
 
 
 def test_harm_where_both_say_something_else_counts_as_much_as_anywhere() -> None:
-    # In one of ten blocks they differ much, and there the candidate is worse by 0.6: 0.06 in all.
+    # In one of ten blocks they differ much; there the candidate is worse by 0.6, in all by 0.06.
     small, large = (0, 0, 100, 9_000), (600, 600, 1_000, 1_000)
     evidence = of_losses([small, large], STEPS, MARGIN)
     assert evidence.no_worse < 0
