@@ -10,8 +10,7 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from app.canary.table import KIND as EXPOSURES
-from app.canary.table import ExposureTable
+from app.canary.table import ExposureTable, table_name
 from app.comparison.table import ComparisonTable, Group
 from app.evidence.counts import WHOLE, Counts, PairedCounts, StageCounts
 from app.labels.losses import Losses
@@ -68,15 +67,18 @@ class Observations:
         return Observed(counts, None if slow_s is None else slow_s * rollout.slow_factor)
 
     async def _shown(self, model: str, rollout: Rollout) -> ComparisonTable | None:
-        """Of the trial that began with the release; of several, by different contracts, the one
-        that was counted last."""
+        """Of the trial that began with the release. Where model.yaml was changed there are
+        several: those that are counted as the last one is add up."""
         trial = TrialId.prefix(rollout.against, rollout.candidate, rollout.began)
         stored = await self._tables.read(f"{COMPARISON}:{model}:{trial}")
         tables = [
             await asyncio.to_thread(_total, ComparisonTable.decode, table.contents)
             for table in stored.values()
         ]
-        return max(tables, key=lambda table: table.last_s, default=None)
+        if not tables:
+            return None
+        last = max(tables, key=lambda table: table.last_s)
+        return reduce(add, [table for table in tables if _kind(table) == _kind(last)])
 
     async def _stages(
         self, model: str, rollout: Rollout, now_s: float
@@ -85,11 +87,11 @@ class Observations:
         found: list[StageCounts] = []
         first: ExposureTable | None = None
         for number, begun in enumerate(rollout.stages):
-            stored = await self._tables.read(f"{EXPOSURES}:{model}:{begun.began}")
-            contents = [content for table in stored.values() for content in table.contents]
+            name = table_name(model, begun.began)
+            stored = (await self._tables.read(name)).get(name)  # others may begin so
             table = None
-            if contents:
-                table = await asyncio.to_thread(_total, ExposureTable.decode, contents)
+            if stored is not None and stored.contents:
+                table = await asyncio.to_thread(_total, ExposureTable.decode, stored.contents)
             is_last = number == len(rollout.stages) - 1
             until_s = now_s if is_last else rollout.stages[number + 1].began_s
             seconds = max(until_s - begun.began_s, 0.0)
@@ -103,6 +105,11 @@ class Observations:
 
 def _total(decode: Callable[[bytes], _Table], contents: Sequence[bytes]) -> _Table:
     return reduce(add, map(decode, contents))
+
+
+def _kind(table: ComparisonTable) -> tuple[object, ...]:
+    """Tables of which this is the same add up."""
+    return table.names, table.decisions, table.bounded
 
 
 def _paired(table: ComparisonTable | None) -> dict[str, PairedCounts]:
