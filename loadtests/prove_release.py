@@ -11,7 +11,8 @@ rolled back, and the ledgers must be exact. `faulty`: a dozen candidates that ar
 in its own way: each must be refused or rolled back. `decider`: the worker that decides is killed,
 Redis goes away and comes back empty, and a newer release of the software joins: every release must
 end as it does without. `rollback`: how long it takes until a share, and a rollback, is in effect in
-every worker; who is in at a share stays in at a larger one. Exit status 1 on a violation.
+every worker; who is in at a share stays in at a larger one. `small`: some of it, for a test. Exit
+status 1 on a violation.
 """
 
 import argparse
@@ -42,8 +43,8 @@ from loadtests.released_service import Asking, Outcome, ReleasedService, turns_t
 from loadtests.seeds import seed_of_commit
 from loadtests.service_process import serving
 
-Part: TypeAlias = Literal["same", "faulty", "decider", "rollback"]
-PARTS: tuple[Part, ...] = get_args(Part)
+Part: TypeAlias = Literal["same", "faulty", "decider", "rollback", "small"]
+PARTS: tuple[Part, ...] = ("same", "faulty", "decider", "rollback")
 Trouble: TypeAlias = Literal["lost", "flushed", "newer"]
 """Redis is away, or comes back empty; a newer release of the software joins."""
 TROUBLES: tuple[Trouble, ...] = get_args(Trouble)
@@ -87,6 +88,7 @@ class Plan:
     rollbacks: int = 100
     per_s: float = 200.0
     connections: int = 32
+    workers: int = 2
     seed: int = 1
 
 
@@ -120,6 +122,7 @@ class Proof:
             "faulty": self._faulty,
             "decider": self._decider,
             "rollback": self._rollback,
+            "small": self._small,
         }
         for part in self._plan.parts:
             began_s = time.monotonic()
@@ -132,7 +135,8 @@ class Proof:
         plan = self._plan
         folder = self._folder / name
         folder.mkdir()
-        asked = {"per_s": plan.per_s, "connections": plan.connections, "seed": plan.seed}
+        names = ("per_s", "connections", "workers", "seed")
+        asked = {name: getattr(plan, name) for name in names}
         return ReleasedService(
             folder, Asking(**(asked | asking)), kinds, turns or Turns(), shadow=SHADOW
         )
@@ -155,6 +159,16 @@ class Proof:
             await released.quiet()
             audit = self._audited("same", released)
             await self._ledgers(released, audit)
+
+    async def _small(self) -> None:
+        """Both verdicts, and the share that an operator takes back."""
+        async with self._service("small", ("champion", "champion", "20 % errors")) as released:
+            released.contract(release=WIDE)
+            for version in (2, 3):
+                outcome = await released.release(version, _DECIDED_WITHIN_S)
+                self.report.entered("small", outcome)
+            await released.quiet()
+            await self._ledgers(released, self._audited("small", released))
 
     async def _ledgers(self, released: ReleasedService, audit: Audit) -> None:
         """Of every stage in which exposures are counted."""
@@ -179,7 +193,7 @@ class Proof:
                 self._violated(f"generation {began}: {table.as_json()}")
             sums["misrouted"] += table.misrouted
             sums["not first"] += table.outside.get("not_first", 0)
-        self.report.figures["same: ledgers"] = {"stages": len(tables), **sums}
+        self.report.figures["ledgers"] = {"stages": len(tables), **sums}
 
     async def _faulty(self) -> None:
         """Each released once, by a plan for it."""
@@ -496,7 +510,7 @@ def _line(what: str, outcome: Outcome) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=get_args(Part), default=PARTS)
     parser.add_argument(
         "--same", type=int, default=50, help="releases of a version that is as good"
     )
@@ -506,6 +520,7 @@ def main() -> int:
     parser.add_argument("--lost-s", type=float, default=60.0, help="so long Redis is away")
     parser.add_argument("--rollbacks", type=int, default=100)
     parser.add_argument("--per-s", type=float, default=200.0, help="requests")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=seed_of_commit())
     parser.add_argument("--json", type=Path, help="a file for all figures")
     arguments = vars(parser.parse_args())
