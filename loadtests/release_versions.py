@@ -245,7 +245,7 @@ def _slow_in_large_batches() -> Sequence[NodeProto]:
         make_node("Gather", ["shape", "first"], ["rows"]),
         make_node("Greater", ["rows", "large_from"], ["is_large"]),
         make_node("Cast", ["is_large"], ["large"], to=TensorProto.INT64),
-        # Warm-up finds out which batches cost too much, and they are never made: it sees no bad row.
+        # Which batches cost too much is found at warm-up, which sees no bad row.
         make_node("Mul", ["large", "bad"], ["bad_large"]),
         make_node("Mul", ["bad_large", "large_turns"], ["turns"]),
         *_loop(),
