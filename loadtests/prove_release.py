@@ -238,7 +238,7 @@ class Proof:
         happen to who decides."""
         kinds: Sequence[Kind] = ("champion", "champion", "20 % errors")
         async with self._service("decider", kinds) as released:
-            released.contract(release=FOUR_STAGES)
+            released.contract(release=WIDE)
             champion = 1
             for what in ("nothing", "kill", *self._plan.troubles):
                 kills = 0
@@ -287,6 +287,7 @@ class Proof:
                 told_s.append(reply.answered_s - reply.asked_s)
                 await asyncio.sleep(0.3)
                 rollback_s.append(_last_answer_s(released, 2, asked, reply.asked_s))
+                print(f"  rollback {number}: {rollback_s[-1]:.3f} s", file=sys.stderr, flush=True)
             await released.quiet()
             audit = self._audited("rollback", released)
             self._steps(audit, watch.history)
