@@ -54,7 +54,7 @@ class Observations:
             stages, _ = await self._stages(model, rollout, now_s)
             return Observed(Counts({}, stages[-1:]), rollout.stages[-1].stage.slow_s)
         trials = await self._trials(model, rollout)
-        shown = max(trials, key=lambda table: table.last_s, default=None)
+        shown = trials[-1] if trials else None
         paired = await asyncio.to_thread(_paired, shown)
         losses = await self._losses(model, rollout.against, rollout.candidate)
         for segment, loss in losses.items():
@@ -63,7 +63,7 @@ class Observations:
         stages, first = await self._stages(model, rollout, now_s)
         blocked = [*_blocked(model, rollout, reports), *_unseen(shown)]
         if len(trials) > 1:
-            blocked.append("model.yaml has changed since the release began: its counts do not add")
+            blocked.append("model.yaml has changed since the release began: counts do not add up")
         trips = _trips(model, rollout, reports, shown)
         counts = Counts(paired, stages, tuple(trips), tuple(blocked))
         return Observed(counts, _slow_s(rollout, first))
@@ -73,19 +73,22 @@ class Observations:
         return _slow_s(rollout, await self._exposed(model, rollout.stages[0]))
 
     async def _trials(self, model: str, rollout: Rollout) -> Sequence[ComparisonTable]:
-        """That began with the release: one, unless the contracts have changed."""
+        """That began with the release, those that add up together, the latest last. There are
+        several where model.yaml was changed in what is counted."""
         trial = TrialId.prefix(rollout.against, rollout.candidate, rollout.began)
         stored = await self._tables.read(f"{COMPARISON}:{model}:{trial}")
-        return [
-            await asyncio.to_thread(_total, ComparisonTable.decode, table.contents)
-            for table in stored.values()
-        ]
+        tables: dict[object, ComparisonTable] = {}
+        for table in (each for each in stored.values() if each.contents):
+            counted = await asyncio.to_thread(_total, ComparisonTable.decode, table.contents)
+            kind = (counted.names, counted.decisions, counted.bounded)
+            tables[kind] = tables[kind] + counted if kind in tables else counted
+        return sorted(tables.values(), key=lambda table: table.last_s)
 
     async def _exposed(self, model: str, begun: BegunStage) -> ExposureTable | None:
         """In this stage."""
         name = table_name(model, begun.began)
         stored = (await self._tables.read(name)).get(name)
-        if stored is None:
+        if stored is None or not stored.contents:
             return None
         return await asyncio.to_thread(_total, ExposureTable.decode, stored.contents)
 
