@@ -13,10 +13,10 @@ else
 TRITON_SERVER := .venv-triton/installed
 endif
 
-.PHONY: run test lint format lock candidate prove-flights prove-no-skew prove-feast-parity prove-no-foreign-values \
+.PHONY: run test lint format lock candidate prove-flights prove-flight-release prove-no-skew prove-feast-parity prove-no-foreign-values \
 	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-release-state prove-feedback \
 	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables prove-comparison prove-shadow prove-evidence bench bench-features \
-	bench-start bench-gpu bench-isolated bench-workers bench-shadow clean
+	bench-start bench-gpu bench-isolated bench-workers bench-shadow bench-routing clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
 	@$(BIN)/python -m feature_repo.history
@@ -93,6 +93,10 @@ prove-evidence: .venv/dev.installed  ## how often a canary is decided wrongly, a
 prove-tables: .venv/dev.installed  ## tables of workers while the store and the workers misbehave
 	@$(BIN)/python -m loadtests.prove_tables $(PROVE)
 
+prove-flight-release: .venv/train.installed  ## a good and a broken candidate are released by the service on October to December
+	@$(BIN)/python -m feature_repo.history
+	@$(BIN)/python -m loadtests.prove_flight_release $(PROVE)
+
 prove-feedback: .venv/dev.installed  ## a million labels told while workers are killed, service and Redis restarted
 	@$(BIN)/python -m loadtests.prove_feedback $(PROVE)
 
@@ -118,6 +122,9 @@ bench-workers: .venv/train.installed  ## several workers: throughput, processor 
 
 bench-shadow: .venv/train.installed  ## what showing a candidate everything costs
 	@$(BIN)/python -m loadtests.bench_shadow $(BENCH)
+
+bench-routing: .venv/dev.installed  ## what routing costs a request while a version is released
+	@$(BIN)/python -m loadtests.bench_routing $(BENCH)
 
 lock: .venv/bootstrap.installed  ## resolve the newest versions that pyproject.toml allows
 	@for group in dev train service service-gpu; do \

@@ -130,6 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_report)
 
+    command = commands.add_parser("decisions", help="decide anew what was decided of releases")
+    command.add_argument("file", type=Path, help="a decision log: <work dir>/decisions/*.jsonl")
+    command.set_defaults(run=_decisions)
+
     command = commands.add_parser("compare", help="have two versions answer the same rows")
     command.add_argument("model", help="name of a published model")
     command.add_argument("champion", type=_positive, nargs="?", help="version that answers")
@@ -429,6 +433,27 @@ def _report(arguments: argparse.Namespace) -> int:
     report(arguments.model, arguments.candidate, arguments.url, arguments.json, arguments.output)
     print(f"  wrote {arguments.output}")
     return 0
+
+
+def _decisions(arguments: argparse.Namespace) -> int:
+    from app.clock import as_rfc3339
+    from app.rollout.decision_log import decided_anew, decisions
+
+    count, other = 0, 0
+    for decision in decisions(arguments.file):
+        count += 1
+        anew = decided_anew(decision)
+        verdict = decision.verdict
+        # The last digits of E are those of a machine's arithmetic.
+        is_same = (anew.action, anew.reasons) == (verdict.action, verdict.reasons)
+        other += not is_same
+        mark = "•" if is_same else "✗"
+        print(f"{mark} {as_rfc3339(decision.at_s)} {decision.model} {decision.version}: ", end="")
+        print(f"{decision.did or verdict.action}: {verdict.reasons[0]}")
+        if not is_same:
+            print(f"  decided anew: {anew.action}: {anew.reasons[0]}")
+    print(f"{count:,} decisions, {other:,} of them another one when decided anew")
+    return 1 if other else 0
 
 
 def _compare(arguments: argparse.Namespace, settings: "Settings") -> int:

@@ -116,6 +116,29 @@ class Settings(BaseModel):
         alias="HIKYAKU_COMPARISON_LOG_MB",
         description="So much the files there take together, the oldest go first.",
     )
+    webhooks: SecretStr | None = Field(
+        None,
+        alias="HIKYAKU_WEBHOOKS",
+        description="URLs that are told of releases, with commas between them (docs/events.md); "
+        "unset: nobody is.",
+    )
+    webhook_hosts: str | None = Field(
+        None,
+        alias="HIKYAKU_WEBHOOK_HOSTS",
+        description="Hosts of these URLs that may be told: another one's stops the start.",
+    )
+    webhook_networks: str | None = Field(
+        None,
+        alias="HIKYAKU_WEBHOOK_NETWORKS",
+        description="Private networks (`10.1.0.0/16`) where such a host may be; elsewhere only "
+        "public addresses are sent to.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        alias="HIKYAKU_WEBHOOK_SECRET",
+        description="What events are signed with: `whsec_` and 24 to 64 bytes in base64; two with "
+        "a comma while it is exchanged.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="HIKYAKU_LOG_LEVEL", description="Least severe level that is logged."
     )

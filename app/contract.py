@@ -378,9 +378,9 @@ class Release(_Section):
     kind: Literal["retrain", "equivalent"] = "retrain"
     stages: tuple[Literal["shadow"] | Annotated[float, Field(gt=0, le=100)], ...] = (
         "shadow",
-        10,
-        50,
-        100,
+        10.0,
+        50.0,
+        100.0,
     )
     margins: Margins = Margins()
     least_answers: Annotated[int, Field(ge=1)] = 1_000

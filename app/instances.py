@@ -128,6 +128,7 @@ class InstanceDecoder:
         self._positions = {name: index for index, name in enumerate(required)}
         self._stored = {name: len(required) + index for index, name in enumerate(stored)}
         self._max_instances = contract.limits.max_instances
+        self._form = repr((required, stored, self._max_instances))
         names = {attribute: name for name, attribute in attributes.items()}
         fields: list[Any] = [(attributes[name], kind) for name, kind in required.items()]
         optional = [(attributes[name], kind, msgspec.UNSET) for name, kind in stored.items()]
@@ -138,6 +139,10 @@ class InstanceDecoder:
         self._plain_decoder = (
             msgspec.json.Decoder(_request_type(fields, names)) if stored else self._decoder
         )
+
+    def reads_as(self, other: "InstanceDecoder") -> bool:
+        """Whether what it decodes is what the other one does."""
+        return self is other or self._form == other._form
 
     @property
     def required(self) -> tuple[str, ...]:

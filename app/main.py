@@ -91,13 +91,24 @@ def create_application(
     Without `isolated_verification` models are opened in this process right away: for those whose
     author is the caller.
     """
-    metrics = metrics or Metrics()
     runtime = Runtime(
-        settings, metrics, open_features, others, isolated_verification=isolated_verification
+        settings,
+        metrics or Metrics(),
+        open_features,
+        others,
+        isolated_verification=isolated_verification,
     )
+    return application_of(runtime)
+
+
+def application_of(runtime: Runtime) -> Gateway:
+    """The ASGI application in front of this runtime; its lifespan opens and closes it."""
+    settings, metrics = runtime.settings, runtime.metrics
     predictor = Predictor(runtime.models, runtime.clock, runtime.observers)
     doorkeeper = Doorkeeper(settings.max_body_bytes, operators_of(settings))
-    predict = PredictOperation(predictor, metrics, lambda model: runtime.labels.new_id(model))
+    predict = PredictOperation(
+        predictor, metrics, lambda model: runtime.labels.new_id(model), runtime.canaries
+    )
     hot_paths = HotPaths(doorkeeper, predict, metrics)
     bodies = BodyReader(settings.max_body_bytes, MAX_BODY_S, hot_paths.bodies)
     return Gateway(hot_paths, create_service(runtime), bodies)

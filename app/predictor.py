@@ -27,7 +27,7 @@ from app.features.source import FeatureRows, ValueStatus
 from app.instances import Instances, together
 from app.outputs import Prediction, Readout
 from app.served_model import ServedModel
-from app.telemetry.recorder import PredictionRecorder
+from app.telemetry.recorder import PredictionRecorder, Role
 from app.tensors import Tensors, take_rows
 
 log = logging.getLogger(__name__)
@@ -101,12 +101,14 @@ class Asker:
     """Who asks, and how the request is called.
 
     `caller` is who it is as far as is known: one whose rows keep failing is kept apart.
-    `routing_key` is what the request itself says, None where that is left to the contract.
+    `routing_key` is what the request itself says, None where that is left to the contract. `route`
+    is how it was led to the version that answers it.
     """
 
     request_id: str
     caller: str = ""
     routing_key: str | None = None
+    route: Role = "champion"
 
 
 class Observer(Protocol):
@@ -328,7 +330,7 @@ class Predictor:
                 found = self._gathering[key] = self._begun(model)
             group = found
         asked = Asked(group, instances, deadline, priority, asker, tell)
-        model.uses.count += 1
+        model.uses.begun += 1
         group.asked.append(asked)
         group.rows += rows
         group.waiting += 1

@@ -9,10 +9,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 
+from pydantic import SecretStr
+
+from app.canary.canaries import Canaries
+from app.canary.canary import Canary
+from app.canary.first_seen import open_first_seen
+from app.canary.table import KIND as EXPOSURES
+from app.canary.table import ExposureTable
 from app.clock import FeatureClock, ReplayClock, WallClock
 from app.config import Settings
 from app.deadline import DeadlineSweep
 from app.errors import FeaturesUnavailable, ModelNotReady
+from app.events.event import Events, NoEvents
 from app.features.plan import FeaturePlan
 from app.features.registry_watch import RegistryWatch, require_registry
 from app.features.source import FeatureSource
@@ -28,6 +36,10 @@ from app.repository.load import VersionOpener
 from app.repository.signing import TrustedKeys
 from app.repository.store import is_url, open_repository
 from app.repository.vault import Vault
+from app.rollout.decider import Decider
+from app.rollout.decision_log import DecisionLog
+from app.rollout.observed import Observations
+from app.rollout.verbs import RolloutVerbs
 from app.served_model import ServedModel
 from app.shadow.comparisons import TABLE_KINDS, Comparisons
 from app.shadow.pair_log import NoPairLog, PairFiles, PairLog
@@ -94,7 +106,10 @@ class Runtime:
         self.models: dict[str, ServedModel | None] = {}
         self.observers: dict[str, Observer] = {}
         """By the name of the model: what sees its answers."""
+        self.canaries: dict[str, Canary] = {}
+        """By the name of the model: what routes its requests."""
         self.labels: Labels = NoLabels()
+        self.events: Events = NoEvents()
         self.registry = RegistryWatch(
             settings.feature_repo,
             settings.registry_check_s,
@@ -110,6 +125,11 @@ class Runtime:
         async with AsyncExitStack() as stack:
             # Before anything that takes long: what is wrong with it is told at once.
             trusted = None if settings.trusted_keys is None else TrustedKeys(settings.trusted_keys)
+            worker = worker_name()
+            if settings.webhooks is not None:
+                # First, so that it closes last: what happens meanwhile is told too.
+                webhooks = _webhooks(settings, worker, self.metrics)
+                self.events = await stack.enter_async_context(webhooks)
             # Of this repository: what was decided on another one's versions is no business of ours.
             location = _location(settings.model_repository)
             of_repository = hashlib.sha256(location.encode()).hexdigest()[:16]
@@ -137,12 +157,14 @@ class Runtime:
             isolated = self._isolated_verification
             source = VersionSource(repository, vault, opener, calls, asyncio.Lock(), isolated)
             poll_s = settings.repository_poll_s
-            worker = worker_name()
+            kinds = {**TABLE_KINDS, EXPOSURES: ExposureTable.decode}
             tables = await stack.enter_async_context(
-                open_tables(
-                    settings.state_redis_url, state, worker, TABLE_KINDS, self._table_refused
-                )
+                open_tables(settings.state_redis_url, state, worker, kinds, self._table_refused)
             )
+            first_seen = await stack.enter_async_context(
+                open_first_seen(settings.state_redis_url, state, worker)
+            )
+            self._canaries = Canaries(self.canaries, first_seen, tables, self.metrics)
             if settings.state_redis_url is not None:
                 keeper = LabelKeeper(
                     settings.state_redis_url, self.models, self.clock, self.metrics
@@ -154,13 +176,39 @@ class Runtime:
                 pair_log = PairFiles(settings.comparison_log, worker, most_bytes)
             records = Records(self.metrics, pair_log, self.labels)
             comparisons = Comparisons(
-                tables, self.models, self._states, records, self.labels.document, self.clock.now_s
+                tables,
+                self.models,
+                self._states,
+                records,
+                self.labels.document,
+                self.clock.now_s,
+                self._canaries.take,
             )
             self.comparisons = await stack.enter_async_context(comparisons)
+            await stack.enter_async_context(self._canaries)
             self.reload = HotReload(
-                self.models, source, store, worker, poll_s, self._shadow, self.metrics
+                self.models,
+                source,
+                store,
+                worker,
+                poll_s,
+                self._shadow,
+                self._canaries.canary,
+                self.events,
+                self.metrics,
             )
             await stack.enter_async_context(self.reload)
+            changes = self.reload.changes
+            self.rollout_verbs = RolloutVerbs(changes, source)
+            decider = Decider(
+                changes,
+                self.rollout_verbs,
+                Observations(tables, self.labels.losses),
+                DecisionLog(settings.work_dir / "decisions"),
+                self.events,
+                self.metrics,
+            )
+            self.decider = await stack.enter_async_context(decider)
             await stack.enter_async_context(self.comparisons.tidied(self.reload.workers))
             await stack.enter_async_context(self.registry)
             watch = asyncio.create_task(self._watch_readiness(), name="readiness")
@@ -230,6 +278,24 @@ class _Observers:
 def _location(repository: str) -> str:
     """The same however it is written."""
     return repository if is_url(repository) else str(Path(repository).resolve())
+
+
+def _webhooks(
+    settings: Settings, worker: str, metrics: Metrics
+) -> AbstractAsyncContextManager[Events]:
+    from app.events.webhooks import open_webhooks  # imports httpx, which most do not need
+
+    def text(setting: SecretStr | None) -> str:
+        return "" if setting is None else setting.get_secret_value()
+
+    return open_webhooks(
+        text(settings.webhooks),
+        settings.webhook_hosts or "",
+        settings.webhook_networks or "",
+        text(settings.webhook_secret),
+        worker,
+        metrics,
+    )
 
 
 async def _failed(

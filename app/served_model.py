@@ -45,23 +45,25 @@ class Uses:
     """Counts the requests that a version has begun and not ended: while there are any, nothing that
     it is made of may be closed."""
 
-    __slots__ = ("_ended", "count")
+    __slots__ = ("_all_over", "_over", "begun")
 
     def __init__(self) -> None:
-        self.count = 0
-        self._ended: asyncio.Event | None = None
+        self.begun = 0
+        """All that ever were."""
+        self._over = 0
+        self._all_over: asyncio.Event | None = None
 
     def end(self) -> None:
         """One of them has ended."""
-        self.count -= 1
-        if self._ended is not None and not self.count:
-            self._ended.set()
+        self._over += 1
+        if self._all_over is not None and self._over == self.begun:
+            self._all_over.set()
 
     async def ended(self) -> None:
         """Wait until all have; nobody may begin another one meanwhile."""
-        if self.count:
-            self._ended = asyncio.Event()
-            await self._ended.wait()
+        if self._over < self.begun:
+            self._all_over = asyncio.Event()
+            await self._all_over.wait()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from app.repository.store import is_url, open_repository
 
 MODEL = "flight_delay"
 CHAMPION_UNTIL, CANDIDATE_UNTIL = "2013-09-01", "2013-10-01"
+BROKEN_UNTIL = "2013-01-15"
 _ZONE = ZoneInfo("America/New_York")
 
 
@@ -49,6 +50,15 @@ def champion_and_candidate(settings: Settings) -> tuple[int, int]:
     if candidate is None:
         candidate = _publish(folder, settings, CANDIDATE_UNTIL, keep_current=True)
     return champion, candidate
+
+
+def broken_candidate(settings: Settings) -> int:
+    """A version that has seen two weeks only, and predicts badly."""
+    folder = Path(settings.model_repository, MODEL)
+    broken = _published(folder, settings, BROKEN_UNTIL)
+    if broken is None:
+        broken = _publish(folder, settings, BROKEN_UNTIL, keep_current=True)
+    return broken
 
 
 def _published(folder: Path, settings: Settings, until: str) -> int | None:

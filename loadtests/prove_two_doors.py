@@ -162,6 +162,8 @@ def _request(rng: random.Random) -> Sent:
     # The ASGI application cannot see that the chunks of a body are here already, and says that the
     # connection ends with its refusal.
     refused = method != "POST" or target in _TARGETS or bool(_REFUSED.intersection(headers))
+    # A proxy's callers are no operators.
+    refused |= bool(set(_ROUTES).intersection(headers)) and "X-Forwarded-For: 192.0.2.7" in headers
     ends = in_chunks and (refused or len(body) > MAX_BODY_BYTES)
     closes = version == "1.0" or "Connection: close" in headers
     if rng.random() < 0.05:
@@ -175,6 +177,7 @@ def _in_chunks(body: bytes, rng: random.Random) -> bytes:
     return chunked(*chunks, trailer=rng.choice((b"", b"X-Checksum: 1\r\n")))
 
 
+_ROUTES = ("Hikyaku-Route: champion", "hikyaku-route: canary", "Hikyaku-Route: both")
 _HEADERS: Sequence[Sequence[str]] = (
     [""] * 20 + ["X-Request-Id: mine", "x-request-id: not fit", "X-Request-Id: " + "x" * 200],
     [""] * 20 + ["Request-Timeout-Ms: 30000", "request-timeout-ms: 0", "Request-Timeout-Ms: soon"],
@@ -183,10 +186,12 @@ _HEADERS: Sequence[Sequence[str]] = (
     [""] * 9 + ["Connection: keep-alive", "Connection: close"],
     ["Content-Type: application/json", "content-type:text/plain", "", "Accept: */*"],
     [""] * 9 + ["X-Forwarded-For: 192.0.2.7", "Cookie: a=b", "X-Empty:", "X-Bytes: \t a  b \t"],
+    [""] * 20 + ["Routing-Key: someone", "Routing-Key:", *_ROUTES],
 )
 _REFUSED = {
     *("Request-Timeout-Ms: soon", "request-timeout-ms: 0", "REQUEST-PRIORITY: high"),
     *("Content-Encoding: gzip", "content-encoding: br"),
+    "Hikyaku-Route: both",
 }
 _TARGETS = (
     "/v1/models/nobody:predict",
@@ -302,7 +307,10 @@ _BAD_BODIES = (
     b" " * (10 * MAX_BODY_BYTES),
 )
 
-_OWN = re.compile(rb'"request_id":"[0-9a-f]{32}"|under request id [0-9a-f]{32}|"workers":\{"[^"]*"')
+_OWN = re.compile(
+    rb'"request_id":"[0-9a-f]{32}"|under request id [0-9a-f]{32}|"workers":\{"[^"]*"|'
+    rb'"per_s":[0-9.e-]+'
+)
 
 
 async def answers(port: int, conversation: Conversation) -> list[Seen]:

@@ -9,7 +9,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 from app.clock import WallClock
 from app.contract import load_contract
@@ -28,7 +35,7 @@ from app.repository.verify import verify_version
 from app.served_model import ServedModel
 from app.telemetry.metrics import Metrics
 
-Kind: TypeAlias = Literal["binary", "regression", "multiclass", "stored"]
+Kind: TypeAlias = Literal["binary", "faulty", "regression", "multiclass", "stored"]
 """What a tiny model computes. The first three take the request fields `a` and `b`:
 
 binary      probability = 1 / (1 + exp(b - a)); decision: probability >= 0.5, that is a >= b
@@ -110,7 +117,8 @@ def stored(
 
 def onnx_model(kind: Kind) -> ModelProto:
     """Input `x` float32 `[N, 2]` (stored: `[N, 4]`), output `probabilities` `[N, 2]` for binary and
-    `[N, 3]` for multiclass, `y` `[N, 1]` for the others."""
+    `[N, 3]` for multiclass, `y` `[N, 1]` for the others. The faulty one is binary, says NaN where
+    `a` is above 100, and fails where it is above 200."""
     nodes: list[NodeProto]
     match kind:
         case "binary":
@@ -118,6 +126,24 @@ def onnx_model(kind: Kind) -> ModelProto:
             nodes = [
                 helper.make_node("MatMul", ["x", "difference"], ["logit"]),
                 helper.make_node("Sigmoid", ["logit"], ["yes"]),
+                helper.make_node("Sub", ["one", "yes"], ["no"]),
+                helper.make_node("Concat", ["no", "yes"], ["probabilities"], axis=1),
+            ]
+        case "faulty":
+            weights = {"difference": [[1.0], [-1.0]], "one": [[1.0]], "zero": [0.0]}
+            weights |= {"first": [[1.0], [0.0]], "most": [[100.0]], "fails": [[200.0]]}
+            nodes = [
+                helper.make_node("MatMul", ["x", "difference"], ["logit"]),
+                helper.make_node("Sigmoid", ["logit"], ["likely"]),
+                helper.make_node("MatMul", ["x", "first"], ["a"]),
+                # An index that is not there fails the execution.
+                helper.make_node("Greater", ["a", "fails"], ["is_far"]),
+                helper.make_node("Cast", ["is_far"], ["place"], to=TensorProto.INT64),
+                helper.make_node("Gather", ["zero", "place"], ["found"]),
+                helper.make_node("Sub", ["most", "a"], ["left"]),
+                helper.make_node("Sqrt", ["left"], ["root"]),
+                helper.make_node("Mul", ["root", "found"], ["nothing"]),
+                helper.make_node("Add", ["likely", "nothing"], ["yes"]),
                 helper.make_node("Sub", ["one", "yes"], ["no"]),
                 helper.make_node("Concat", ["no", "yes"], ["probabilities"], axis=1),
             ]
@@ -137,7 +163,11 @@ def onnx_model(kind: Kind) -> ModelProto:
                 helper.make_node("Where", ["unknown", "null", "x"], ["known"]),
                 helper.make_node("MatMul", ["known", "weights"], ["y"]),
             ]
-    output = {"binary": ("probabilities", 2), "multiclass": ("probabilities", 3)}
+    output = {
+        "binary": ("probabilities", 2),
+        "faulty": ("probabilities", 2),
+        "multiclass": ("probabilities", 3),
+    }
     graph = helper.make_graph(
         nodes,
         kind,
@@ -158,7 +188,7 @@ def contract(kind: Kind, **changes: Any) -> dict[str, Any]:
         "inputs": [{"tensor": "x", "columns": ["a", "b"]}],
     }
     match kind:
-        case "binary":
+        case "binary" | "faulty":
             document["outputs"] = {"probability": {"tensor": "probabilities", "column": 1}}
             document["decision"] = {"output": "probability", "at_least": 0.5}
         case "regression":
@@ -184,7 +214,7 @@ def training(kind: Kind, **changes: Any) -> dict[str, Any]:
     golden: dict[str, Any] = {"instances": _GOLDEN_FIELDS}
     means = {"driver:rating": 4.0, "driver:trips": 5.0, "city:demand": 2.0}
     match kind:
-        case "binary":
+        case "binary" | "faulty":
             golden["predictions"] = [{"probability": binary(**row)} for row in _GOLDEN_FIELDS]
         case "regression":
             golden["predictions"] = [{"value": regression(**row)} for row in _GOLDEN_FIELDS]

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from app.api.operators import Operators
 from app.api.predictions import predicted_model
+from app.canary.canary import OVERRIDE
 from app.errors import InvalidInput, PayloadTooLarge, RequestError
 
 # What only looks. Whatever else there is, or will be, changes something.
 _LOOKING = frozenset(("GET", "HEAD", "OPTIONS"))
+_ROUTE = OVERRIDE.lower().encode()
 _PATHS_AT_MOST = 1024
 _PATH_AT_MOST = 256
 
@@ -25,7 +27,8 @@ class Caller:
 class Doorkeeper:
     """Refuses before the body is read: over the size limit, or for want of rights.
 
-    Everybody may look and predict; all else is for operators, whatever its path.
+    Everybody may look and predict; all else is for operators, whatever its path, and so is to say
+    which version predicts.
     """
 
     def __init__(self, max_body_bytes: int, operators: Operators) -> None:
@@ -43,7 +46,9 @@ class Doorkeeper:
             return InvalidInput("content-length: not a number", field="content-length")
         if int(length) > self.max_body_bytes:
             return PayloadTooLarge(f"body: over the limit of {self.max_body_bytes} bytes")
-        if path in self._predictions or method in _LOOKING or self._is_prediction(path):
+        if method in _LOOKING or (
+            (path in self._predictions or self._is_prediction(path)) and _ROUTE not in headers
+        ):
             return Caller(peer)
         operator = self._operators.recognise(headers, peer)
         return operator if isinstance(operator, RequestError) else Caller(peer, operator)

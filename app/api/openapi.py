@@ -19,7 +19,7 @@ _ANSWER = {
         "model_name": {"type": "string"},
         "model_version": {"type": "string"},
         "request_id": {"type": "string"},
-        "route": {"type": "string", "enum": ["champion", "canary"]},
+        "route": {"type": "string", "enum": ["champion", "canary", "previous"]},
         "degraded": {"type": "boolean"},
         "degraded_reasons": {
             "type": "array",
@@ -128,6 +128,21 @@ def _operation(model: ServedModel, components: dict[str, Any]) -> dict[str, Any]
                     "required": False,
                     "schema": {"type": "string", "enum": ["live", "bulk"]},
                     "description": "`bulk` can wait while others are in a hurry.",
+                },
+                {
+                    "name": "Routing-Key",
+                    "in": "header",
+                    "required": False,
+                    "schema": {"type": "string"},
+                    "description": "Requests of the same key are answered by the same version "
+                    "while another one is being released.",
+                },
+                {
+                    "name": "Hikyaku-Route",
+                    "in": "header",
+                    "required": False,
+                    "schema": {"type": "string", "enum": ["champion", "canary"]},
+                    "description": "For operators: which version answers, whatever the key.",
                 },
             ],
             "requestBody": {

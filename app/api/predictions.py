@@ -4,6 +4,7 @@ import base64
 import logging
 import math
 import re
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -14,11 +15,14 @@ from numpy.typing import NDArray
 
 from app.api.answers import Reply, as_request_error, refusal
 from app.batching.priority import Priority
+from app.canary.canary import OVERRIDE, Canary, Override, no_canary
+from app.canary.exposures import Exposure
 from app.clock import as_rfc3339
 from app.contract import Limits
 from app.deadline import Deadline
 from app.errors import InvalidInput
 from app.features.source import FeatureRows, ValueStatus
+from app.instances import Instances
 from app.predictor import Answer, Asked, Asker, DegradedReason, NotFiniteOutput, Predictor
 from app.request_ids import RequestIds
 from app.served_model import ServedModel
@@ -28,9 +32,10 @@ log = logging.getLogger(__name__)
 
 _PREDICT_PATH = re.compile(r"/v1/models/([^/:]+):predict")
 _PLAIN = (
-    b'{"predictions":%b,%b,"request_id":"%b",'
-    b'"route":"champion","degraded":false,"degraded_reasons":[]}'
+    b'{"predictions":%b,%b,"request_id":"%b","route":"%b","degraded":false,"degraded_reasons":[]}'
 )
+_ROUTE = OVERRIDE.lower().encode()
+_NO_CANARIES: Mapping[str, Canary] = {}
 
 
 def predicted_model(path: str) -> str | None:
@@ -51,8 +56,8 @@ class Call:
     """
 
     __slots__ = (
-        *("_answered", "_asked", "_asker", "_deadline", "_metrics", "_model", "_parsed_s"),
-        *("_predictor", "_priority", "_received_s", "_verbose"),
+        *("_answered", "_asked", "_asker", "_deadline", "_exposure", "_metrics", "_model"),
+        *("_operation", "_override", "_parsed_s", "_priority", "_received_s", "_verbose"),
     )
 
     def __init__(
@@ -62,43 +67,66 @@ class Call:
         deadline: Deadline,
         priority: Priority,
         asker: Asker,
+        override: Override | None,
         received_s: float,
         answered: Callable[[Reply], None],
     ) -> None:
-        self._predictor = operation.predictor
-        self._metrics = operation.metrics
+        self._operation = operation
         self._model = model
         self._deadline = deadline
         self._priority = priority
         self._asker = asker
+        self._override = override
         self._received_s = received_s
         self._answered = answered
         self._asked: Asked | None = None
+        self._exposure: Exposure | None = None
 
     def begin(self, body: bytes) -> None:
         """The body is complete. Which version answers is decided now: while the body was on its way
         another one may have taken the place of the one that let it in."""
+        operation = self._operation
         try:
-            self._model = self._predictor.champion(self._model.id.model)
+            name = self._model.id.model
+            self._model = operation.predictor.champion(name)
             instances = self._model.decoder.decode(body)
             self._verbose = instances.verbose
             self._parsed_s = self._deadline.check()
-            self._asked = self._predictor.begin(
+            canary = operation.canaries.get(name)
+            if canary is not None and not canary.is_idle:
+                instances = self._routed(canary, instances, body)
+            elif self._override == "canary":
+                raise no_canary()
+            self._asked = operation.predictor.begin(
                 self._model, instances, self._deadline, self._priority, self._asker, self.told
             )
         except Exception as exc:
             self.refuse(exc)
+
+    def _routed(self, canary: Canary, instances: Instances, body: bytes) -> Instances:
+        """From now on it is its version's that is to answer; what that reads in the body, which the
+        champion has read as these."""
+        champion = self._model
+        routed = canary.route(self._asker, instances, champion, self._override, self._parsed_s)
+        self._model, self._asker.route, self._exposure = routed
+        if self._model.decoder.reads_as(champion.decoder):
+            return instances
+        return self._model.decoder.decode(body)
 
     def leave(self) -> None:
         """The caller waits no longer: what is not executed yet is not, and nobody is answered."""
         if self._asked is not None:
             self._asked.leave()
             self._asked = None
+            if self._exposure is not None:
+                self._exposure.left(time.monotonic())
 
     def refuse(self, exc: Exception) -> None:
         """It cannot be answered."""
+        if self._exposure is not None:
+            self._exposure.failed(time.monotonic())
         label = self._model.id.model
-        self._give(_refused(exc, self._asker.request_id, label, self._metrics))
+        self._give(_refused(exc, self._asker.request_id, label, self._operation.metrics))
 
     def told(self, answer: Answer | Exception) -> None:
         """How the prediction ended."""
@@ -106,11 +134,13 @@ class Call:
         try:
             if isinstance(answer, Exception):
                 raise answer
-            reply = Reply(200, _body(answer, self._asker.request_id, self._verbose))
+            reply = Reply(200, _body(answer, self._asker, self._verbose))
             answered_s = self._deadline.check()
         except Exception as exc:
             self.refuse(exc)
             return
+        if self._exposure is not None:
+            self._exposure.answered(answered_s, answer.model.id)
         self._model.recorder.answered(
             (
                 self._received_s,
@@ -140,10 +170,13 @@ class PredictOperation:
         predictor: Predictor,
         metrics: Metrics,
         new_id: Callable[[ServedModel], str] = lambda model: new_request_id(),
+        canaries: Mapping[str, Canary] = _NO_CANARIES,
     ) -> None:
-        """`new_id` gives the id of a request to the model."""
+        """`new_id` gives the id of a request to the model; `canaries` by the name of the model
+        route requests while a release is under way. They may change while requests run."""
         self.predictor = predictor
         self.metrics = metrics
+        self.canaries = canaries
         self._new_id = new_id
 
     def label(self, name: str) -> str:
@@ -168,12 +201,13 @@ class PredictOperation:
             model = self.predictor.champion(name)
             deadline = _deadline(headers, model.contract.limits, received_s)
             priority = _priority(headers)
+            override = _override(headers)
             model.batcher.admit(1, deadline, priority)
         except Exception as exc:
             answered(_refused(exc, new_request_id(), self.predictor.label(name), self.metrics))
             return None
         asker = Asker(self._new_id(model), peer, _routing_key(headers))
-        return Call(self, model, deadline, priority, asker, received_s, answered)
+        return Call(self, model, deadline, priority, asker, override, received_s, answered)
 
 
 def _refused(exc: Exception, request_id: str, label: str, metrics: Metrics) -> Reply:
@@ -206,25 +240,38 @@ def _priority(headers: Mapping[bytes, bytes]) -> Priority:
     raise InvalidInput("Request-Priority: live or bulk", field="Request-Priority")
 
 
+def _override(headers: Mapping[bytes, bytes]) -> Override | None:
+    """Of an operator: nobody else gets here with it."""
+    given = headers.get(_ROUTE)
+    if given is None:
+        return None
+    if given == b"champion":
+        return "champion"
+    if given == b"canary":
+        return "canary"
+    raise InvalidInput(f"{OVERRIDE}: champion or canary", field=OVERRIDE)
+
+
 def _routing_key(headers: Mapping[bytes, bytes]) -> str | None:
     given = headers.get(b"routing-key")
     return None if given is None else given.decode("latin-1")
 
 
-def _body(answer: Answer, request_id: str, verbose: bool) -> bytes:
+def _body(answer: Answer, asker: Asker, verbose: bool) -> bytes:
     """A plain answer is most of the time all there is, and only its predictions are its own."""
     if not verbose and not answer.degraded:
         return _PLAIN % (
             orjson.dumps(answer.predictions),
             answer.model.id.as_json,
-            request_id.encode(),
+            asker.request_id.encode(),
+            asker.route.encode(),
         )
     document: dict[str, Any] = {
         "predictions": answer.predictions,
         "model_name": answer.model.id.model,
         "model_version": str(answer.model.id.version),
-        "request_id": request_id,
-        "route": "champion",
+        "request_id": asker.request_id,
+        "route": asker.route,
         "degraded": bool(answer.degraded),
         "degraded_reasons": [_reason(reason) for reason in answer.degraded],
     }

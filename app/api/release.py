@@ -1,4 +1,4 @@
-"""The verbs of a release over HTTP: load, roll back, shadow, unload."""
+"""The verbs of the release state over HTTP: load, roll back, shadow, unload."""
 
 from typing import Annotated, Any
 
@@ -7,31 +7,33 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.admit import Caller
-from app.release.state import StateUnavailable
+from app.release.state import ModelReport, StateUnavailable
 from app.reload.verbs import Outcome
 from app.runtime import Runtime
 
 Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
 
 
-class _Verb(BaseModel):
+class Verb(BaseModel):
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     generation: Annotated[int, Field(ge=0)] | None = None
     """Only while the release state is of this generation; 409 otherwise."""
 
 
-class Load(_Verb):
+class Load(Verb):
     """Which version is to serve; without one, the version that CURRENT names."""
 
     version: Version | None = None
+    despite_quarantine: bool = False
+    """Also where a release of it was rolled back."""
 
 
-class Rollback(_Verb):
+class Rollback(Verb):
     """Back to the version that served before."""
 
 
-class ShowTo(_Verb):
+class ShowTo(Verb):
     """Which version is to be shown requests, and which share of them; without one, the share that
     model.yaml says."""
 
@@ -39,7 +41,7 @@ class ShowTo(_Verb):
     share: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
-class Unload(_Verb):
+class Unload(Verb):
     """Which version is neither to be kept ready nor to be shown requests any more."""
 
     version: Version
@@ -55,32 +57,39 @@ def add_release(app: FastAPI, runtime: Runtime) -> None:
         another change is under way."""
         asked = body or Load()
         version = None if asked.version is None else int(asked.version)
-        by = _operator(request)
-        outcome = await runtime.reload.verbs.load(name, version, asked.generation, by=by)
-        return _document(outcome)
+        by = operator_of(request)
+        outcome = await runtime.reload.verbs.load(
+            name,
+            version,
+            asked.generation,
+            by=by,
+            despite_quarantine=asked.despite_quarantine,
+        )
+        return document_of(outcome)
 
     @app.post("/v1/models/{name}:rollback", tags=["release"])
     async def rollback(name: str, request: Request, body: Rollback | None = None) -> dict[str, Any]:
-        """Have the version serve again that served before, at once. 409 when there is none."""
+        """Have the version serve again that served before, at once; while one is released, that is
+        the end of it. 409 when there is none."""
         asked = body or Rollback()
-        by = _operator(request)
-        return _document(await runtime.reload.verbs.rollback(name, asked.generation, by=by))
+        by = operator_of(request)
+        return document_of(await runtime.reload.verbs.rollback(name, asked.generation, by=by))
 
     @app.post("/v1/models/{name}:shadow", tags=["release"])
     async def shadow(name: str, request: Request, body: ShowTo) -> dict[str, Any]:
         """Show a version what the champion answers, in a process of its own: its answers go to
         nobody and are compared. 400 with the reason when it must not be executed."""
-        by = _operator(request)
+        by = operator_of(request)
         verbs = runtime.reload.verbs
         outcome = await verbs.shadow(name, int(body.version), body.share, body.generation, by=by)
-        return _document(outcome)
+        return document_of(outcome)
 
     @app.post("/v1/models/{name}:unload", tags=["release"])
     async def unload(name: str, request: Request, body: Unload) -> dict[str, Any]:
         """Free a version that is ready or shown requests; 409 for the one that serves."""
-        by = _operator(request)
+        by = operator_of(request)
         verbs = runtime.reload.verbs
-        return _document(await verbs.unload(name, int(body.version), body.generation, by=by))
+        return document_of(await verbs.unload(name, int(body.version), body.generation, by=by))
 
 
 async def release_document(runtime: Runtime, name: str) -> dict[str, Any]:
@@ -91,16 +100,23 @@ async def release_document(runtime: Runtime, name: str) -> dict[str, Any]:
         reports = await runtime.reload.workers()
     except StateUnavailable as exc:
         return {"release": document, "workers": None, "reason": str(exc)}
-    workers = {each.worker: each.models[name] for each in reports if name in each.models}
-    return {"release": document, "workers": msgspec.to_builtins(workers)}
+    workers = {each.worker: _shown(each.models[name]) for each in reports if name in each.models}
+    return {"release": document, "workers": workers}
 
 
-def _document(outcome: Outcome) -> dict[str, Any]:
+def _shown(report: ModelReport) -> dict[str, Any]:
+    """All but how often it is asked, which is another number every time."""
+    shown: dict[str, Any] = msgspec.to_builtins(report)
+    del shown["per_s"]
+    return shown
+
+
+def document_of(outcome: Outcome) -> dict[str, Any]:
     document: dict[str, Any] = msgspec.to_builtins(outcome)
     return document
 
 
-def _operator(request: Request) -> str:
+def operator_of(request: Request) -> str:
     """Who has asked, as the door has found out."""
     caller: Caller = request.state.caller
     return caller.operator or caller.peer

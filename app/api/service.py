@@ -19,6 +19,7 @@ from app.api.lineage import add_lineage
 from app.api.openapi import describe_predictions
 from app.api.predictions import new_request_id
 from app.api.release import add_release, release_document
+from app.api.rollout import add_rollout
 from app.clock import ReplayClock, as_rfc3339
 from app.errors import InvalidInput, NotFound, RequestError
 from app.repository.store import open_repository
@@ -52,6 +53,7 @@ def create_service(runtime: Runtime) -> FastAPI:
     _add_health(app, runtime)
     _add_models(app, runtime)
     add_release(app, runtime)
+    add_rollout(app, runtime)
     add_feedback(app, runtime.models, lambda: runtime.labels)
     add_comparison(app, runtime.models, lambda: runtime.comparisons)
     repository = open_repository(runtime.settings.model_repository)

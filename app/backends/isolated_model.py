@@ -33,6 +33,8 @@ AHEAD = 1
 _MEASURE_EVERY_S = 1.0
 _END_S = 1.0
 _MAX_REASON = 2_000
+# What is behind all others may get no processor for long: of the time it must have had so much.
+_COMPUTED = 0.5
 _HURRIED_NICE = 10  # of a busy core a tenth: idle it might never be open
 
 
@@ -141,10 +143,15 @@ class IsolatedModel:
         execution.sent_whole_at = self._process.send(execution.run, execution.tensors)
 
     def give_up(self, execution: Execution) -> None:
-        """Nobody waits for it any more: it may take `stuck_s` from now, or from its beginning."""
+        """Nobody waits for it any more: it may take `stuck_s` from now, or from its beginning, and
+        as long as it is not let compute."""
         if execution.run.id in self._in_flight:
-            stuck_s = self._opening.isolation.stuck_s
-            self._loop.call_later(stuck_s, self._overdue, execution, self._begun(execution))
+            self._wait_for(execution, self._process.computing().cpu_s)
+
+    def _wait_for(self, execution: Execution, cpu_s: float) -> None:
+        stuck_s = self._opening.isolation.stuck_s
+        had_begun = self._begun(execution)
+        self._loop.call_later(stuck_s, self._overdue, execution, had_begun, cpu_s)
 
     def kill(self, why: str) -> None:
         self._process.kill(why)
@@ -178,12 +185,18 @@ class IsolatedModel:
     def _begun(self, execution: Execution) -> bool:
         return execution in list(self._in_flight.values())[: self._concurrency]
 
-    def _overdue(self, execution: Execution, had_begun: bool) -> None:
-        if had_begun and execution.run.id in self._in_flight:
-            stuck_s = self._opening.isolation.stuck_s
-            self.kill(f"it was stuck: nobody had waited for {stuck_s:g} s for what it executed")
-        else:
+    def _overdue(self, execution: Execution, had_begun: bool, cpu_s: float) -> None:
+        """`cpu_s` is what the process had computed when nobody waited any more."""
+        if execution.run.id not in self._in_flight:
+            return
+        stuck_s = self._opening.isolation.stuck_s
+        now = self._process.computing()
+        if not had_begun:
             self.give_up(execution)
+        elif now.waits_for_cpu and now.cpu_s - cpu_s < stuck_s * _COMPUTED:
+            self._wait_for(execution, cpu_s)  # others have the processor: that is not its fault
+        else:
+            self.kill(f"it was stuck: nobody had waited for {stuck_s:g} s for what it executed")
 
     def _most_bytes(self) -> int:
         """What its next answer may take: nothing where none is due."""

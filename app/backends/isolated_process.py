@@ -1,12 +1,14 @@
 """The server's side of one isolated process: started, sent to, listened to, ended."""
 
 import asyncio
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import app
@@ -73,6 +75,10 @@ class IsolatedProcess:
             return 0
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def computing(self) -> "Computing":
+        """How much it has computed."""
+        return Computing.of(self.pid)
+
     def peak_bytes(self) -> int:
         """The most memory of the machine that it ever held; 0 where the system does not say."""
         try:
@@ -130,6 +136,28 @@ class IsolatedProcess:
             self._again.cancel()
         self._process.kill()
         self._closed.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """What a process has computed, over all its threads."""
+
+    cpu_s: float
+    """Infinite where the system does not say."""
+    waits_for_cpu: bool
+    """Whether a thread would compute now if it were let."""
+
+    @classmethod
+    def of(cls, pid: int) -> "Computing":
+        ticks, waits = 0, False
+        try:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                state, *fields = (task / "stat").read_text().rpartition(")")[2].split()
+                waits = waits or state == "R"
+                ticks += int(fields[10]) + int(fields[11])  # user and system time
+        except OSError:  # it, or a thread of it, has just ended; or there is no /proc
+            return cls(math.inf, waits_for_cpu=False)
+        return cls(ticks / os.sysconf("SC_CLK_TCK"), waits)
 
 
 def _spawn(connection: socket.socket, output: int) -> "subprocess.Popen[bytes]":

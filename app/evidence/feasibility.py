@@ -67,7 +67,7 @@ def blocks_needed(bets: Bets, threshold: float) -> float:
     variance = factors**2 @ bets.counts - growth**2
     # growth n - sureness deviation sqrt(n) = threshold, for one bet with its part of the capital
     needed = [
-        _crossing(mean, math.sqrt(max(of, 0.0)), threshold - capital)
+        _crossing(float(mean), math.sqrt(max(of, 0.0)), float(threshold - capital))
         for mean, of, capital in zip(growth, variance, bets.mixture.log_capital, strict=True)
     ]
     return min(needed)

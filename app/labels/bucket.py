@@ -60,9 +60,10 @@ class Keys:
     def form(self, digest: bytes) -> bytes:
         return self._prefix + b"form:" + digest.hex().encode()
 
-    def quality(self, digest: bytes) -> bytes:
-        """List: quality tables, which add up to that of all predictions of this form."""
-        return self._prefix + b"quality:" + digest.hex().encode()
+    def quality(self, digest: bytes, table: int) -> bytes:
+        """List: quality tables of the form `table`, which add up to that of all predictions of this
+        form."""
+        return self._prefix + b"quality:%s:%d" % (digest.hex().encode(), table)
 
 
 class Place(NamedTuple):

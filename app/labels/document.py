@@ -8,11 +8,12 @@ import numpy as np
 
 from app.clock import as_rfc3339
 from app.comparison.intervals import ClusterSums
+from app.evidence.harms import LOSS_STEPS
 from app.labels.auc import ScoreCounts
 from app.labels.form import LabelForm
+from app.labels.losses import loss_counts
 from app.labels.quality import (
     BINS,
-    BLOCK_STEPS,
     CLIP,
     CLUSTERED,
     COUNTS,
@@ -20,6 +21,7 @@ from app.labels.quality import (
     LOSSES,
     PAIR_COUNTS,
     FloatArray,
+    LossCounts,
     PairQuality,
     QualityTable,
     VersionQuality,
@@ -138,7 +140,7 @@ def _pair(form: LabelForm, names: str, pair: PairQuality) -> dict[str, Any]:
     }
 
 
-def _pair_cell(form: LabelForm, cell: FloatArray, blocks: Mapping[int, int]) -> dict[str, Any]:
+def _pair_cell(form: LabelForm, cell: FloatArray, blocks: LossCounts) -> dict[str, Any]:
     shown, labelled, void, unscored = (int(count) for count in cell[: len(PAIR_COUNTS)])
     label, *losses = _clusters(cell[len(PAIR_COUNTS) :])
     names = LOSSES[form.kind]
@@ -155,7 +157,7 @@ def _pair_cell(form: LabelForm, cell: FloatArray, blocks: Mapping[int, int]) -> 
         "champion": {"losses": _means(names, losses[::3])},
         "candidate": {"losses": _means(names, losses[1::3])},
         "difference": dict(zip(names, map(_mean, losses[2::3]), strict=True)),
-        "blocks": {"steps": BLOCK_STEPS, "counts": [list(each) for each in sorted(blocks.items())]},
+        "blocks": {"steps": LOSS_STEPS, "counts": loss_counts(blocks)},
     }
     return document
 

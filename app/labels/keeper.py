@@ -17,14 +17,17 @@ from app.features.redis_connection import command
 from app.labels.bucket import Keys
 from app.labels.document import live_quality, quality_document
 from app.labels.feedback import Feedback, Outcome, Told
+from app.labels.form import LabelForm
+from app.labels.losses import Losses, losses_by_segment
 from app.labels.maturity import Maturity, read_quality
+from app.labels.quality import QualityTable
 from app.labels.recorder import LabelRecorder
 from app.labels.sample import LabelSample
 from app.labels.transactions import Transactions
 from app.labels.writer import SampleWriter
 from app.predictor import Answer, Asker, Observer
 from app.release.redis_line import RedisLine, state_address
-from app.release.state import StateUnavailable
+from app.release.state import Chosen, StateUnavailable
 from app.request_ids import RequestIds
 from app.served_model import ServedModel, VersionId
 from app.tasks import ended
@@ -57,6 +60,11 @@ class Labels(Observer, Protocol):
         told may have been accepted then, and may be told again."""
         ...
 
+    async def losses(self, model: str, champion: Chosen, candidate: Chosen) -> Mapping[str, Losses]:
+        """What labels say about the candidate beside the champion, by segment; nothing of a model
+        without labels. Raises `StateUnavailable`."""
+        ...
+
     async def document(self, model: str) -> dict[str, Any] | None:
         """How good predictions past their horizon were (`quality_document`); None of a model
         without labels. Raises `StateUnavailable`."""
@@ -80,6 +88,9 @@ class NoLabels:
 
     async def tell(self, model: str, labels: Sequence[Told]) -> list[Outcome]:
         raise NotFound("labels are kept in the state Redis: STATE_REDIS_URL is not set")
+
+    async def losses(self, model: str, champion: Chosen, candidate: Chosen) -> Mapping[str, Losses]:
+        return {}
 
     async def document(self, model: str) -> dict[str, Any] | None:
         return None
@@ -166,13 +177,26 @@ class LabelKeeper:
         except StateUnavailable as exc:
             raise ModelNotReady(f"labels cannot be kept now: {exc}") from exc
 
+    async def losses(self, model: str, champion: Chosen, candidate: Chosen) -> Mapping[str, Losses]:
+        found = await self._quality(model)
+        if found is None:
+            return {}
+        form, table = found
+        names = (f"{each.version}:{each.sha256}" for each in (champion, candidate))
+        pair = table.pairs.get(" ".join(names))
+        return {} if pair is None else losses_by_segment(form, pair)
+
     async def document(self, model: str) -> dict[str, Any] | None:
+        found = await self._quality(model)
+        return None if found is None else await asyncio.to_thread(quality_document, *found)
+
+    async def _quality(self, model: str) -> tuple[LabelForm, QualityTable] | None:
+        """Of predictions past their horizon; None of a model without labels."""
         served = self._served.get(model)
         if served is None or self._sample(served) is None:
             return None
         form, keys = self._models[model].sample.form, self._models[model].keys
-        table = await read_quality(self._taking, keys, form)
-        return await asyncio.to_thread(quality_document, form, table)
+        return form, await read_quality(self._taking, keys, form)
 
     def _sample(self, model: ServedModel) -> LabelSample | None:
         """By the model's contract; None of one without labels. A prediction asks, too."""

@@ -12,7 +12,7 @@ from app.clock import FeatureClock
 from app.features.redis_connection import Reply, command
 from app.labels.bucket import CHARGE, META, Kept, Keys, read_bucket
 from app.labels.form import LabelForm
-from app.labels.quality import QualityTable, added, judged
+from app.labels.quality import TABLE, QualityTable, added, judged
 from app.labels.transactions import Transactions
 from app.release.state import StateUnavailable
 
@@ -107,7 +107,7 @@ class Maturity:
             kept = [each for content in contents if (each := _read(form, content)) is not None]
             if kept:
                 table = judged(form, kept).encode()
-                commands.append(command(b"RPUSH", self._keys.quality(digest), table))
+                commands.append(command(b"RPUSH", self._keys.quality(digest, TABLE), table))
         commands.append(command(b"INCR", self._keys.changes))
         return commands
 
@@ -117,7 +117,7 @@ class Maturity:
 
     async def gather(self, form: LabelForm) -> None:
         """Add up tables of this form where there are many. Raises `StateUnavailable`."""
-        key = self._keys.quality(form.digest)
+        key = self._keys.quality(form.digest, TABLE)
         async with self._transactions.alone():
             [count] = await self._transactions.read(command(b"LLEN", key))
             if count <= _MOST_TABLES:
@@ -157,7 +157,7 @@ def _gathered(contents: Sequence[bytes]) -> tuple[int, bytes]:
 async def read_quality(transactions: Transactions, keys: Keys, form: LabelForm) -> QualityTable:
     """Of all predictions of this form whose horizon has passed. Raises `StateUnavailable`."""
     async with transactions.alone():
-        read = command(b"LRANGE", keys.quality(form.digest), b"0", b"-1")
+        read = command(b"LRANGE", keys.quality(form.digest, TABLE), b"0", b"-1")
         [contents] = await transactions.read(read)
     return await asyncio.to_thread(_added, contents)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.comparison.grid import is_finite
+from app.evidence.harms import LOSS_STEPS
 from app.labels.auc import ScoreCounts
 from app.labels.bucket import Kept, Version
 from app.labels.form import LabelForm
@@ -26,8 +27,8 @@ CLIP = float(np.finfo(np.float64).eps)
 """A probability counts as at least this, and at most one less this, in the log loss."""
 BINS = 20
 """Of equal width, of the reliability of probabilities."""
-BLOCK_STEPS = 2_000
-"""Of the grid on which block means are counted, for a difference of 1."""
+MOST_GRID = 1_000
+"""Steps of `LOSS_STEPS`: what the difference of a block could have been is rounded up to these."""
 MOST_VERSIONS = 16
 """Of which quality is known: those that predicted last. Twice as many pairs."""
 
@@ -43,7 +44,12 @@ COUNTS = ("due", "labelled", "void", "unscored")
 PAIR_COUNTS = ("shown", "labelled", "void", "unscored")
 CLUSTERED = 6
 """Numbers of a `ClusterSums` (app/comparison/intervals.py): clusters, n, n^2, s, s^2, n s."""
-_TABLE = 1
+TABLE = 2
+"""The form of a table. Those of another one are kept elsewhere, and not read."""
+
+LossCounts: TypeAlias = dict[tuple[int, int, int], int]
+"""How many buckets have a mean difference of the Brier loss, candidate less champion, between the
+first two, in steps of 1 / `LOSS_STEPS`, whose absolute value could not be above the third."""
 
 
 class VersionQuality(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -77,9 +83,7 @@ class PairQuality(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
 
     `cells`: for all rows, and then for each segment, `PAIR_COUNTS` and cluster sums of the label,
     and for each loss that of the champion, of the candidate, and candidate less champion.
-    `blocks`: for all rows (0) and each segment (its number from 1 on) how many buckets have which
-    mean of the Brier loss of the candidate less that of the champion: by twice the mean times
-    `BLOCK_STEPS`, where half a step stands for all between two of them.
+    `blocks`: for all rows (0) and each segment (its number from 1 on).
     """
 
     cells: FloatArray
@@ -87,7 +91,7 @@ class PairQuality(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     candidate_bins: FloatArray
     champion_scores: ScoreCounts
     candidate_scores: ScoreCounts
-    blocks: dict[int, dict[int, int]]
+    blocks: dict[int, LossCounts]
     first_s: float
     last_s: float
 
@@ -95,8 +99,8 @@ class PairQuality(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
         blocks = {group: dict(counts) for group, counts in self.blocks.items()}
         for group, counts in other.blocks.items():
             mine = blocks.setdefault(group, {})
-            for mean, count in counts.items():
-                mine[mean] = mine.get(mean, 0) + count
+            for block, count in counts.items():
+                mine[block] = mine.get(block, 0) + count
         return PairQuality(
             self.cells + other.cells,
             self.champion_bins + other.champion_bins,
@@ -115,7 +119,7 @@ class QualityTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     versions: dict[str, VersionQuality] = {}
     pairs: dict[str, PairQuality] = {}
-    table: int = _TABLE
+    table: int = TABLE
 
     def __add__(self, other: "QualityTable") -> "QualityTable":
         versions = dict(self.versions)
@@ -139,8 +143,8 @@ class QualityTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def decode(cls, content: bytes) -> "QualityTable":
         """Raises `ValueError` for a table of another software's."""
         table = _decoder.decode(content)
-        if table.table != _TABLE:
-            raise ValueError(f"a quality table of form {table.table}, not {_TABLE}")
+        if table.table != TABLE:
+            raise ValueError(f"a quality table of form {table.table}, not {TABLE}")
         return table
 
 
@@ -283,14 +287,14 @@ class _Judged:
         counts = (shown, shown & has_truth, shown & is_void, shown & has_truth & ~is_scored)
         cells = [*(self._counted(of) for of in counts), *self._clustered(kept, values)]
         predicted_s = self._rows["predicted_s"][shown]
-        names = LOSSES[self._form.kind]
+        losses = dict(zip(LOSSES[self._form.kind], differences, strict=True))
         return PairQuality(
             np.column_stack(cells).ravel(),
             one.bins(),
             other.bins(),
             one.counts(),
             other.counts(),
-            self._blocks(kept, differences[names.index("brier")]) if "brier" in names else {},
+            self._blocks(kept, candidate, losses["brier"]) if "brier" in losses else {},
             float(predicted_s.min(initial=np.inf)),
             float(predicted_s.max(initial=-np.inf)),
         )
@@ -323,17 +327,21 @@ class _Judged:
         return clustered
 
     def _blocks(
-        self, rows: NDArray[np.bool_], differences: FloatArray
-    ) -> dict[int, dict[int, int]]:
-        [(n, s)] = self._by_cluster(rows, [differences])
+        self, rows: NDArray[np.bool_], candidate: FloatArray, differences: FloatArray
+    ) -> dict[int, LossCounts]:
+        most = _most_difference(self._form, self._rows["numbers"][rows], candidate[rows])
+        # It is reckoned in another way, and the same but for the last bit.
+        most = np.maximum(most, np.abs(differences))
+        (n, of_losses), (_, of_most) = self._by_cluster(rows, [differences, most])
         clusters, groups = np.nonzero(n)
-        steps = BLOCK_STEPS * s[clusters, groups] / n[clusters, groups]
-        means = (np.floor(steps) + np.ceil(steps)).astype(int)
-        blocks: dict[int, dict[int, int]] = {}
-        for (group, mean), count in Counter(
-            zip(groups.tolist(), means.tolist(), strict=True)
-        ).items():
-            blocks.setdefault(group, {})[mean] = count
+        means = LOSS_STEPS * of_losses[clusters, groups] / n[clusters, groups]
+        bounds = LOSS_STEPS * of_most[clusters, groups] / n[clusters, groups]
+        numbers = (np.floor(means), np.ceil(means), np.ceil(bounds / MOST_GRID) * MOST_GRID)
+        columns = (each.astype(int).tolist() for each in numbers)
+        blocks: dict[int, LossCounts] = {}
+        for (group, *block), count in Counter(zip(groups.tolist(), *columns, strict=True)).items():
+            low, high, bound = block
+            blocks.setdefault(group, {})[low, high, bound] = count
         return blocks
 
     def _delays(
@@ -395,6 +403,18 @@ class _Said:
         if self._form.kind != "binary" or not len(self.labels):
             return ScoreCounts()
         return ScoreCounts.of(self.scores, self.labels == 1)
+
+
+def _most_difference(form: LabelForm, champion: FloatArray, candidate: FloatArray) -> FloatArray:
+    """`[rows]`: how far the Brier losses can lie apart, whatever the label is. A probability is
+    that of one of two classes."""
+    mine, theirs = np.clip(champion, 0, 1), np.clip(candidate, 0, 1)
+    if form.kind == "binary":
+        mine, theirs = np.hstack([mine, 1 - mine]), np.hstack([theirs, 1 - theirs])
+    # Of the class k it is half the sum of all squares, less the probability of k, and 1/2.
+    whole = (theirs**2 - mine**2).sum(axis=1, keepdims=True) / 2
+    most: FloatArray = np.abs(whole - (theirs - mine)).max(axis=1)
+    return most
 
 
 def _name(version: Version) -> str:

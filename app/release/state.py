@@ -71,8 +71,13 @@ class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The last one goes on."""
     paused: str = ""
     """By whom: no stage is promoted meanwhile."""
-    is_watched: bool = False
-    """The candidate is the champion now, and the last stage is the restarted test."""
+    watched_since_s: float | None = None
+    """Seconds since 1970 at which the candidate became the champion: from then on the last stage is
+    a restarted test."""
+
+    @property
+    def is_watched(self) -> bool:
+        return self.watched_since_s is not None
 
 
 class Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,6 +127,13 @@ class ModelReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why the version that CURRENT names does not serve, where this worker has tried it."""
     candidates: Mapping[str, str] = {}
     """By a manifest's digest: empty where this worker shows the candidate requests, or why not."""
+    tripped: Mapping[str, str] = {}
+    """By a manifest's digest, what a candidate did that no release goes on with."""
+    per_s: float = 0.0
+    """Requests that it was asked lately."""
+    routes: int = 0
+    """The generation in which the stage began by which this worker routes requests; 0 where none
+    is."""
 
 
 class WorkerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import logging
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
+_TRIP_DEATHS = 3
+_TRIP_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class Candidates:
         """Shown requests."""
         self._freeing: set[asyncio.Task[None]] = set()
         self._failed: dict[Chosen, str] = {}
+        self._deaths: dict[Chosen, deque[float]] = {}
+        """The last instants, monotonic, at which the process of a candidate has died."""
         self._due = asyncio.Event()
         self._pause_s = _FIRST_PAUSE_S
         self._retry: asyncio.TimerHandle | None = None
@@ -92,10 +98,21 @@ class Candidates:
             for state in self._wanted
         }
 
-    async def usual_share(self) -> float:
-        """Of the requests, by the present model.yaml. Raises `InvalidModel`,
-        `RepositoryUnavailable`."""
-        return (await self._contract()).content.shadow.share
+    def tripped(self) -> Mapping[str, str]:
+        """By the digest of each that is wanted and must not be released: why."""
+        now_s = time.monotonic()
+        return {
+            state.chosen.sha256: f"{len(deaths)} deaths in {_TRIP_S:g} s"
+            for state in self._wanted
+            if len(deaths := self._deaths_of(state.chosen, now_s)) >= _TRIP_DEATHS
+        }
+
+    def _deaths_of(self, chosen: Chosen, now_s: float) -> Sequence[float]:
+        return [at_s for at_s in self._deaths.get(chosen, ()) if now_s - at_s < _TRIP_S]
+
+    async def contract(self) -> Contract:
+        """By the present model.yaml. Raises `InvalidModel`, `RepositoryUnavailable`."""
+        return (await self._contract()).content
 
     @asynccontextmanager
     async def prepared(self, chosen: Chosen) -> AsyncIterator[None]:
@@ -241,7 +258,7 @@ class Candidates:
             needed_bytes = verified.memory_bytes * workers
             require_room(needed_bytes, f"{self._name} version {chosen.version} as a candidate")
             candidate = await source.opener.open_candidate(
-                vaulted, contract.content, self._happened, stack
+                vaulted, contract.content, partial(self._happened, chosen), stack
             )
             # What tells rows apart must be in them.
             SegmentReader(contract.content, candidate.decoder.required)
@@ -272,8 +289,11 @@ class Candidates:
         freeing.add_done_callback(self._freeing.discard)
         return freeing
 
-    def _happened(self, event: Event) -> None:
+    def _happened(self, chosen: Chosen, event: Event) -> None:
         self._metrics.shadow_events.labels(self._name, event).inc()
+        if event == "process_ended":
+            deaths = self._deaths.setdefault(chosen, deque(maxlen=_TRIP_DEATHS))
+            deaths.append(time.monotonic())
 
     def _again_later(self) -> None:
         """A while after everything that was tried meanwhile."""

@@ -2,32 +2,52 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from app.errors import HikyakuError
 from app.release.state import (
     Chosen,
     ModelReport,
     ReleaseState,
+    Rollout,
     StateStore,
     StateUnavailable,
     WorkerReport,
 )
 from app.reload.candidates import Candidates
 from app.reload.residents import Resident, Residents
+from app.served_model import ServedModel
 from app.tasks import ended
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 EXCHANGE_EVERY_S = 0.2
+# A rollback is to reach every worker within a tenth of a second.
+_EXCHANGE_IN_ROLLOUT_S = 0.05
 _SETTLED_WITHIN_S = 5.0
+_RATE_OVER_S = 30.0
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
+
+
+class Routes(Protocol):
+    """Decides which version answers a request while a release is under way."""
+
+    def follow(
+        self,
+        rollout: Rollout | None,
+        candidate: ServedModel | None,
+        against: ServedModel | None,
+    ) -> None:
+        """From now on by this one; a version that is None is not open here, and the champion
+        answers for it."""
+        ...
 
 
 class Follower:
@@ -54,9 +74,9 @@ class Follower:
         """By their names."""
         return self._models
 
-    def add(self, residents: Residents, candidates: Candidates) -> "FollowedModel":
+    def add(self, residents: Residents, candidates: Candidates, routes: Routes) -> "FollowedModel":
         """Follow one more model."""
-        model = FollowedModel(residents, candidates, self._due.set, self._metrics)
+        model = FollowedModel(residents, candidates, routes, self._due.set, self._metrics)
         self._models[residents.name] = model
         return model
 
@@ -123,10 +143,14 @@ class Follower:
     async def _follow(self) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(EXCHANGE_EVERY_S):
+                async with asyncio.timeout(self._exchange_every_s()):
                     await self._due.wait()
             self._due.clear()
             await self._exchange_if_possible()
+
+    def _exchange_every_s(self) -> float:
+        is_releasing = any(model.state.rollout is not None for model in self._models.values())
+        return _EXCHANGE_IN_ROLLOUT_S if is_releasing else EXCHANGE_EVERY_S
 
     async def _exchange_if_possible(self) -> None:
         try:
@@ -156,11 +180,16 @@ class FollowedModel:
         self,
         residents: Residents,
         candidates: Candidates,
+        routes: Routes,
         tell: Callable[[], None],
         metrics: Metrics,
     ) -> None:
         self.residents = residents
         self.candidates = candidates
+        self._routes = routes
+        self._rate = _Rate(time.monotonic())
+        self._routed = 0
+        """The generation in which the stage began by which requests are routed."""
         self.state = ReleaseState()
         """The latest that is known."""
         self.refused = ""
@@ -186,6 +215,9 @@ class FollowedModel:
             self._failed,
             self.refused,
             self.candidates.report(),
+            self.candidates.tripped(),
+            self._rate.per_s(self.residents.begun, time.monotonic()),
+            self._routed,
         )
 
     def begin(self, state: ReleaseState, resident: Resident) -> None:
@@ -204,6 +236,7 @@ class FollowedModel:
             self._task.cancel()
         if state.champion is not None and (ready := self._ready(state, state.champion)):
             self._serve(state, ready)
+        self._route(state)
         self._task = asyncio.create_task(self._carry_out(state), name="release")
 
     @contextmanager
@@ -232,8 +265,25 @@ class FollowedModel:
         self._carried_out = state.generation
         self._generation.set(state.generation)
         self._tell()
-        if state.previous is not None:
-            await self._opened(state.previous)
+        for chosen in _standing_by(state):
+            await self._opened(chosen)
+        if state.rollout is not None:
+            self._route(state)
+            self._tell()
+
+    def _route(self, state: ReleaseState) -> None:
+        """Requests that begin from now on are routed by this state."""
+        rollout = state.rollout
+        if rollout is None:
+            self._routes.follow(None, None, None)
+            self._routed = 0
+            return
+        found = [self.residents.find(each) for each in (rollout.candidate, rollout.against)]
+        candidate, against = (None if each is None else each.model for each in found)
+        self._routes.follow(rollout, candidate, against)
+        last = rollout.stages[-1]
+        is_open = against is not None and (candidate is not None or not last.stage.share)
+        self._routed = last.began if is_open else 0
 
     def _ready(self, state: ReleaseState, champion: Chosen) -> Resident | None:
         """What serves already, unless the same version was decided on anew: then of several by
@@ -290,7 +340,36 @@ class FollowedModel:
         return reason
 
 
+class _Rate:
+    """How often something happens that is counted, over the last half minute or so."""
+
+    def __init__(self, now_s: float) -> None:
+        self._count = 0
+        self._at_s = now_s
+        self._per_s = 0.0
+
+    def per_s(self, count: int, now_s: float) -> float:
+        """By the count of now. One that is less was begun anew."""
+        passed_s = now_s - self._at_s
+        if passed_s > 0:
+            of_late = max(count - self._count, 0) / passed_s
+            part = 1 - math.exp(-passed_s / _RATE_OVER_S)
+            self._per_s += part * (of_late - self._per_s)
+            self._count, self._at_s = count, now_s
+        return self._per_s
+
+
 def _besides(state: ReleaseState) -> list[Chosen]:
     """The versions that the state asks for, besides the one that serves."""
-    preparing = None if state.preparing is None else state.preparing.chosen
-    return [chosen for chosen in (state.previous, preparing) if chosen is not None]
+    preparing = [] if state.preparing is None else [state.preparing.chosen]
+    return [*_standing_by(state), *preparing]
+
+
+def _standing_by(state: ReleaseState) -> list[Chosen]:
+    """Those that answer some requests, or could at once."""
+    previous = [] if state.previous is None else [state.previous]
+    rollout = state.rollout
+    if rollout is None:
+        return previous
+    candidate = [rollout.candidate] if rollout.stages[-1].stage.share else []
+    return [*previous, rollout.against, *candidate]

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from app.errors import ConfigurationError, HikyakuError, InvalidModel
+from app.events.event import Events
 from app.release.state import (
     ReleaseState,
     StateStore,
@@ -16,8 +17,9 @@ from app.release.state import (
     WorkerReport,
 )
 from app.reload.candidates import Candidates
+from app.reload.changes import Changes
 from app.reload.current_watch import CurrentWatch
-from app.reload.follower import FollowedModel, Follower
+from app.reload.follower import FollowedModel, Follower, Routes
 from app.reload.residents import READ_WITHIN_S, TAKE_WITHIN_S, Resident, Residents, VersionSource
 from app.reload.verbs import ReleaseVerbs
 from app.served_model import ServedModel
@@ -46,19 +48,24 @@ class HotReload:
         worker: str,
         poll_s: float,
         shadow_of: Callable[[str], Shadow],
+        routes_of: Callable[[str], Routes],
+        events: Events,
         metrics: Metrics,
     ) -> None:
         """`worker` is our name among those of all replicas; `shadow_of` gives what shows a
-        model's candidates its answers."""
+        model's candidates its answers, `routes_of` what routes its requests; `events` are told of
+        what becomes of releases."""
         self._models = models
         self._source = source
         self._store = store
         self._metrics = metrics
         self._shadow_of = shadow_of
+        self._routes_of = routes_of
         self._residents: list[Residents] = []
         self._stack = AsyncExitStack()
         self._follower = Follower(worker, store, metrics)
-        self.verbs = ReleaseVerbs(self._follower, source, metrics)
+        self.changes = Changes(self._follower, events)
+        self.verbs = ReleaseVerbs(self.changes, source, metrics)
         self._follows_current = poll_s > 0
         self._watch = CurrentWatch(self._follower, self.verbs, source, self._add, poll_s, metrics)
 
@@ -90,7 +97,7 @@ class HotReload:
             for name in names:
                 is_new = is_running and not states[name].generation
                 await self._begin(name, states[name], is_new)
-            stack.push_async_callback(self.verbs.close)
+            stack.push_async_callback(self.changes.close)
             await stack.enter_async_context(self._watch)
             pruning = asyncio.create_task(self._prune(), name="prune the vault")
             stack.push_async_callback(ended, pruning)
@@ -115,7 +122,7 @@ class HotReload:
     def _followed(self, residents: Residents) -> FollowedModel:
         name = residents.name
         candidates = Candidates(name, self._shadow_of(name), self._source, self._metrics)
-        return self._follower.add(residents, candidates)
+        return self._follower.add(residents, candidates, self._routes_of(name))
 
     def _made(self, name: str) -> Residents:
         residents = Residents(name, self._models, self._source, self._metrics)
@@ -205,7 +212,12 @@ class HotReload:
         while True:
             states = [model.state for model in self._follower.models.values()]
             named = [
-                (state.champion, state.previous, *(shadow.chosen for shadow in state.shadows))
+                (
+                    state.champion,
+                    state.previous,
+                    None if state.rollout is None else state.rollout.candidate,
+                    *(shadow.chosen for shadow in state.shadows),
+                )
                 for state in states
             ]
             keep = {chosen.sha256 for each in named for chosen in each if chosen is not None}

@@ -94,6 +94,11 @@ class Residents:
         """Those that could serve at once."""
         return tuple(dict.fromkeys(resident.chosen for resident in self._open))
 
+    @property
+    def begun(self) -> int:
+        """Requests that began with one of those that are open."""
+        return sum(resident.model.uses.begun for resident in self._open)
+
     def find(self, chosen: Chosen) -> Resident | None:
         """The one that was opened last, where there are several by different contracts."""
         found = (resident for resident in reversed(self._open) if resident.chosen == chosen)

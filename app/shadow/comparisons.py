@@ -12,7 +12,7 @@ from typing import Any, Self, TypeAlias
 from app.comparison.document import comparison_document
 from app.comparison.table import ComparisonTable
 from app.release.state import ReleaseState, ShadowState, StateUnavailable, WorkerReport
-from app.release.tables import Kinds, StoredTable, TableStore
+from app.release.tables import Additive, Kinds, StoredTable, TableStore
 from app.served_model import ServedModel
 from app.shadow.block import decision_numbers
 from app.shadow.shadow import Shadow
@@ -49,7 +49,11 @@ class Comparisons:
         records: Records,
         quality: Quality,
         feature_now_s: Callable[[], float],
+        others: Callable[[], Mapping[str, Additive]] = dict,
     ) -> None:
+        """`others` gives what else was counted since it was asked the last time, by the names of
+        its tables: a store is written once a second, with everything."""
+        self._others = others
         self._tables = tables
         self._models = models
         self._states = states
@@ -147,11 +151,12 @@ class Comparisons:
             await self._tables.remove(name)
 
     async def _write(self) -> None:
-        counted = {
+        counted: dict[str, Additive] = {
             _name(model, trial): table
             for model, shadow in self._shadows.items()
             for trial, table in shadow.take().items()
         }
+        counted |= self._others()
         try:
             try:
                 await self._records.pair_log.append(self._tables.next_write)

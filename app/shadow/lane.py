@@ -19,6 +19,7 @@ from app.errors import (
     Overloaded,
 )
 from app.predictor import Answer, Asker
+from app.routing_key import key_of
 from app.served_model import Candidate, ServedModel
 from app.shadow.block import Block, Offered, Said, decision_numbers
 from app.shadow.sampling import SamplingPolicy
@@ -116,14 +117,9 @@ class Lane:
         self._waiting.clear()
 
     def _routing_key(self, asker: Asker, answer: Answer) -> str | None:
-        field = self.candidate.contract.routing_key
-        if self._shadow.by != "routing_key" or asker.routing_key is not None or field is None:
-            return asker.routing_key
-        instances = answer.instances
-        if field not in instances.positions:
+        if self._shadow.by != "routing_key":
             return None
-        value = instances.rows[0][instances.positions[field]]
-        return None if value is None else str(value)
+        return key_of(asker.routing_key, self.candidate.contract.routing_key, answer.instances)
 
     def _another(self, champion: ServedModel) -> Block:
         """The block that rows of this champion are gathered in from now on."""

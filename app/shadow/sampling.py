@@ -1,10 +1,10 @@
 """Which requests a candidate is shown."""
 
-import hashlib
 from typing import Protocol
 
 from app.contract import Shadow
 from app.request_ids import drawn
+from app.routing_key import Lots
 
 
 class SamplingPolicy(Protocol):
@@ -32,15 +32,13 @@ class ShareOfKeys:
     def __init__(self, share: float, salt: str) -> None:
         """Another `salt` draws others."""
         self._share = share
-        self._salt = hashlib.sha256(salt.encode()).digest()
+        self._lots = Lots(salt)
         self._requests = ShareOfRequests(share)
 
     def admits(self, request_id: str, routing_key: str | None) -> bool:
         if routing_key is None:
             return self._requests.admits(request_id, None)
-        key = routing_key.encode("utf-8", "surrogatepass")
-        digest = hashlib.blake2b(key, digest_size=8, key=self._salt).digest()
-        return int.from_bytes(digest) < self._share * 2.0**64
+        return self._lots.draw(routing_key)[0] < self._share
 
 
 def policy_of(shadow: Shadow, share: float, salt: str) -> SamplingPolicy | None:

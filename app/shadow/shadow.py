@@ -28,6 +28,8 @@ class Shadow:
         """Of candidates that are shown nothing any more; what they counted last is not told yet."""
 
     def offer(self, asker: Asker, answer: Answer) -> None:
+        if asker.route != "champion":
+            return
         for lane in self._lanes:
             lane.offer(asker, answer)
 

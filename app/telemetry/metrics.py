@@ -237,6 +237,21 @@ class Metrics:
             registry=self.registry,
             tallies=tallies,
         )
+        self.release_evidence = Gauge(
+            "hikyaku_release_evidence",
+            "Base-10 logarithm of E against a claim about a version under release.",
+            ["model", "guardrail", "claim"],
+            together=max,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.release_decisions = Counter(
+            "hikyaku_release_decisions",
+            "What was done about versions under release on evidence.",
+            ["model", "action"],
+            registry=self.registry,
+            tallies=tallies,
+        )
         self.release_state_age = Gauge(
             "hikyaku_release_state_age_seconds",
             "How long ago the release state was read: the longest of all workers.",
@@ -308,6 +323,20 @@ class Metrics:
             registry=self.registry,
             tallies=tallies,
         )
+        self.webhook_deliveries = Counter(
+            "hikyaku_webhook_deliveries",
+            "Events for receivers of webhooks, by what became of them; retried: of an attempt.",
+            ["outcome"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.webhook_waiting_events = Gauge(
+            "hikyaku_webhook_waiting_events",
+            "Events that receivers of webhooks are still to be told.",
+            together=sum,
+            registry=self.registry,
+            tallies=tallies,
+        )
         self.plan_outdated = Gauge(
             "hikyaku_plan_outdated",
             "1 where Feast's registry no longer matches the served plan, 0 where it does.",
@@ -320,6 +349,50 @@ class Metrics:
             "hikyaku_ready",
             "1 while models are warm and the feature store answers, looked at every few seconds.",
             together=min,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.canary_share = Gauge(
+            "hikyaku_canary_share",
+            "Share of the routing keys that the candidate of a release answers.",
+            ["model"],
+            together=max,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.canary_requests = Counter(
+            "hikyaku_canary_requests",
+            "Requests while a release was under way, by who was to answer and how they ended.",
+            ["model", "route", "outcome"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.canary_request_duration = Histogram(
+            "hikyaku_canary_request_duration_seconds",
+            "From the whole request to its answer while a release was under way, answered only.",
+            ["model", "route"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.canary_exposures = Counter(
+            "hikyaku_canary_exposures",
+            "First exposures of routing keys in a stage of a release, by how they ended.",
+            ["model", "arm", "outcome"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.canary_outside = Counter(
+            "hikyaku_canary_outside",
+            "Requests that are no evidence about a candidate, by the reason.",
+            ["model", "reason"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.canary_misrouted = Counter(
+            "hikyaku_canary_misrouted",
+            "First exposures that another version answered than the one their key leads to.",
+            ["model"],
             registry=self.registry,
             tallies=tallies,
         )

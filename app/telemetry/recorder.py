@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.telemetry.instruments import Count
 from app.telemetry.metrics import STAGES, Metrics
+
+Role: TypeAlias = Literal["champion", "canary", "previous"]
+"""Of a version that answers: `previous` still does for some while the champion is watched."""
 
 # Of so many requests and predictions together each costs hardly more than to remember it.
 _AT_ONCE = 256
@@ -45,6 +49,7 @@ class PredictionRecorder:
         self._predictions = {
             name: metrics.prediction.labels(model, "champion", name) for name in outputs
         }
+        self._role: Role = "champion"
         self._answered = metrics.requests.labels(model, "ok")
         self._duration = metrics.request_duration.labels(model)
         self._stages = [metrics.stage_duration.labels(model, stage) for stage in STAGES]
@@ -61,11 +66,22 @@ class PredictionRecorder:
     def lead(self, before: "PredictionRecorder | None") -> None:
         """It records for what serves from now on, after another one, and says how old the newest
         rows are."""
+        self.answers_as("champion")
         for view in () if before is None else before._views:
             self._metrics.feature_newest_age.labels(self._model, view).forget()
         for index, view in enumerate(self._views):
             age = self._metrics.feature_newest_age.labels(self._model, view)
             age.set_function(partial(self._newest_age_s, index))
+
+    def answers_as(self, role: Role) -> None:
+        """What is predicted from now on is told apart by this role."""
+        if role == self._role:
+            return
+        self._record()
+        self._role = role
+        self._predictions = {
+            name: self._metrics.prediction.labels(self._model, role, name) for name in self._outputs
+        }
 
     def close(self) -> None:
         """Nothing more will come: what was kept back is recorded."""

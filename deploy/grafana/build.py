@@ -330,6 +330,68 @@ def candidates() -> list[Json]:
             "ops",
             about="Counts that could not be written are written later; those left out are lost.",
         ),
+        graph(
+            "Events told to receivers of webhooks",
+            [
+                (
+                    "sum by (outcome) (rate(hikyaku_webhook_deliveries_total[$__rate_interval]))",
+                    "{{outcome}}",
+                ),
+            ],
+            "ops",
+            about="Of `retried` each attempt counts. The log says why one was not delivered.",
+        ),
+        graph(
+            "Events that wait for receivers of webhooks",
+            [("sum (hikyaku_webhook_waiting_events)", "waiting")],
+            "short",
+            about="At the instant of each scrape, over all replicas.",
+        ),
+    ]
+
+
+def canary() -> list[Json]:
+    """Of requests while a release is under way."""
+    requests, outside = "hikyaku_canary_requests_total", "hikyaku_canary_outside_total"
+    duration = "hikyaku_canary_request_duration_seconds"
+    exposures = "hikyaku_canary_exposures_total"
+    misrouted = total("model", "hikyaku_canary_misrouted_total")
+    return [
+        graph(
+            "Requests by who answers",
+            [(total("model, route, outcome", requests), "{{model}} {{route}} {{outcome}}")],
+            "reqps",
+            stack="normal",
+            about="canary: the candidate. previous: the version before, while the new one is "
+            "watched. left: the caller did not wait.",
+        ),
+        graph(
+            "Time to the answer by who answers",
+            [
+                (
+                    quantile(q, "model, route", duration),
+                    f"p{q * 100:.0f} {{{{model}}}} {{{{route}}}}",
+                )
+                for q in (0.5, 0.99)
+            ],
+            "s",
+            about="Of all requests. The evidence is about the first of each key.",
+        ),
+        graph(
+            "First exposures of keys",
+            [(total("model, arm, outcome", exposures), "{{model}} {{arm}} {{outcome}}")],
+            "ops",
+            about="What the evidence is made of: each routing key once in a stage.",
+        ),
+        graph(
+            "Requests that are no evidence",
+            [
+                (total("model, reason", outside), "{{model}} {{reason}}"),
+                (misrouted, "{{model}} misrouted"),
+            ],
+            "ops",
+            about="unavailable: who was seen elsewhere was not known. misrouted is a defect.",
+        ),
     ]
 
 
@@ -584,6 +646,30 @@ def process() -> list[Json]:
             about="From asking for a version until every worker serves it, or it was refused.",
         ),
         graph(
+            "Version under release",
+            [
+                (f"hikyaku_canary_share{{{MODEL}}}", "{{model}} share of the keys"),
+                (
+                    total("model, action", "hikyaku_release_decisions_total"),
+                    "{{model}} {{action}} a second",
+                ),
+            ],
+            "short",
+            about="Which share of the routing keys it answers, and what was done on evidence.",
+        ),
+        graph(
+            "Evidence about it",
+            [
+                (
+                    f"hikyaku_release_evidence{{{MODEL}}}",
+                    "{{model}} {{guardrail}} against {{claim}}",
+                )
+            ],
+            "short",
+            about="Base-10 logarithm of E. Against no_worse some 3.8 rolls it back; against worse "
+            "1.3 of every guardrail lets it go on.",
+        ),
+        graph(
             "Release state",
             [
                 (f"hikyaku_release_generation{{{MODEL}}}", "{{instance}} {{model}} generation"),
@@ -634,6 +720,7 @@ ROWS = {
     "Batching": batching,
     "Predictions": predictions,
     "Candidates": candidates,
+    "Release": canary,
     "Labels": labels,
     "Features": features,
     "Features pushed from streams": pushing,

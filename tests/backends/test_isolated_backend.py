@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,18 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
     await isolated.close()
 
 
+@contextmanager
+def beside_a_busy_one(process: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Another process has the core on which all threads of this one must compute."""
+    (core, *_) = sorted(os.sched_getaffinity(0))
+    for task in Path(f"/proc/{process}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {core})
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        os.sched_setaffinity(other.pid, {core})
+        yield other
+        other.kill()
+
+
 async def until_it_answers(backend: Backend) -> None:
     while True:
         try:
@@ -75,6 +88,20 @@ async def test_an_execution_whose_process_is_killed_is_told_so_and_the_next_is_a
     with pytest.raises(BackendDied, match="killed by SIGKILL"):
         await execution
     assert await answer(backend, 1, 2, 3) == [1, 2, 3]
+
+
+async def test_a_process_that_is_not_let_compute_is_not_stuck(tmp_path: Path) -> None:
+    backend = await opened(looping(tmp_path / "model.onnx"), stuck_s=0.25, nice=19, idle=True)
+    (process,) = processes()
+    with beside_a_busy_one(process) as other:
+        with pytest.raises(DeadlineExceeded):
+            await backend.execute(rows(FOR_EVER), Deadline.after(0.05))
+        before = cpu_ticks(other.pid)
+        # A second in which the other one has had the core.
+        await until(lambda: cpu_ticks(other.pid) > before + 100)
+        assert processes() == [process]
+    await until(lambda: processes() != [process])
+    await backend.close()
 
 
 async def test_an_execution_that_had_not_begun_is_not_blamed_for_a_death(backend: Backend) -> None:

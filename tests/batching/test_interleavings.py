@@ -26,8 +26,8 @@ def _silent() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("setting", "orders"),
     [
-        pytest.param(Setting(rows=TWO, batch_rows=2), 142, id="in one batch"),
-        pytest.param(Setting(rows=TWO, batch_rows=1), 142, id="one row a batch"),
+        pytest.param(Setting(rows=TWO, batch_rows=2), 124, id="in one batch"),
+        pytest.param(Setting(rows=TWO, batch_rows=1), 124, id="one row a batch"),
         pytest.param(Setting(rows=(2, 1), batch_rows=1), 302, id="larger than a batch"),
         pytest.param(Setting(rows=TWO, ends=ALL_ENDS), 1065, id="the backend dies"),
         pytest.param(Setting(rows=TWO, step_s=10.0), 208, id="given up"),
@@ -47,6 +47,8 @@ def test_two_requests_in_every_order(setting: Setting, orders: int) -> None:
         pytest.param(Setting(concurrency=2), 989, id="two executions at a time"),
         pytest.param(Setting(concurrency=2, batch_rows=1), 989, id="each by itself"),
         pytest.param(Setting(occupied=True), 869, id="waiting together"),
+        pytest.param(Setting(rows=TWO, batch_rows=2, hurries=1), 1280, id="between turns"),
+        pytest.param(Setting(rows=TWO, batch_rows=1, hurries=1), 1260, id="one, between turns"),
         pytest.param(
             Setting(rows=TWO, occupied=True, hurries=1), 2100, id="waiting together, between turns"
         ),

@@ -113,7 +113,8 @@ async def test_shuffled_delayed_labels_give_the_figures_of_the_same_rows_offline
         assert told["value"] == pytest.approx(difference, abs=EXACT)
         assert told["low"] < told["value"] < told["high"]
     blocks = pair["blocks"]["counts"]
-    assert sum(count for _, count in blocks) == pair["clusters"]
+    assert sum(buckets for *_, buckets in blocks) == pair["clusters"]
+    assert all(-most <= low <= high <= most for low, high, most, _ in blocks)
 
 
 def assert_same(

@@ -200,9 +200,9 @@ async def test_whatever_goes_wrong_changes_are_told_as_they_were_made(
     [
         (b"", "cannot be read"),
         (b"{}", "cannot be read"),
-        (b'{"form":2,"state":{"generation":"x"}}', "cannot be read"),
-        (b'{"form":2,"state":{"generation":3,"canary":5}}', "canary"),
-        (b'{"form":3,"state":{}}', "form 3"),
+        (b'{"form":3,"state":{"generation":"x"}}', "cannot be read"),
+        (b'{"form":3,"state":{"generation":3,"canary":5}}', "canary"),
+        (b'{"form":4,"state":{}}', "form 4"),
         (b"\xff" * 100, "cannot be read"),
         (b"[" * 100_000, "cannot be read"),
     ],

@@ -1,0 +1,1 @@
+"""Tells receivers that are allowed what happened in a release: signed events, by HTTPS."""

@@ -1,0 +1,1 @@
+"""A release under way: its verbs, what is decided of it, on what, and by whom."""

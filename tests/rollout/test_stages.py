@@ -1,0 +1,95 @@
+"""A release from its start to its end, as states, and what is told of each change."""
+
+import msgspec
+
+from app.evidence.feasibility import Traffic
+from app.evidence.plan import Plan
+from app.release.state import Chosen, ReleaseState, Rollout
+from app.reload.told import events_of
+from app.reload.verbs import rolled_back
+from app.rollout.stages import advanced, ended, next_share, started, taken_over, watched_anew
+
+OLD, NEW = Chosen(1, "aa" * 32), Chosen(2, "bb" * 32)
+TRAFFIC = Traffic(1_000, workers=2)
+SERVING = ReleaseState(5, OLD, decided=5)
+
+
+def begun(**changes: float) -> ReleaseState:
+    rollout = Rollout(NEW, OLD, Plan(), 0.0, 0.05, 3_600.0, 1.2, 0, "a", ())
+    return started(SERVING, msgspec.structs.replace(rollout, **changes), 1.0, 100.0)
+
+
+def told(before: ReleaseState, after: ReleaseState) -> list[str]:
+    assert after.generation == before.generation + 1
+    return [event.type for event in events_of("m", before, after, "a")]
+
+
+def test_a_release_goes_from_the_shadow_to_all_and_is_watched() -> None:
+    shown = begun()
+    assert [shadow.chosen for shadow in shown.shadows] == [NEW]
+    assert told(SERVING, shown) == ["release.started"]
+    assert shown.rollout is not None
+    assert next_share(shown.rollout.plan, 0.0) == 0.1
+    first = advanced(shown, 0.1, 0.25, TRAFFIC, 200.0)
+    assert told(shown, first) == ["release.stage_began"]
+    assert first.rollout is not None
+    assert [each.stage.share for each in first.rollout.stages] == [0.0, 0.1]
+    assert first.rollout.stages[-1].stage.keys == 125  # a quarter of a second of each worker
+    taken = taken_over(first, TRAFFIC, 300.0)
+    assert (taken.champion, taken.previous, taken.shadows) == (NEW, OLD, ())
+    assert taken.rollout is not None
+    assert (taken.rollout.stages[-1].stage.share, taken.rollout.is_watched) == (0.95, True)
+    assert told(first, taken) == ["release.promoted"]
+    again = watched_anew(taken, TRAFFIC, 400.0)
+    assert told(taken, again) == []
+    assert again.rollout is not None
+    assert len(again.rollout.stages) == len(taken.rollout.stages)
+    assert again.rollout.watched_since_s == 300.0
+    over = ended(again)
+    assert (over.champion, over.previous, over.rollout) == (NEW, OLD, None)
+    assert told(again, over) == ["release.ended"]
+
+
+def test_without_a_watch_a_release_ends_when_the_candidate_answers_all() -> None:
+    first = advanced(begun(control=0.0), 0.5, None, TRAFFIC, 200.0)
+    over = taken_over(first, TRAFFIC, 300.0)
+    assert (over.champion, over.rollout) == (NEW, None)
+    assert told(first, over) == ["release.promoted"]
+
+
+def test_a_rollback_leaves_the_champion_of_before_and_a_quarantine() -> None:
+    shown = begun()
+    back = rolled_back(shown, "errors", 150.0)
+    assert (back.champion, back.decided, back.shadows, back.rollout) == (OLD, 5, (), None)
+    assert [(each.chosen, each.reason) for each in back.quarantined] == [(NEW, "errors")]
+    assert told(shown, back) == ["release.rolled_back"]
+
+
+def test_a_rollback_of_a_watched_version_is_a_decision_on_the_champion() -> None:
+    taken = taken_over(advanced(begun(), 0.5, None, TRAFFIC, 200.0), TRAFFIC, 300.0)
+    back = rolled_back(taken, "slow", 350.0)
+    assert (back.champion, back.previous, back.decided) == (OLD, None, back.generation)
+    assert told(taken, back) == ["release.rolled_back"]
+
+
+def test_a_version_that_is_released_again_is_in_quarantine_no_more() -> None:
+    back = rolled_back(begun(), "errors", 150.0)
+    assert begun().rollout is not None
+    again = started(back, msgspec.structs.replace(begun().rollout, stages=()), 1.0, 200.0)
+    assert again.quarantined == ()
+
+
+def test_a_pause_and_its_end_are_told() -> None:
+    shown = begun()
+    paused = msgspec.structs.replace(
+        shown,
+        generation=shown.generation + 1,
+        rollout=msgspec.structs.replace(shown.rollout, paused="a"),
+    )
+    assert told(shown, paused) == ["release.paused"]
+    resumed = msgspec.structs.replace(
+        paused,
+        generation=paused.generation + 1,
+        rollout=msgspec.structs.replace(paused.rollout, paused=""),
+    )
+    assert told(paused, resumed) == ["release.resumed"]
