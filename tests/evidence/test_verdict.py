@@ -238,6 +238,7 @@ def test_the_guardrails_share_the_probability_of_a_false_rollback() -> None:
     assert guardrails(PLAN) == (3, 0)
     assert guardrails(Plan()) == (5, 0)
     assert guardrails(EQUIVALENT) == (6, 0)
+    assert guardrails(Plan(), shares=3) == (7, 0)
     assert guardrails(msgspec.structs.replace(LABELLED, segments=("a", "b"))) == (4, 4)
     of_all = judge(PLAN, shadow())
     assert reading(of_all, "errors").rolls_back_at == pytest.approx(3 + 0.4771, abs=1e-4)
