@@ -74,14 +74,19 @@ def judge(plan: Plan, counts: Counts) -> Verdict:
     return Verdict("hold", tuple(missing), readings)
 
 
-def guardrails(plan: Plan) -> tuple[int, int]:
-    """How many of them can have a candidate rolled back: of all rows, and within segments."""
+def guardrails(plan: Plan, begun: int = 0) -> tuple[int, int]:
+    """How many of them can have a candidate rolled back: of all rows, and within segments.
+
+    `begun`: stages with a share that are judged; while the candidate is watched there is one, also
+    of a plan without any.
+    """
     paired = 1 + (plan.margins.not_finite > 0) + plan.judges_labels
     in_segments = 1 + plan.judges_labels
     if plan.kind == "equivalent":
         paired += 3
         in_segments += 3
-    return paired + 2 * sum(share > 0 for share in plan.stages), in_segments * len(plan.segments)
+    stages = max(begun, sum(share > 0 for share in plan.stages))
+    return paired + 2 * stages, in_segments * len(plan.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +98,9 @@ class _Bounds:
     promotion: float
 
     @classmethod
-    def of(cls, plan: Plan) -> "_Bounds":
-        whole, segments = guardrails(plan)
+    def of(cls, plan: Plan, counts: Counts) -> "_Bounds":
+        begun = sum(stage.stage.share > 0 for stage in counts.stages)
+        whole, segments = guardrails(plan, begun)
         parts = 2 if segments else 1
         return cls(
             math.log(parts * whole / plan.rollback_alpha),
@@ -104,7 +110,7 @@ class _Bounds:
 
 
 def _readings(plan: Plan, counts: Counts) -> Iterator[Reading]:
-    bounds = _Bounds.of(plan)
+    bounds = _Bounds.of(plan, counts)
     for segment in (WHOLE, *plan.segments):
         paired = counts.paired.get(segment, PairedCounts())
         for name, evidence, decides in _paired(plan, paired):

@@ -248,6 +248,13 @@ def test_the_guardrails_share_the_probability_of_a_false_rollback() -> None:
     assert segment.promotes_at == pytest.approx(1.3010, abs=1e-4)
 
 
+def test_a_version_that_is_watched_after_a_plan_without_shares_has_its_guardrails_counted() -> None:
+    plan = msgspec.structs.replace(PLAN, stages=(0.0,))
+    watched = msgspec.structs.replace(EXPOSED, stage=Stage(share=0.95, keys=40, slow_s=0.1))
+    verdict = judge(plan, Counts({}, (watched,)))
+    assert reading(verdict, "slow", stage=0).rolls_back_at == pytest.approx(3 + 0.4771, abs=1e-4)
+
+
 def test_a_verdict_is_the_same_in_whatever_order_and_parts_the_counts_came() -> None:
     errors = [(n, min(n // 7, 1), 1 + n) for n in range(1, 33)]
     split = [(n, harmed, part) for n, harmed, count in errors for part in (1, count - 1) if part]
