@@ -76,16 +76,19 @@ def judge(plan: Plan, counts: Counts) -> Verdict:
     return Verdict("hold", tuple(missing), readings)
 
 
-def guardrails(plan: Plan, shares: int = 0) -> tuple[int, int]:
-    """How many of them can have a candidate rolled back: of all rows, and within segments. `shares`
-    are the stages with a share that have begun: an operator may add some."""
+def guardrails(plan: Plan, begun: int = 0) -> tuple[int, int]:
+    """How many of them can have a candidate rolled back: of all rows, and within segments.
+
+    `begun`: stages with a share that are judged; while the candidate is watched there is one, also
+    of a plan without any.
+    """
     paired = 1 + (plan.margins.not_finite > 0) + plan.judges_labels
     in_segments = 1 + plan.judges_labels
     if plan.kind == "equivalent":
         paired += 3
         in_segments += 3
-    shares = max(shares, sum(share > 0 for share in plan.stages))
-    return paired + 2 * shares, in_segments * len(plan.segments)
+    stages = max(begun, sum(share > 0 for share in plan.stages))
+    return paired + 2 * stages, in_segments * len(plan.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,8 @@ class _Bounds:
 
     @classmethod
     def of(cls, plan: Plan, counts: Counts) -> "_Bounds":
-        shares = sum(stage.stage.share > 0 for stage in counts.stages)
-        whole, segments = guardrails(plan, shares)
+        begun = sum(stage.stage.share > 0 for stage in counts.stages)
+        whole, segments = guardrails(plan, begun)
         parts = 2 if segments else 1
         return cls(
             math.log(parts * whole / plan.rollback_alpha),
