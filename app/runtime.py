@@ -201,7 +201,11 @@ class Runtime:
             changes = self.reload.changes
             observations = Observations(tables, self.labels.losses)
             self.rollout_verbs = RolloutVerbs(
-                changes, source, observations, settings.state_redis_url is not None
+                changes,
+                source,
+                observations,
+                keeps_labels=settings.state_redis_url is not None,
+                replays=settings.replay_clock is not None,
             )
             decider = Decider(
                 changes,

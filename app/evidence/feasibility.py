@@ -8,8 +8,9 @@ import numpy as np
 
 from app.comparison.table import SHIFT_STEPS
 from app.evidence.bets import BOLD, Bets
-from app.evidence.harms import Exposures
+from app.evidence.harms import LOSS_STEPS, USUAL_LOSS, Exposures, loss_bets
 from app.evidence.plan import Plan, least_keys
+from app.request_ids import IDS_IN_BUCKET
 
 LEAST_SECONDS_A_BLOCK = 0.25
 """What fails together, a batch say, is to be over within a block."""
@@ -29,6 +30,10 @@ class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of an execution of a candidate that is shown requests."""
     shown: float = 1.0
     """Share of the requests that it is shown."""
+    labelled: float = 1.0
+    """Share of these that are kept until their labels come."""
+    labels_after_s: float = 0.0
+    """Until a label is due."""
     bad_share: float = 0.005
     """Of the champion's answers."""
     slow_share: float = 0.01
@@ -96,7 +101,7 @@ def _need(plan: Plan, share: float, traffic: Traffic) -> Need:
 
 
 def _shown(plan: Plan, traffic: Traffic) -> Iterator[tuple[str, float]]:
-    """Of a candidate that harms no row: what has to be labelled comes later, and is not known."""
+    """Of a candidate that harms no row, and says as much as the champion about the labels."""
     margins = plan.margins
     rates = {"errors": margins.errors}
     if margins.not_finite > 0:
@@ -107,6 +112,12 @@ def _shown(plan: Plan, traffic: Traffic) -> Iterator[tuple[str, float]]:
     for name, margin in rates.items():
         bets = Bets(np.array([margin]), np.ones(1), margin - 1, margin - 1, BOLD)
         yield name, blocks_needed(bets, _threshold(plan)) * traffic.rows / traffic.shown
+    if plan.judges_labels:
+        alike = [(-1, 1, round(USUAL_LOSS * LOSS_STEPS), 1)]
+        bets = loss_bets(alike, LOSS_STEPS, margins.loss).no_worse
+        blocks = blocks_needed(bets, _threshold(plan))
+        kept = traffic.shown * traffic.labelled
+        yield "loss", blocks * IDS_IN_BUCKET / kept + traffic.labels_after_s * traffic.per_s
 
 
 def _exposed(plan: Plan, share: float, keys: int, traffic: Traffic) -> Iterator[tuple[str, float]]:

@@ -27,7 +27,7 @@ LossCounts: TypeAlias = Sequence[tuple[int, int, int, int]]
 
 LOSS_STEPS = 20_000
 """Of the grid on which block means of the difference of a loss are counted."""
-_USUAL_LOSS = 0.1
+USUAL_LOSS = 0.1
 
 # Of the margin: what cutting a block may add to its mean, and is taken off again.
 _GIVEN = 0.05
@@ -92,7 +92,7 @@ def of_losses(blocks: LossCounts, steps: int, margin: float) -> Evidence:
     """Block means of the difference of a loss as `(low, high, most, blocks)`, of which `most`
     bounds the absolute value and follows from what both said, before the label is known.
 
-    The largest bet is what a bound of `_USUAL_LOSS` allows, some ten times what -1 … 1 would:
+    The largest bet is what a bound of `USUAL_LOSS` allows, some ten times what -1 … 1 would:
     labels are few. Blocks whose bound is higher have the bets given up that are too large for them.
     To make those smaller in such blocks alone would count little where the two say something else,
     which is where harm is.
@@ -102,7 +102,7 @@ def of_losses(blocks: LossCounts, steps: int, margin: float) -> Evidence:
 
 def loss_bets(blocks: LossCounts, steps: int, margin: float) -> Claims:
     low, high, most, counts = np.array(blocks, np.float64).reshape(-1, 4).T
-    least, usual = -most / steps - margin, -_USUAL_LOSS - margin
+    least, usual = -most / steps - margin, -USUAL_LOSS - margin
     return Claims(
         worse=Bets(low / steps - margin, counts, least, usual, BROAD),
         no_worse=Bets(margin - high / steps, counts, least, usual, BROAD),

@@ -59,13 +59,17 @@ class RolloutVerbs:
         changes: Changes,
         source: VersionSource,
         observations: Observations,
+        *,
         keeps_labels: bool,
+        replays: bool,
     ) -> None:
-        """`keeps_labels`: whether predictions are kept until their labels come."""
+        """`keeps_labels`: whether predictions are kept until their labels come. `replays`: feature
+        time is as fast as somebody likes."""
         self._changes = changes
         self._source = source
         self._observations = observations
         self._keeps_labels = keeps_labels
+        self._replays = replays
 
     async def start(
         self,
@@ -215,7 +219,15 @@ class RolloutVerbs:
         if per_s is None:
             per_s = measured_per_s(model.residents.name, reports)
         rows = min(contract.shadow.block_rows, 1 + per_s / len(reports) * _held_s(contract))
-        return Traffic(per_s, len(reports), rows, shown=contract.shadow.share)
+        traffic = Traffic(per_s, len(reports), rows, shown=contract.shadow.share)
+        labels = contract.labels
+        if labels is None:
+            return traffic
+        return msgspec.structs.replace(
+            traffic,
+            labelled=labels.share,
+            labels_after_s=0.0 if self._replays else labels.horizon.after_s,
+        )
 
 
 def measured_per_s(name: str, reports: Sequence[WorkerReport]) -> float:

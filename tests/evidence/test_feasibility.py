@@ -16,6 +16,16 @@ PLAN = Plan(
 TRAFFIC = Traffic(per_s=10.0, rows=4.0, bad_share=0.01, slow_share=0.02)
 
 
+def test_labels_have_to_come_before_a_candidate_goes_on() -> None:
+    plan = Plan(stages=(0.0,), judges_labels=True)
+    [at_once] = needs(plan, Traffic(100.0))
+    [later] = needs(plan, Traffic(100.0, labels_after_s=86_400.0))
+    assert (at_once.because_of, later.because_of) == ("loss", "loss")
+    assert later.seconds == pytest.approx(at_once.seconds + 86_400)
+    [of_few] = needs(plan, Traffic(100.0, shown=0.5, labelled=0.1))
+    assert of_few.requests == pytest.approx(20 * at_once.requests)
+
+
 def test_a_shadow_stage_is_through_after_what_was_said() -> None:
     need = needs(PLAN, TRAFFIC)[0]
     at = math.log(1 / PLAN.promotion_alpha)
