@@ -194,7 +194,7 @@ class LabelSample:
         """Of one version, encoded together."""
         counts = [len(each.answer.predictions) for each in offered]
         total = sum(counts)
-        if model.contract is not self.contract and model.contract != self.contract:
+        if model.contract.label_digest != self.contract.label_digest:
             self.left_out["other_contract"] += total
             return
         instances = together([each.answer.instances for each in offered])
