@@ -19,7 +19,7 @@ from app.labels.feedback import Feedback, Outcome, Told
 from app.labels.form import LabelForm
 from app.labels.losses import Losses, losses_by_segment
 from app.labels.maturity import Maturity, read_quality
-from app.labels.quality import QualityTable
+from app.labels.quality import QualityTable, pair_name
 from app.labels.recorder import LabelRecorder
 from app.labels.sample import LabelSample
 from app.labels.transactions import Transactions
@@ -48,7 +48,13 @@ class Labels(Observer, Protocol):
         ...
 
     def compared(
-        self, model: str, request_id: str, candidate: VersionId, first: int, numbers: FloatArray
+        self,
+        model: str,
+        request_id: str,
+        candidate: VersionId,
+        began: int,
+        first: int,
+        numbers: FloatArray,
     ) -> None:
         """What a candidate says about a request that was offered (`LabelSample.compared`)."""
         ...
@@ -59,9 +65,12 @@ class Labels(Observer, Protocol):
         told may have been accepted then, and may be told again."""
         ...
 
-    async def losses(self, model: str, champion: Chosen, candidate: Chosen) -> Mapping[str, Losses]:
-        """What labels say about the candidate beside the champion, by segment; nothing of a model
-        without labels. Raises `StateUnavailable`."""
+    async def losses(
+        self, model: str, champion: Chosen, candidate: Chosen, began: int
+    ) -> Mapping[str, Losses]:
+        """What labels say about the candidate beside the champion, by segment, of requests that it
+        was shown in the trial that began in this generation; nothing of a model without labels.
+        Raises `StateUnavailable`."""
         ...
 
     async def document(self, model: str) -> dict[str, Any] | None:
@@ -82,13 +91,21 @@ class NoLabels:
     def offer(self, asker: Asker, answer: Answer) -> None: ...
 
     def compared(
-        self, model: str, request_id: str, candidate: VersionId, first: int, numbers: FloatArray
+        self,
+        model: str,
+        request_id: str,
+        candidate: VersionId,
+        began: int,
+        first: int,
+        numbers: FloatArray,
     ) -> None: ...
 
     async def tell(self, model: str, labels: Sequence[Told]) -> list[Outcome]:
         raise NotFound("labels are kept in the state Redis: STATE_REDIS_URL is not set")
 
-    async def losses(self, model: str, champion: Chosen, candidate: Chosen) -> Mapping[str, Losses]:
+    async def losses(
+        self, model: str, champion: Chosen, candidate: Chosen, began: int
+    ) -> Mapping[str, Losses]:
         return {}
 
     async def document(self, model: str) -> dict[str, Any] | None:
@@ -158,11 +175,17 @@ class LabelKeeper:
             sample.offer(asker, answer)
 
     def compared(
-        self, model: str, request_id: str, candidate: VersionId, first: int, numbers: FloatArray
+        self,
+        model: str,
+        request_id: str,
+        candidate: VersionId,
+        began: int,
+        first: int,
+        numbers: FloatArray,
     ) -> None:
         sample = self._giver(model, request_id)
         if sample is not None:
-            sample.compared(request_id, candidate, first, numbers)
+            sample.compared(request_id, candidate, began, first, numbers)
 
     async def tell(self, model: str, labels: Sequence[Told]) -> list[Outcome]:
         served = self._served.get(model)
@@ -175,13 +198,15 @@ class LabelKeeper:
         except StateUnavailable as exc:
             raise ModelNotReady(f"labels cannot be kept now: {exc}") from exc
 
-    async def losses(self, model: str, champion: Chosen, candidate: Chosen) -> Mapping[str, Losses]:
+    async def losses(
+        self, model: str, champion: Chosen, candidate: Chosen, began: int
+    ) -> Mapping[str, Losses]:
         found = await self._quality(model)
         if found is None:
             return {}
         form, table = found
-        names = (f"{each.version}:{each.sha256}" for each in (champion, candidate))
-        pair = table.pairs.get(" ".join(names))
+        mine, theirs = (f"{each.version}:{each.sha256}" for each in (champion, candidate))
+        pair = table.pairs.get(pair_name(mine, theirs, began))
         return {} if pair is None else losses_by_segment(form, pair)
 
     async def document(self, model: str) -> dict[str, Any] | None:

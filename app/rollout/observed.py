@@ -22,8 +22,8 @@ from app.shadow.trial import TrialId
 
 _Table = TypeVar("_Table", bound=Additive)
 
-LossesOf: TypeAlias = Callable[[str, Chosen, Chosen], Awaitable[Mapping[str, Losses]]]
-"""Of a model, its champion and a candidate (`app.labels.keeper.Labels.losses`)."""
+LossesOf: TypeAlias = Callable[[str, Chosen, Chosen, int], Awaitable[Mapping[str, Losses]]]
+"""Of a model, its champion and a candidate in a trial (`app.labels.keeper.Labels.losses`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Observations:
             return Observed(Counts({}, stages[-1:]), rollout.stages[-1].stage.slow_s)
         shown = await self._shown(model, rollout)
         paired = await asyncio.to_thread(_paired, shown)
-        losses = await self._losses(model, rollout.against, rollout.candidate)
+        losses = await self._losses(model, rollout.against, rollout.candidate, rollout.began)
         for segment, loss in losses.items():
             known = paired.get(segment, PairedCounts())
             paired[segment] = msgspec.structs.replace(known, **loss._asdict())
