@@ -1,6 +1,8 @@
 """The serving contract of a model: what model.yaml may say, with its defaults and its limits."""
 
+import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -546,6 +548,14 @@ class Contract(_Section):
         """The output by which versions are compared and judged."""
         decided = None if self.decision is None else self.decision.output
         return self.compared_output or decided or next(iter(self.outputs))
+
+    @cached_property
+    def label_digest(self) -> bytes:
+        """Of all that says how predictions are kept for labels, and nothing else: versions whose
+        contracts agree in it keep theirs together. Reckoned once: every request asks."""
+        asked = self.model_dump_json(include={"labels", "segments"}, by_alias=True)
+        judged = repr((self.score, self.outputs[self.score].labels))
+        return hashlib.sha256(f"{asked}{judged}".encode()).digest()[:8]
 
     @property
     def score_is_probability(self) -> bool:

@@ -58,6 +58,8 @@ class RequestIds:
         self._below = _ALL if share >= 1 else f"{int(share * 16**_DRAWN_HEX):0{_DRAWN_HEX}x}"
         self._left = 0
         """Ids that the bucket still gives."""
+        self._tags: tuple[str, ...] = ()
+        """This one and the one before, as ids begin with them."""
         self._start()
         self.next = self._drawn().__next__
         """The next id. It costs a fifth of a microsecond."""
@@ -70,8 +72,13 @@ class RequestIds:
         """Whether a prediction with this id, of whatever worker, is in the sample."""
         return request_id[_FIRST_RANDOM : _FIRST_RANDOM + _DRAWN_HEX] < self._below
 
+    def gave(self, request_id: str) -> bool:
+        """Whether it is one of these ids; of those before the last two tags that is forgotten."""
+        return request_id[: 2 * _TAG_BYTES] in self._tags
+
     def _start(self) -> None:
         self.tag = secrets.token_bytes(_TAG_BYTES)
+        self._tags = (*self._tags[-1:], self.tag.hex())
         self.bucket = -1
         """The number that ids get now; -1 before the first one."""
 

@@ -6,7 +6,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Literal, TypeAlias
 
 from app.canary.first_seen import MARKS, FirstSeen, SeenHere
@@ -173,18 +172,10 @@ class StageExposures:
         if self._over_s is not None and not self._begun:
             self._seen = SeenHere()  # the memory of the one before is free
         self._give_up_lost()
-        told = _Told()
-        for at in count():
-            if not self._waiting or not self._waiting[0].ended:
-                break
-            self._enter(self._waiting.popleft(), told)
-            if at % _AT_ONCE == _AT_ONCE - 1:
-                await asyncio.sleep(0)
-        self._table.candidate.answered(told.candidate_s)
-        self._table.against.answered(told.against_s)
-        for (arm, outcome), exposures in told.outcomes.items():
-            self._metrics.canary_exposures.labels(self._model, arm, outcome).inc(exposures)
-        self._record()
+        while self._waiting and self._waiting[0].ended:
+            self._enter_some()
+            await asyncio.sleep(0)
+        await self._record()
 
     def take(self) -> ExposureTable | None:
         """What was counted since it was taken the last time; None where nothing was."""
@@ -246,6 +237,18 @@ class StageExposures:
             if not exposure.ended:
                 exposure.ended = "lost"
 
+    def _enter_some(self) -> None:
+        """The first of those that have ended."""
+        told = _Told()
+        for _ in range(_AT_ONCE):
+            if not self._waiting or not self._waiting[0].ended:
+                break
+            self._enter(self._waiting.popleft(), told)
+        self._table.candidate.answered(told.candidate_s)
+        self._table.against.answered(told.against_s)
+        for (arm, outcome), exposures in told.outcomes.items():
+            self._metrics.canary_exposures.labels(self._model, arm, outcome).inc(exposures)
+
     def _enter(self, exposure: Exposure, told: "_Told") -> None:
         """Into the ledger of its arm, and into the block."""
         arm, ended = self._arm(exposure), exposure.ended
@@ -282,10 +285,19 @@ class StageExposures:
         self._table.misrouted += 1
         self._metrics.canary_misrouted.labels(self._model).inc()
 
-    def _record(self) -> None:
+    async def _record(self) -> None:
         """What callers have had of each route, and what was left out."""
         ended = list(self._ended)
         self._ended.clear()
+        for reason, requests in self._outside.items():
+            self._table.leave_out(reason, requests)
+            self._metrics.canary_outside.labels(self._model, reason).inc(requests)
+        self._outside.clear()
+        for at in range(0, len(ended), _AT_ONCE):
+            self._record_some(ended[at : at + _AT_ONCE])
+            await asyncio.sleep(0)
+
+    def _record_some(self, ended: Sequence[Exposure]) -> None:
         if self.stage.share == 0:
             self._table.against.answered([e.took_s for e in ended if e.ended == "ok"])
         for (route, how), requests in Counter((e.route, e.ended) for e in ended).items():
@@ -293,10 +305,6 @@ class StageExposures:
         for route in {exposure.route for exposure in ended}:
             took_s = [e.took_s for e in ended if e.route == route and e.ended == "ok"]
             self._metrics.canary_request_duration.labels(self._model, route).observe_all(took_s)
-        for reason, requests in self._outside.items():
-            self._table.leave_out(reason, requests)
-            self._metrics.canary_outside.labels(self._model, reason).inc(requests)
-        self._outside.clear()
 
 
 @dataclass(slots=True)

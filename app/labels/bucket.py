@@ -31,7 +31,8 @@ ROW, CANDIDATE, LABEL, VERSION = b"r", b"c", b"l", b"v"
 LABEL_VALUE = struct.Struct("<dd")
 """The label as a number (NaN: void), and when it arrived by feature time."""
 _ROW_NAME = struct.Struct("<9sI")
-_VERSION = struct.Struct("<I")
+_VERSION = struct.Struct("<I32s")
+_BEGAN = struct.Struct("<Q")
 _INDEX = struct.Struct("<H")
 _NAME_BYTES = _ROW_NAME.size
 
@@ -80,22 +81,25 @@ class Place(NamedTuple):
         return cls(bucket, _ROW_NAME.pack(request.random, instance))
 
 
-def version_field(index: int, version: VersionId) -> tuple[bytes, bytes]:
-    """Which version a row means by this index."""
-    content = _VERSION.pack(version.version) + bytes.fromhex(version.sha256)
-    return VERSION + _INDEX.pack(index), content
+def version_field(index: int, version: VersionId, began: int | None) -> tuple[bytes, bytes]:
+    """Which version a row means by this index; of a candidate, in the trial that `began` so."""
+    content = _VERSION.pack(version.version, bytes.fromhex(version.sha256))
+    trial = b"" if began is None else _BEGAN.pack(began)
+    return VERSION + _INDEX.pack(index), content + trial
 
 
 def candidate_name(row: bytes, index: int) -> bytes:
-    """Where the numbers of the version with this index are kept for the row."""
+    """Where the numbers of the candidate with this index are kept for the row."""
     return CANDIDATE + row + _INDEX.pack(index)
 
 
 class Version(NamedTuple):
-    """Which version it was; `sha256` is the digest of its manifest."""
+    """Which version it was; `sha256` is the digest of its manifest. Of a candidate, the generation
+    of the release state in which it `began` to be shown requests; None of one that answers."""
 
     number: int
     sha256: str
+    began: int | None = None
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -149,9 +153,11 @@ def read_bucket(form: LabelForm, fields: dict[bytes, bytes]) -> Kept:
             candidates[index][place] = np.frombuffer(fields[field], "<f8")
     versions = {}
     for field in kinds[VERSION]:
-        [number] = _VERSION.unpack(fields[field][:4])
         [index] = _INDEX.unpack(field[1:])
-        versions[index] = Version(number, fields[field][4:].hex())
+        number, sha256 = _VERSION.unpack_from(fields[field])
+        trial = fields[field][_VERSION.size :]
+        began = _BEGAN.unpack(trial)[0] if trial else None
+        versions[index] = Version(number, sha256.hex(), began)
     return Kept(names, rows, versions, labels, is_labelled, arrived_s, candidates, shown)
 
 

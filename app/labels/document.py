@@ -117,7 +117,7 @@ def _cell(form: LabelForm, cell: FloatArray) -> dict[str, Any]:
 
 
 def _pair(form: LabelForm, names: str, pair: PairQuality) -> dict[str, Any]:
-    champion, candidate = names.split(" ")
+    champion, candidate, began = names.split(" ")
     cells = pair.cells.reshape(-1, pair_columns(form))
     whole, *segments = (
         _pair_cell(form, cell, pair.blocks.get(group, {})) for group, cell in enumerate(cells)
@@ -131,6 +131,7 @@ def _pair(form: LabelForm, names: str, pair: PairQuality) -> dict[str, Any]:
     return {
         "champion_version": _named(champion),
         "candidate_version": _named(candidate),
+        "began": int(began),
         "first": _instant(pair.first_s),
         "last": _instant(pair.last_s),
         **whole,

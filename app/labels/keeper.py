@@ -11,7 +11,6 @@ from typing import Any, Protocol, Self
 from app.clock import FeatureClock
 from app.comparison.pairs import FloatArray
 from app.comparison.segments import SegmentReader
-from app.contract import Contract
 from app.errors import ModelNotReady, NotFound
 from app.features.redis_connection import command
 from app.labels.bucket import Keys
@@ -20,7 +19,7 @@ from app.labels.feedback import Feedback, Outcome, Told
 from app.labels.form import LabelForm
 from app.labels.losses import Losses, losses_by_segment
 from app.labels.maturity import Maturity, read_quality
-from app.labels.quality import QualityTable
+from app.labels.quality import QualityTable, pair_name
 from app.labels.recorder import LabelRecorder
 from app.labels.sample import LabelSample
 from app.labels.transactions import Transactions
@@ -49,7 +48,13 @@ class Labels(Observer, Protocol):
         ...
 
     def compared(
-        self, model: str, request_id: str, candidate: VersionId, first: int, numbers: FloatArray
+        self,
+        model: str,
+        request_id: str,
+        candidate: VersionId,
+        began: int,
+        first: int,
+        numbers: FloatArray,
     ) -> None:
         """What a candidate says about a request that was offered (`LabelSample.compared`)."""
         ...
@@ -60,9 +65,12 @@ class Labels(Observer, Protocol):
         told may have been accepted then, and may be told again."""
         ...
 
-    async def losses(self, model: str, champion: Chosen, candidate: Chosen) -> Mapping[str, Losses]:
-        """What labels say about the candidate beside the champion, by segment; nothing of a model
-        without labels. Raises `StateUnavailable`."""
+    async def losses(
+        self, model: str, champion: Chosen, candidate: Chosen, began: int
+    ) -> Mapping[str, Losses]:
+        """What labels say about the candidate beside the champion, by segment, of requests that it
+        was shown in the trial that began in this generation; nothing of a model without labels.
+        Raises `StateUnavailable`."""
         ...
 
     async def document(self, model: str) -> dict[str, Any] | None:
@@ -83,13 +91,21 @@ class NoLabels:
     def offer(self, asker: Asker, answer: Answer) -> None: ...
 
     def compared(
-        self, model: str, request_id: str, candidate: VersionId, first: int, numbers: FloatArray
+        self,
+        model: str,
+        request_id: str,
+        candidate: VersionId,
+        began: int,
+        first: int,
+        numbers: FloatArray,
     ) -> None: ...
 
     async def tell(self, model: str, labels: Sequence[Told]) -> list[Outcome]:
         raise NotFound("labels are kept in the state Redis: STATE_REDIS_URL is not set")
 
-    async def losses(self, model: str, champion: Chosen, candidate: Chosen) -> Mapping[str, Losses]:
+    async def losses(
+        self, model: str, champion: Chosen, candidate: Chosen, began: int
+    ) -> Mapping[str, Losses]:
         return {}
 
     async def document(self, model: str) -> dict[str, Any] | None:
@@ -123,8 +139,6 @@ class LabelKeeper:
         self._metrics = metrics
         self._worker = secrets.token_hex(8).encode()
         self._plain_ids = RequestIds()
-        self._samples: dict[str, tuple[Contract, LabelSample | None]] = {}
-        """Of the contract by which each model served last."""
         self._models: dict[str, _Model] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -156,15 +170,22 @@ class LabelKeeper:
         return self._plain_ids.next() if sample is None else sample.ids.next()
 
     def offer(self, asker: Asker, answer: Answer) -> None:
-        sample = self._sample(answer.model)
+        sample = self._giver(answer.model.id.model, asker.request_id)
         if sample is not None:
             sample.offer(asker, answer)
 
     def compared(
-        self, model: str, request_id: str, candidate: VersionId, first: int, numbers: FloatArray
+        self,
+        model: str,
+        request_id: str,
+        candidate: VersionId,
+        began: int,
+        first: int,
+        numbers: FloatArray,
     ) -> None:
-        if model in self._models:
-            self._models[model].sample.compared(request_id, candidate, first, numbers)
+        sample = self._giver(model, request_id)
+        if sample is not None:
+            sample.compared(request_id, candidate, began, first, numbers)
 
     async def tell(self, model: str, labels: Sequence[Told]) -> list[Outcome]:
         served = self._served.get(model)
@@ -177,13 +198,15 @@ class LabelKeeper:
         except StateUnavailable as exc:
             raise ModelNotReady(f"labels cannot be kept now: {exc}") from exc
 
-    async def losses(self, model: str, champion: Chosen, candidate: Chosen) -> Mapping[str, Losses]:
+    async def losses(
+        self, model: str, champion: Chosen, candidate: Chosen, began: int
+    ) -> Mapping[str, Losses]:
         found = await self._quality(model)
         if found is None:
             return {}
         form, table = found
-        names = (f"{each.version}:{each.sha256}" for each in (champion, candidate))
-        pair = table.pairs.get(" ".join(names))
+        mine, theirs = (f"{each.version}:{each.sha256}" for each in (champion, candidate))
+        pair = table.pairs.get(pair_name(mine, theirs, began))
         return {} if pair is None else losses_by_segment(form, pair)
 
     async def document(self, model: str) -> dict[str, Any] | None:
@@ -198,26 +221,36 @@ class LabelKeeper:
         form, keys = self._models[model].sample.form, self._models[model].keys
         return form, await read_quality(self._taking, keys, form)
 
-    def _sample(self, model: ServedModel) -> LabelSample | None:
-        """By the model's contract; None of one without labels. A prediction asks, too."""
-        name = model.id.model
-        known = self._samples.get(name)
-        if known is None or (known[0] is not model.contract and known[0] != model.contract):
-            known = self._samples[name] = (model.contract, self._begun(model))
-        return known[1]
-
-    def _begun(self, model: ServedModel) -> LabelSample | None:
-        if model.contract.labels is None:
+    def _sample(self, champion: ServedModel) -> LabelSample | None:
+        """By its contract; None of one without labels. A prediction asks, too."""
+        contract = champion.contract
+        if contract.labels is None:
             return None
-        fields = model.decoder.required
-        segments = SegmentReader(model.contract, fields)
-        sample = LabelSample(model.contract, segments, fields, self._clock)
-        name = model.id.model
-        if name not in self._models:
+        known = self._models.get(champion.id.model)
+        if known is not None and known.digest == contract.label_digest:
+            return known.sample
+        return self._begun(champion)
+
+    def _begun(self, champion: ServedModel) -> LabelSample:
+        """From now on it is the one of the model; one that had been it before goes on."""
+        name, contract = champion.id.model, champion.contract
+        known = self._models.get(name)
+        if known is not None and known.resume(contract.label_digest):
+            return known.sample
+        fields = champion.decoder.required
+        sample = LabelSample(contract, SegmentReader(contract, fields), fields, self._clock)
+        if known is None:
             lines = (self._writing, self._taking, self._telling)
-            self._models[name] = _Model(name, *lines, self._clock, sample, self._metrics)
-        self._models[name].begin(sample)
+            known = _Model(name, *lines, self._clock, sample, self._metrics)
+            self._models[name] = known
+        known.begin(sample)
         return sample
+
+    def _giver(self, model: str, request_id: str) -> LabelSample | None:
+        """The sample that gave the id: whoever answers it, and whatever was reloaded since, all
+        about a request goes into one bucket by one numbering of versions."""
+        known = self._models.get(model)
+        return None if known is None else known.giver(request_id)
 
     async def _write(self) -> None:
         trouble = ""
@@ -256,8 +289,8 @@ class LabelKeeper:
 
 
 class _Model:
-    """What is kept of one model. Its contract may change: what was sampled by the one before is
-    still written."""
+    """What is kept of one model. Its contract may change, and change back: what was sampled by the
+    few before is still written, and requests that began by them are still told there."""
 
     def __init__(
         self,
@@ -270,10 +303,13 @@ class _Model:
         metrics: Metrics,
     ) -> None:
         self.sample = sample
+        """By the champion's contract."""
+        self.digest = sample.contract.label_digest
         self.keys = Keys(name)
         self._recorder = LabelRecorder(metrics, name)
         self._writing, self._taking, self._clock = writing, taking, clock
-        self._writers: list[SampleWriter] = []
+        self._writers: dict[bytes, SampleWriter] = {}
+        """By the digest of the contract, the one that was the champion's last at the end."""
         self._maturity = Maturity(self.keys, taking, clock)
         self.feedback = Feedback(telling, self.keys, clock, lambda: self.sample, self._recorder)
         self._shown: tuple[bytes, int] | None = None
@@ -281,19 +317,39 @@ class _Model:
         self._shown_s = 0.0
 
     def begin(self, sample: LabelSample) -> None:
-        self.sample = sample
-        self._writers.append(
-            SampleWriter(sample, self.keys, self._writing, self._clock, self._recorder.kept)
+        self.sample, self.digest = sample, sample.contract.label_digest
+        self._writers[self.digest] = SampleWriter(
+            sample, self.keys, self._writing, self._clock, self._recorder.kept
         )
 
+    def resume(self, digest: bytes) -> bool:
+        """The sample of this digest is the one of the model again; whether there is one."""
+        writer = self._writers.pop(digest, None)
+        if writer is None:
+            return False
+        self._writers[digest] = writer
+        self.sample, self.digest = writer.sample, digest
+        return True
+
+    def giver(self, request_id: str) -> LabelSample | None:
+        """The sample that gave this id; None where none has, or it is no longer known."""
+        if self.sample.ids.gave(request_id):
+            return self.sample
+        for writer in self._writers.values():
+            if writer.sample.ids.gave(request_id):
+                return writer.sample
+        return None
+
     async def write(self) -> None:
-        for writer in self._writers:
+        for writer in tuple(self._writers.values()):
             await writer.write()
-        # What the others have sampled is written. Their requests may still be under way.
-        del self._writers[:-_MOST_WRITERS]
+        # Requests of the others may still be under way.
+        for digest, writer in tuple(self._writers.items())[:-_MOST_WRITERS]:
+            if writer.is_idle:
+                del self._writers[digest]
 
     def give_up(self) -> None:
-        for writer in self._writers:
+        for writer in self._writers.values():
             writer.give_up()
 
     async def mature(self, worker: bytes) -> bool:

@@ -44,7 +44,7 @@ COUNTS = ("due", "labelled", "void", "unscored")
 PAIR_COUNTS = ("shown", "labelled", "void", "unscored")
 CLUSTERED = 6
 """Numbers of a `ClusterSums` (app/comparison/intervals.py): clusters, n, n^2, s, s^2, n s."""
-TABLE = 2
+TABLE = 3
 """The form of a table. Those of another one are kept elsewhere, and not read."""
 
 LossCounts: TypeAlias = dict[tuple[int, int, int], int]
@@ -115,7 +115,7 @@ class PairQuality(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
 
 class QualityTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of predictions whose horizon has passed, of one form. By version (`2:<sha256>`), and by
-    champion and candidate (`2:<sha256> 3:<sha256>`)."""
+    champion, candidate and its trial (`pair_name`)."""
 
     versions: dict[str, VersionQuality] = {}
     pairs: dict[str, PairQuality] = {}
@@ -172,6 +172,12 @@ def _as_array(_: type, content: Any) -> FloatArray:
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_as_bytes)
 _decoder = msgspec.msgpack.Decoder(QualityTable, dec_hook=_as_array)
+
+
+def pair_name(champion: str, candidate: str, began: int | None) -> str:
+    """`2:<sha256> 3:<sha256> 17`: of what the candidate said in the trial that began in this
+    generation of the release state; 0 where that is not known."""
+    return f"{champion} {candidate} {began or 0}"
 
 
 def columns(form: LabelForm) -> int:
@@ -247,7 +253,7 @@ class _Judged:
             for candidate, numbers in self._by_candidate.items():
                 shown = mine & self._shown[candidate]
                 if shown.any():
-                    pair = f"{_name(champion)} {_name(candidate)}"
+                    pair = pair_name(_name(champion), _name(candidate), candidate.began)
                     pairs[pair] = self._pair(shown, numbers)
         return QualityTable(versions, pairs)
 

@@ -63,6 +63,7 @@ class _Offered(NamedTuple):
 class _Compared(NamedTuple):
     request: RequestId
     candidate: VersionId
+    began: int
     first: int
     numbers: NDArray[np.float64]
 
@@ -113,7 +114,7 @@ class LabelSample:
         self._past: deque[tuple[float, bytes, int]] = deque()
         """When others ceased to be it."""
         self._settled = -1
-        self._versions: dict[VersionId, int] = {}
+        self._versions: dict[tuple[VersionId, int | None], int] = {}
         self.left_out: Counter[str] = Counter()
         """Rows that are not kept, by the reason, since it was last looked at."""
 
@@ -132,16 +133,21 @@ class LabelSample:
             self.ids.turn()
 
     def compared(
-        self, request_id: str, candidate: VersionId, first: int, numbers: NDArray[np.float64]
+        self,
+        request_id: str,
+        candidate: VersionId,
+        began: int,
+        first: int,
+        numbers: NDArray[np.float64],
     ) -> None:
         """What a candidate says about the instances from `first` on of a request that was offered:
-        `[rows]`, or `[rows, labels]` of labelled outputs; NaN where it said nothing. Of other
-        requests it is passed over."""
+        `[rows]`, or `[rows, labels]` of labelled outputs; NaN where it said nothing. It is shown
+        requests since the generation `began`. Of other requests it is passed over."""
         if not self.ids.is_sampled(request_id):
             return
         request = RequestId.parse(request_id)
         if request is not None and self._has_room(len(numbers)):
-            self._compared.append(_Compared(request, candidate, first, numbers))
+            self._compared.append(_Compared(request, candidate, began, first, numbers))
 
     @property
     def tag(self) -> bytes:
@@ -194,7 +200,7 @@ class LabelSample:
         """Of one version, encoded together."""
         counts = [len(each.answer.predictions) for each in offered]
         total = sum(counts)
-        if model.contract is not self.contract and model.contract != self.contract:
+        if model.contract.label_digest != self.contract.label_digest:
             self.left_out["other_contract"] += total
             return
         instances = together([each.answer.instances for each in offered])
@@ -211,7 +217,7 @@ class LabelSample:
         has_horizon = np.isfinite(horizon_s)
         self.left_out["no_horizon"] += int(total - has_horizon.sum())
         content, size = rows.tobytes(), rows.dtype.itemsize
-        version = version_field(index, model.id)
+        version = version_field(index, model.id, None)
         ends = np.cumsum(counts).tolist()
         for each, count, end in zip(offered, counts, ends, strict=True):
             request = RequestId.parse(each.request_id)
@@ -247,12 +253,12 @@ class LabelSample:
         return Piece(bucket, fields, rows, charge, horizon_s, request.random)
 
     def _candidates(self, comparison: _Compared) -> Iterator[Piece]:
-        request, candidate, first, numbers = comparison
+        request, candidate, began, first, numbers = comparison
         said = numbers.reshape(len(numbers), -1)
         if said.shape[1] != self.form.width:
             self.left_out["other_contract"] += len(numbers)
             return
-        index = self._index(candidate)
+        index = self._index(candidate, began)
         content = np.ascontiguousarray(said, "<f8").tobytes()
         size = 8 * self.form.width
         by_bucket: dict[bytes, dict[bytes, bytes]] = {}
@@ -265,12 +271,12 @@ class LabelSample:
         for bucket, fields in by_bucket.items():
             rows = len(fields)
             charge = self._charge(self._open[bucket], rows * self._candidate_charge, rows)
-            fields.update([version_field(index, candidate)])
+            fields.update([version_field(index, candidate, began)])
             yield Piece(bucket, fields, 0, charge, None, request.random)
 
-    def _index(self, version: VersionId) -> int:
-        """By which the rows of this worker mean a version."""
-        return self._versions.setdefault(version, len(self._versions))
+    def _index(self, version: VersionId, began: int | None = None) -> int:
+        """By which the rows of this worker mean a version; a candidate in each of its trials."""
+        return self._versions.setdefault((version, began), len(self._versions))
 
     def _charge(self, bucket: _Open, bytes_: int, fields: int) -> int:
         """What a bucket counts for in addition when it gets so many fields."""

@@ -24,8 +24,8 @@ from app.shadow.trial import TrialId
 _ITS_OWN = ("timed_out", "not_ready", "defect")
 _Table = TypeVar("_Table", bound=Additive)
 
-LossesOf: TypeAlias = Callable[[str, Chosen, Chosen], Awaitable[Mapping[str, Losses]]]
-"""Of a model, its champion and a candidate (`app.labels.keeper.Labels.losses`)."""
+LossesOf: TypeAlias = Callable[[str, Chosen, Chosen, int], Awaitable[Mapping[str, Losses]]]
+"""Of a model, its champion and a candidate in a trial (`app.labels.keeper.Labels.losses`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Observations:
         trials = await self._trials(model, rollout)
         shown = trials[-1] if trials else None
         paired = await asyncio.to_thread(_paired, shown)
-        losses = await self._losses(model, rollout.against, rollout.candidate)
+        losses = await self._losses(model, rollout.against, rollout.candidate, rollout.began)
         for segment, loss in losses.items():
             known = paired.get(segment, PairedCounts())
             paired[segment] = msgspec.structs.replace(known, **loss._asdict())

@@ -67,11 +67,13 @@ class Judged(Protocol):
         model: str,
         request_id: str,
         candidate: VersionId,
+        began: int,
         first: int,
         numbers: NDArray[np.float64],
     ) -> None:
         """About the instances of a request from `first` on: `[rows]`, or `[rows, labels]` of
-        labelled numbers, NaN where it said nothing. Neither raises nor blocks."""
+        labelled numbers, NaN where it said nothing; the trial `began` in that generation of the
+        release state. Neither raises nor blocks."""
         ...
 
 
@@ -148,12 +150,15 @@ class Trial:
         return pairs
 
     def _tell_judge(self, answered: Sequence[tuple[Block, Said]]) -> None:
-        judged, candidate = self._records.judged, self.id.candidate
+        judged, trial = self._records.judged, self.id
+        model = trial.candidate.model
         for block, said in answered:
             row = 0
             for asker, _, start, stop in block.offered:
                 numbers = said.numbers[row : row + stop - start]
-                judged.compared(candidate.model, asker.request_id, candidate, start, numbers)
+                judged.compared(
+                    model, asker.request_id, trial.candidate, trial.began, start, numbers
+                )
                 row += stop - start
 
     def _logged(self, answered: Sequence[tuple[Block, Said]]) -> Rows:

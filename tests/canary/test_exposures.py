@@ -1,5 +1,7 @@
 """What a stage counts of the requests that are routed, and how each may end."""
 
+import asyncio
+
 import pytest
 
 from app.canary.table import ExposureTable
@@ -167,3 +169,21 @@ async def test_nothing_new_is_nothing_to_write() -> None:
     of = worker()
     assert await of.counted() == ExposureTable()
     assert of.exposures.take() is None
+
+
+async def test_others_have_turns_while_what_has_ended_is_recorded() -> None:
+    of = worker()
+    for _ in range(5_000):
+        of.exposures.pass_by("champion", AGAINST, 0.0).answered(0.1, AGAINST)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    await of.exposures.settle()
+    task.cancel()
+    assert turns >= 5_000 / 256

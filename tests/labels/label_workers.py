@@ -33,6 +33,8 @@ START = datetime(2013, 10, 1, tzinfo=UTC)
 HOUR_S = 3_600.0
 LABELS: Mapping[str, Any] = {"horizon": {"after_s": 2 * HOUR_S}}
 CANDIDATE = VersionId("m", 2, "22" * 32)
+BEGAN = 3
+"""In which generation it was first shown requests."""
 
 
 def clock() -> ReplayClock:
@@ -91,8 +93,8 @@ class Worker:
         await self.writer.write()
         return request_id
 
-    def compare(self, request_id: str, numbers: NDArray[np.float64]) -> None:
-        self.sample.compared(request_id, CANDIDATE, 0, numbers)
+    def compare(self, request_id: str, numbers: NDArray[np.float64], began: int = BEGAN) -> None:
+        self.sample.compared(request_id, CANDIDATE, began, 0, numbers)
 
     async def tell(self, request_id: str, label: Any, instance: int = 0) -> Outcome:
         [outcome] = await self.feedback.tell([Told(request_id, label, instance)])

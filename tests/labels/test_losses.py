@@ -16,8 +16,8 @@ from app.labels.quality import MOST_GRID, QualityTable, added, judged
 BINARY = LabelForm("binary", "p", (), (("b=0", "b=1"),))
 CLASSES = LabelForm("class", "p", ("left", "right", "neither"), (("b=0", "b=1"),))
 NUMBERS = LabelForm("number", "p", (), (("b=0", "b=1"),))
-CHAMPION, CANDIDATE = Version(1, "11" * 32), Version(2, "22" * 32)
-PAIR = f"1:{CHAMPION.sha256} 2:{CANDIDATE.sha256}"
+CHAMPION, CANDIDATE = Version(1, "11" * 32), Version(2, "22" * 32, 3)
+PAIR = f"1:{CHAMPION.sha256} 2:{CANDIDATE.sha256} 3"
 ROWS = 60
 
 
