@@ -117,7 +117,8 @@ class CurrentWatch:
         return current is not None
 
     async def _is_first(self) -> bool:
-        workers = sorted(report.worker for report in await self._follower.settled_workers())
+        reports = await self._follower.settled_workers()
+        workers = sorted(report.worker for report in reports if report.knows_releases)
         return workers[:1] == [self._follower.worker]
 
     def _is_due(self, name: str, model: FollowedModel, current: Chosen) -> bool:
