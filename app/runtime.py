@@ -200,11 +200,13 @@ class Runtime:
             await stack.enter_async_context(self.reload)
             changes = self.reload.changes
             self.rollout_verbs = RolloutVerbs(changes, source)
+            decision_log = DecisionLog(settings.work_dir / "decisions")
+            stack.callback(decision_log.close)
             decider = Decider(
                 changes,
                 self.rollout_verbs,
                 Observations(tables, self.labels.losses),
-                DecisionLog(settings.work_dir / "decisions"),
+                decision_log,
                 self.events,
                 self.metrics,
             )
