@@ -207,11 +207,13 @@ class Runtime:
                 keeps_labels=settings.state_redis_url is not None,
                 replays=settings.replay_clock is not None,
             )
+            decision_log = DecisionLog(settings.work_dir / "decisions")
+            stack.callback(decision_log.close)
             decider = Decider(
                 changes,
                 self.rollout_verbs,
                 observations,
-                DecisionLog(settings.work_dir / "decisions"),
+                decision_log,
                 self.events,
                 self.metrics,
             )

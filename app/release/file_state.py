@@ -4,12 +4,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 
 from app.release.beside import Beside
-from app.release.documents import decode_report, encode_report
+from app.release.documents import ReportReader, encode_older_report, encode_report
 from app.release.folder import FOLDER, ReleaseFolder, read_file, write_file
 from app.release.presence import Presence
 from app.release.state import (
@@ -37,6 +37,7 @@ class FileState:
         self._presence = Presence()
         self._beside = Beside()
         self._seen: dict[str, ReleaseState] = {}
+        self._reports = ReportReader()
 
     async def exchange(
         self, report: WorkerReport, models: Sequence[str]
@@ -64,7 +65,8 @@ class FileState:
         self._beside.close()
 
     def _exchange(self, report: WorkerReport, models: Sequence[str]) -> Mapping[str, ReleaseState]:
-        word = _Word(self._boot, time.monotonic(), msgspec.Raw(encode_report(report)))
+        older, whole = msgspec.Raw(encode_older_report(report)), msgspec.Raw(encode_report(report))
+        word = _Word(self._boot, time.monotonic(), older, whole)
         try:
             self._workers.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
@@ -111,7 +113,8 @@ class FileState:
                 raise
             age_s = time.monotonic() - word.told_s if word.boot == self._boot else _GONE_S
             if age_s < PRESENCE_S:
-                living.append(decode_report(bytes(word.report), str(path)))
+                report = bytes(word.whole) or bytes(word.report)
+                living.append(self._reports.read(unquote(path.stem), report, str(path)))
             elif age_s >= _GONE_S:
                 _remove(path)
         return sorted(living, key=lambda report: report.worker)
@@ -126,6 +129,9 @@ class _Word(msgspec.Struct, frozen=True):
     boot: str
     told_s: float
     report: msgspec.Raw
+    """As an older release of the software reads it, which leaves the rest of the word alone."""
+    whole: msgspec.Raw = msgspec.Raw()
+    """Empty of a worker of an older release."""
 
 
 def _read_word(content: bytes, path: Path) -> _Word:

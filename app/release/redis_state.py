@@ -8,7 +8,13 @@ from pathlib import Path
 
 from app.features.redis_connection import Reply, command
 from app.release.beside import Beside
-from app.release.documents import decode_report, decode_state, encode_report, encode_state
+from app.release.documents import (
+    ReportReader,
+    decode_state,
+    encode_older_report,
+    encode_report,
+    encode_state,
+)
 from app.release.folder import KNOWN_FOLDER, ReleaseFolder
 from app.release.presence import Presence
 from app.release.redis_line import NoAnswer, RedisLine, refused, state_address
@@ -44,6 +50,7 @@ class RedisState:
         self._changes = RedisLine(address)
         self._changing = asyncio.Lock()
         self._seen: dict[str, ReleaseState] = {}
+        self._reports = ReportReader()
         self._kept = _Kept(ReleaseFolder(folder / KNOWN_FOLDER))
 
     async def exchange(
@@ -52,7 +59,8 @@ class RedisState:
         worker = report.worker.encode()
         expiry_ms = b"%d" % int(PRESENCE_S * 1000)
         told = [
-            command(b"SET", _worker_key(worker), encode_report(report), b"PX", expiry_ms),
+            command(b"SET", _report_key(worker), encode_report(report), b"PX", expiry_ms),
+            command(b"SET", _worker_key(worker), encode_older_report(report), b"PX", expiry_ms),
             # After it: who removes the names of those that are gone looks at the first.
             command(b"SADD", _WORKERS, worker),
         ]
@@ -61,7 +69,7 @@ class RedisState:
         # What was known before it is asked for: a change that is made meanwhile may be told first.
         before = dict(self._seen)
         replies = await self._line.ask(*told, *reads, within_s=_ANSWER_S)
-        keys = [_worker_key(worker), _WORKERS, *map(_state_key, models)]
+        keys = [_report_key(worker), _worker_key(worker), _WORKERS, *map(_state_key, models)]
         for key, reply in zip(keys, replies, strict=True):
             _require(key, [reply])
         states = {
@@ -93,22 +101,26 @@ class RedisState:
         _require(_WORKERS, [names])
         if not names:
             return []
-        keys = [_worker_key(name) for name in sorted(names)]
-        reports = await self._line.ask(*(command(b"GET", key) for key in keys), within_s=_ANSWER_S)
+        keys = [key(name) for name in sorted(names) for key in (_worker_key, _report_key)]
+        replies = await self._line.ask(*(command(b"GET", key) for key in keys), within_s=_ANSWER_S)
         self._presence.require_settled()  # it may have been interrupted meanwhile
+        for key, reply in zip(keys, replies, strict=True):
+            _require(key, [reply])
         living = []
-        for name, key, report in zip(sorted(names), keys, reports, strict=True):
-            _require(key, [report])
-            if report is None:
+        for name, older, whole in zip(sorted(names), replies[::2], replies[1::2], strict=True):
+            if older is None:
                 await self._forget(name)
-            else:
-                living.append(decode_report(report, key.decode()))
+                continue
+            # A worker of an older release of the software tells nothing more.
+            report = older if whole is None else whole
+            where = _worker_key(name).decode()
+            living.append(self._reports.read(name.decode(), report, where))
         return living
 
     async def leave(self, worker: str) -> None:
         name = worker.encode()
         replies = await self._line.ask(
-            command(b"DEL", _worker_key(name)),
+            command(b"DEL", _worker_key(name), _report_key(name)),
             command(b"SREM", _WORKERS, name),
             within_s=_ANSWER_S,
         )
@@ -280,7 +292,13 @@ def _state_key(model: str) -> bytes:
 
 
 def _worker_key(worker: bytes) -> bytes:
+    """Of what older releases of the software read of it, and by which it lives."""
     return b"hikyaku:worker:" + worker
+
+
+def _report_key(worker: bytes) -> bytes:
+    """Of all that it tells."""
+    return b"hikyaku:report:" + worker
 
 
 def _state(model: str, reply: Reply) -> ReleaseState:

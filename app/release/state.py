@@ -116,7 +116,7 @@ class ReleaseState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model.yaml."""
 
 
-class ModelReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ModelReport(msgspec.Struct, frozen=True):
     """How a worker stands with one model."""
 
     generation: int
@@ -140,11 +140,15 @@ class ModelReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is."""
 
 
-class WorkerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A worker that lives, and how it stands with each model."""
+class WorkerReport(msgspec.Struct, frozen=True):
+    """A worker that lives, and how it stands with each model: with none where what it tells cannot
+    be read."""
 
     worker: str
     models: Mapping[str, ModelReport]
+    knows_releases: bool = True
+    """False of an older release of the software, which cannot read the state while a release is
+    under way: what one worker does for all is not left to it."""
 
 
 class StateStore(Protocol):

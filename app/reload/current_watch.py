@@ -14,12 +14,13 @@ from app.errors import Conflict, HikyakuError, RequestError
 from app.release.state import Chosen, ReleaseState
 from app.reload.follower import FollowedModel, Follower
 from app.reload.residents import READ_WITHIN_S, VersionSource
-from app.reload.verbs import ReleaseVerbs
+from app.reload.verbs import ReleaseVerbs, require_no_quarantine
 from app.tasks import ended
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+_REFUSED = "CURRENT names a version that must not serve"
 _FIRST_PAUSE_S = 5.0
 _LONGEST_PAUSE_S = 300.0
 
@@ -112,12 +113,21 @@ class CurrentWatch:
         """Whether CURRENT names something."""
         await self._give_up_orphan(name, model)
         current = await self._source.current(name)
-        if current is not None and self._is_due(name, model, current):
-            await self._load(name, model, current)
-        return current is not None
+        if current is None:
+            return False
+        kept_back = _kept_back(model.state, current)
+        if kept_back:
+            self._tell_kept_back(name, model, current, kept_back)
+        elif self._is_due(name, model, current):
+            if _is_candidate(model.state, current):
+                await self._note(name, model.state, current)  # the release decides on it
+            else:
+                await self._load(name, model, current)
+        return True
 
     async def _is_first(self) -> bool:
-        workers = sorted(report.worker for report in await self._follower.settled_workers())
+        reports = await self._follower.settled_workers()
+        workers = sorted(report.worker for report in reports if report.knows_releases)
         return workers[:1] == [self._follower.worker]
 
     def _is_due(self, name: str, model: FollowedModel, current: Chosen) -> bool:
@@ -136,7 +146,8 @@ class CurrentWatch:
             await self._verbs.load(name, current.version, by="CURRENT")
         except Conflict:
             if model.state.champion != champion:
-                await self._overtaken(name, model.state, current)
+                # An operator has decided what serves meanwhile: that is the newer word.
+                await self._note(name, model.state, current)
         except RequestError as exc:
             if exc.retryable:
                 return  # at the next look
@@ -147,19 +158,25 @@ class CurrentWatch:
             self._refusals[name] = _Refusal(current, pause_s, time.monotonic() + pause_s)
             model.refused = str(exc)
             named = {"model": name, "version": current.version, "again_in_s": pause_s}
-            log.error(
-                "CURRENT names a version that must not serve", extra=named | {"reason": str(exc)}
-            )
+            log.error(_REFUSED, extra=named | {"reason": str(exc)})
         else:
             self._refusals.pop(name, None)
             model.refused = ""
 
-    async def _overtaken(self, name: str, state: ReleaseState, current: Chosen) -> None:
-        """An operator has decided what serves while what CURRENT names was being loaded: that is
-        the newer word."""
+    async def _note(self, name: str, state: ReleaseState, current: Chosen) -> None:
+        """What CURRENT names is no newer word any more."""
         await self._follower.change(
             name, msgspec.structs.replace(state, generation=state.generation + 1, current=current)
         )
+
+    def _tell_kept_back(
+        self, name: str, model: FollowedModel, current: Chosen, reason: str
+    ) -> None:
+        """It is found again at each look, and logged once."""
+        if model.refused != reason:
+            extra = {"model": name, "version": current.version, "reason": reason}
+            log.error(_REFUSED, extra=extra)
+        model.refused = reason
 
     async def _give_up_orphan(self, name: str, model: FollowedModel) -> None:
         """Nothing will come of what a worker prepared that is not there any more."""
@@ -183,3 +200,19 @@ class CurrentWatch:
             log.error("the repository cannot be looked at", extra={"at": what, "reason": reason})
         elif before and not reason:
             log.info("the repository can be looked at again", extra={"at": what})
+
+
+def _kept_back(state: ReleaseState, current: Chosen) -> str:
+    """Why the version that CURRENT names is not even tried by this state; empty where it may be."""
+    try:
+        require_no_quarantine(state, current)
+    except Conflict as exc:
+        return str(exc)
+    is_newer_word = state.current != current
+    if state.rollout is not None and is_newer_word and not _is_candidate(state, current):
+        return f"a release is under way, of version {state.rollout.candidate.version}"
+    return ""
+
+
+def _is_candidate(state: ReleaseState, chosen: Chosen) -> bool:
+    return state.rollout is not None and state.rollout.candidate == chosen

@@ -8,7 +8,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from app.errors import ConfigurationError, HikyakuError, InvalidModel
+from app.errors import ConfigurationError, Conflict, HikyakuError, InvalidModel
 from app.events.event import Events
 from app.release.state import (
     ReleaseState,
@@ -21,7 +21,7 @@ from app.reload.changes import Changes
 from app.reload.current_watch import CurrentWatch
 from app.reload.follower import FollowedModel, Follower, Routes
 from app.reload.residents import READ_WITHIN_S, TAKE_WITHIN_S, Resident, Residents, VersionSource
-from app.reload.verbs import ReleaseVerbs
+from app.reload.verbs import ReleaseVerbs, require_no_quarantine
 from app.served_model import ServedModel
 from app.shadow.shadow import Shadow
 from app.tasks import ended
@@ -197,9 +197,21 @@ class HotReload:
         current = await self._source.current(name)
         if current is None:
             raise InvalidModel(f"{name}: nothing is published yet; `hikyaku publish` does it")
+        try:
+            require_no_quarantine(before, current)
+        except Conflict as exc:
+            raise InvalidModel(
+                f"{name}: CURRENT names a version that must not serve: {exc}"
+            ) from exc
         resident = await residents.open(current.version)
         decided = before.generation + 1
-        state = ReleaseState(decided, resident.chosen, current=current, decided=decided)
+        state = ReleaseState(
+            decided,
+            resident.chosen,
+            current=current,
+            quarantined=before.quarantined,
+            decided=decided,
+        )
         if await self._store.compare_and_set(name, before.generation, state):
             return state, resident
         # Another worker has decided meanwhile.

@@ -198,10 +198,8 @@ class ReleaseVerbs:
     ) -> tuple[Chosen, ReleaseState]:
         """The candidate, and the state by which it is shown requests: the same one, where that is
         so already."""
-        name, source = model.residents.name, self._source
-        read = partial(source.repository.manifest, name, version)
-        manifest = await source.calls.call(read, READ_WITHIN_S)
-        chosen = Chosen(version, hashlib.sha256(manifest).hexdigest())
+        name = model.residents.name
+        chosen = await self._named(name, version)
         if share is None:
             share = (await model.candidates.contract()).shadow.share
         shown = {each.chosen: each for each in state.shadows}
@@ -238,10 +236,10 @@ class ReleaseVerbs:
             raise InvalidInput(f"{name}: CURRENT names no version", field="version")
         wanted = current.version if version is None and current is not None else version
         assert wanted is not None
+        if state.quarantined and not despite_quarantine:
+            require_no_quarantine(state, await self._named(name, wanted))
         # The others will ask for room for themselves only, as some of them have opened it by then.
         resident = await model.residents.open(wanted, workers=self._source.opener.workers)
-        if not despite_quarantine:
-            require_no_quarantine(state, resident.chosen)
         with model.pinned(resident):
             is_new = model.residents.serving is not resident
             if not is_new and state.champion == resident.chosen and state.current == current:
@@ -250,6 +248,12 @@ class ReleaseVerbs:
             async with self._changes.ready_everywhere(model, state, preparing, is_new, by) as found:
                 after = await self._take_over(model, found, preparing, current, by)
         return outcome_of(model, after, converged=await self._changes.converged(model, after))
+
+    async def _named(self, name: str, version: int) -> Chosen:
+        """By its manifest as it is now; nothing is opened."""
+        read = partial(self._source.repository.manifest, name, version)
+        manifest = await self._source.calls.call(read, READ_WITHIN_S)
+        return Chosen(version, hashlib.sha256(manifest).hexdigest())
 
     async def _current(self, name: str, version: int | None, state: ReleaseState) -> Chosen | None:
         """What CURRENT names. Where that is no number, and a version is asked for, it is what

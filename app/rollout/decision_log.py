@@ -1,6 +1,5 @@
 """What was decided of releases, with the counts that it rests on: written where it was decided."""
 
-import asyncio
 import logging
 import os
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from app.errors import HikyakuError
 from app.evidence.counts import Counts
 from app.evidence.plan import Plan
 from app.evidence.verdict import Verdict, judge
+from app.release.beside import Beside
+from app.release.state import StateUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +49,23 @@ class DecisionLog:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._beside = Beside()
 
     def path(self, model: str) -> Path:
         return self._folder / f"{model}.jsonl"
 
     async def append(self, decision: Decision) -> None:
-        """A disk that is full keeps nobody from rolling back: then it is logged and left out."""
+        """A disk that is full or hangs keeps nobody from rolling back: then it is logged and left
+        out."""
         try:
-            await asyncio.to_thread(self._append, decision)
-        except OSError as exc:
+            await self._beside.run(self._append, decision)
+        except (OSError, StateUnavailable) as exc:
             extra = {"model": decision.model, "action": decision.verdict.action}
             log.error("a decision is not in the decision log", extra=extra, exc_info=exc)
+
+    def close(self) -> None:
+        """A disk that hangs is not waited for."""
+        self._beside.close()
 
     def _append(self, decision: Decision) -> None:
         path = self.path(decision.model)
@@ -67,26 +74,49 @@ class DecisionLog:
             path.replace(path.with_suffix(".1.jsonl"))
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(handle, "ab") as file:
-            file.write(msgspec.json.encode(decision) + b"\n")
+            # What a full disk, or a process that was killed, left of a line is to spoil no other.
+            begin = b"" if _ends_a_line(path) else b"\n"
+            file.write(begin + msgspec.json.encode(decision) + b"\n")
             file.flush()
             os.fsync(handle)
 
 
 def decisions(path: Path) -> Iterator[Decision]:
-    """Of a log, in order. Raises `UnreadableDecision` naming the line; the last one may be half
-    written where a process was killed, and is left out."""
+    """Of a log, in order. What is no JSON is what a full disk, or a process that was killed, left
+    of a line: it is logged and left out, as is a last line that is not ended. Raises
+    `UnreadableDecision` naming any other line that this release of the software does not read."""
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
             decision = msgspec.json.decode(line, type=Decision)
-        except msgspec.MsgspecError as exc:
-            raise UnreadableDecision(f"{path}: line {number}: {exc}") from exc
+        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            if _is_json(line):
+                raise UnreadableDecision(f"{path}: line {number}: {exc}") from exc
+            log.warning("%s: line %d is torn, and left out", path, number)
+            continue
         if decision.form != _FORM:
             raise UnreadableDecision(
                 f"{path}: line {number}: of form {decision.form}; this release of the software "
                 f"reads form {_FORM}"
             )
         yield decision
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _ends_a_line(path: Path) -> bool:
+    """Whether what is there, if anything, ends with one."""
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def decided_anew(decision: Decision) -> Verdict:

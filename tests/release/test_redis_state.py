@@ -219,14 +219,14 @@ async def test_what_cannot_be_read_is_named_and_never_overwritten(
     assert await store.compare_and_set("m", 0, ReleaseState(1))
 
 
-@pytest.mark.parametrize("key", [KEY, "hikyaku:workers", "hikyaku:worker:w"])
+@pytest.mark.parametrize("key", [KEY, "hikyaku:workers", "hikyaku:worker:w", "hikyaku:report:w"])
 async def test_a_key_of_another_kind_is_named_and_not_taken_for_empty(
     store: RedisState, client: "redis.Redis[Any]", key: str
 ) -> None:
     client.hset(key, "a", "b")
     await store.exchange(ME, []) if key == KEY else None
     call = "workers" if key != KEY else "exchange"
-    if key == "hikyaku:worker:w":
+    if key in {"hikyaku:worker:w", "hikyaku:report:w"}:
         client.sadd("hikyaku:workers", "w")
     with pytest.raises(StateUnavailable, match=f"{key}: WRONGTYPE"):
         await ASKED[call](store)
