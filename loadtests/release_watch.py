@@ -42,6 +42,7 @@ class StateWatch:
         )
         self._key = f"hikyaku:release:{model}"
         self._changed = asyncio.Event()
+        self._is_over = False
 
     @property
     def state(self) -> ReleaseState:
@@ -70,13 +71,13 @@ class StateWatch:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        self._is_over = True  # what cancels a question may be lost in the client
+        await self._task
         await self._redis.aclose()
 
     async def _watch(self) -> None:
         before_s = time.monotonic()
-        while True:
+        while not self._is_over:
             asked_s = time.monotonic()
             # While Redis is away nothing changes.
             with suppress(redis.RedisError, OSError, StateUnavailable):
