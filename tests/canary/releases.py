@@ -40,6 +40,7 @@ def release(
         control=0.05,
         watch_s=3600.0,
         slow_factor=1.2,
+        per_s=10.0,
         began=began,
         by="a test",
         stages=(BegunStage(Stage(share, keys, slow_s), stage_began, 0.0),),
