@@ -1,5 +1,6 @@
 """Who may pass: the one check that every door runs before anything else."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,9 @@ from app.api.predictions import predicted_model
 from app.canary.canary import OVERRIDE
 from app.errors import InvalidInput, PayloadTooLarge, RequestError
 
+# Who decided what, and why, is for operators, though it is only looked at. Without a `$` or an end:
+# what a router takes for such a path, whatever follows it, is one here.
+_OPERATORS_LOOK = re.compile(r"/v1/models/[^/]+/release")
 # What only looks. Whatever else there is, or will be, changes something.
 _LOOKING = frozenset(("GET", "HEAD", "OPTIONS"))
 _ROUTE = OVERRIDE.lower().encode()
@@ -28,7 +32,7 @@ class Doorkeeper:
     """Refuses before the body is read: over the size limit, or for want of rights.
 
     Everybody may look and predict; all else is for operators, whatever its path, and so is to say
-    which version predicts.
+    which version predicts, and to look at a release under way.
     """
 
     def __init__(self, max_body_bytes: int, operators: Operators) -> None:
@@ -46,7 +50,7 @@ class Doorkeeper:
             return InvalidInput("content-length: not a number", field="content-length")
         if int(length) > self.max_body_bytes:
             return PayloadTooLarge(f"body: over the limit of {self.max_body_bytes} bytes")
-        if method in _LOOKING or (
+        if (method in _LOOKING and not _OPERATORS_LOOK.search(path)) or (
             (path in self._predictions or self._is_prediction(path)) and _ROUTE not in headers
         ):
             return Caller(peer)

@@ -46,7 +46,7 @@ class TokenOperators:
         scheme, _, given = headers.get(b"authorization", b"").strip().partition(b" ")
         given = given.strip()
         if scheme.lower() != b"bearer" or not given:
-            return Unauthorized("this changes something: send `Authorization: Bearer <token>`")
+            return Unauthorized("this is for operators: send `Authorization: Bearer <token>`")
         sha256 = hashlib.sha256(given).digest()
         # All are compared, so that the time tells nothing of which one was nearly right.
         found = [token for token in self._tokens if hmac.compare_digest(token.sha256, sha256)]
@@ -61,15 +61,15 @@ class LoopbackOperator:
         host = headers.get(b"host", b"").decode("latin-1")
         origin = headers.get(b"origin")
         if not _is_loopback_address(peer):
-            return Forbidden("what changes something is open to the loopback interface only")
+            return Forbidden("what is for operators is open to the loopback interface only")
         if any(name.startswith(_PROXIED) for name in headers):
-            return Forbidden("what changes something is not open to a proxy without a token")
+            return Forbidden("what is for operators is not open to a proxy without a token")
         # The name of another site may lead here (DNS rebinding).
         named = _HOST.fullmatch(host)
         if named is None or not _is_loopback_name(named[1] or named[2]):
-            return Forbidden("what changes something is open to a Host of this machine only")
+            return Forbidden("what is for operators is open to a Host of this machine only")
         if origin is not None and origin.decode("latin-1").lower() != f"http://{host}".lower():
-            return Forbidden("what changes something is not open to other sites' pages")
+            return Forbidden("what is for operators is not open to other sites' pages")
         return _LOOPBACK
 
 

@@ -1,6 +1,9 @@
 """The verbs of a release under way over HTTP: release, pause, resume, promote; how it stands."""
 
+import asyncio
 import logging
+import time
+from collections import defaultdict
 from typing import Annotated, Any
 
 import msgspec
@@ -13,6 +16,8 @@ from app.release.state import StateUnavailable
 from app.runtime import Runtime
 
 log = logging.getLogger(__name__)
+
+_KNOWN_S = 1.0
 
 
 class Start(Verb):
@@ -40,7 +45,9 @@ class Resume(Verb):
 
 
 def add_rollout(app: FastAPI, runtime: Runtime) -> None:
-    """Each verb needs an operator and answers with what serves then."""
+    """Each verb needs an operator and answers with what serves then; an operator, too, is who may
+    look."""
+    standings = _Standings(runtime)
 
     @app.post("/v1/models/{name}:release", tags=["release"])
     async def release(name: str, request: Request, body: Start) -> dict[str, Any]:
@@ -83,15 +90,35 @@ def add_rollout(app: FastAPI, runtime: Runtime) -> None:
 
     @app.get("/v1/models/{name}/release", tags=["release"])
     async def status(name: str) -> dict[str, Any]:
-        """The release under way, what is decided by the counts of now and why; 404 for a model that
-        is not served, 503 while the counts cannot be read."""
+        """The release under way, what is decided by the counts of the last second and why; 404 for
+        a model that is not served, 503 while the counts cannot be read."""
         if name not in runtime.models:
             raise NotFound(f"no model is named {name[:64]!r}")
         try:
-            return await _rollout_document(runtime, name)
+            return await standings.of(name)
         except StateUnavailable as exc:  # its text is for the operator, who can read the log
             log.warning("release unavailable", extra={"model": name, "reason": str(exc)})
             raise ModelNotReady("what was counted cannot be read now") from exc
+
+
+class _Standings:
+    """How the release of each model stands. It costs all that was counted to be read and judged:
+    once a second, however many ask, and once for those who ask at once."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._known: dict[str, tuple[float, dict[str, Any]]] = {}
+
+    async def of(self, name: str) -> dict[str, Any]:
+        """Of a model that is served. Raises `StateUnavailable`."""
+        async with self._locks[name]:
+            known_s, document = self._known.get(name, (0.0, {"generation": None}))
+            generation = self._runtime.reload.followed[name].state.generation
+            if time.monotonic() - known_s >= _KNOWN_S or document["generation"] != generation:
+                document = await _rollout_document(self._runtime, name)
+                self._known[name] = time.monotonic(), document
+            return document
 
 
 async def _rollout_document(runtime: Runtime, name: str) -> dict[str, Any]:

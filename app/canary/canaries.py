@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -70,7 +71,7 @@ class Canaries:
     ) -> None:
         for task in self._tasks:
             await ended(task)
-        await self._each(Canary.settle)
+        await self._each(partial(Canary.settle, is_last=True))
 
     async def tidy(self) -> None:
         """Remove what was counted of stages that ended long ago. Raises `StateUnavailable`."""

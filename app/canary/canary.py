@@ -187,10 +187,10 @@ class Canary:
         for exposures in self._all():
             await exposures.claim()
 
-    async def settle(self) -> None:
-        """Count what can be counted now. To be called every second."""
+    async def settle(self, is_last: bool = False) -> None:
+        """Count what can be counted now. To be called every second, and when the worker ends."""
         for exposures in self._all():
-            await exposures.settle()
+            await exposures.settle(is_last)
             if exposures.is_over:
                 with suppress(StateUnavailable):  # it will be forgotten all the same
                     await self._first_seen.forget(exposures.name)

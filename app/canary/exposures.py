@@ -107,11 +107,14 @@ class StageExposures:
         """Whose key is new here, and perhaps seen elsewhere."""
         self._waiting: deque[Exposure] = deque()
         """First exposures, in the order of their beginning."""
+        self._handed_over = 0
+        """Of these, the first so many are in a table that was taken."""
         self._ended: list[Exposure] = []
         self._outside: Counter[Outside] = Counter()
         self._block = _Block()
         self._table = ExposureTable()
         self._over_s: float | None = None
+        self._is_over = False
         self._unavailable = ""
         """Why the last claim failed; empty where it did not."""
 
@@ -152,8 +155,8 @@ class StageExposures:
 
     @property
     def is_over(self) -> bool:
-        """Nothing more will come."""
-        return self._over_s is not None and time.monotonic() >= self._over_s
+        """Nothing more will come, once what there is is taken."""
+        return self._is_over
 
     async def claim(self) -> None:
         """Find out which of those that have begun are the first of their keys. To be called soon:
@@ -166,13 +169,19 @@ class StageExposures:
                 if at % _AT_ONCE == _AT_ONCE - 1:
                     await asyncio.sleep(0)
 
-    async def settle(self) -> None:
-        """Count what can be counted now. To be called every second."""
+    async def settle(self, is_last: bool = False) -> None:
+        """Count what can be counted now. To be called every second, and when the worker ends.
+
+        That an exposure was assigned is taken before how it ended is counted: what a worker did not
+        come to tell when it was killed is seen as assigned and never resolved."""
+        self._is_over = self._over_s is not None and time.monotonic() >= self._over_s
         await self.claim()
         if self._over_s is not None and not self._begun:
             self._seen = SeenHere()  # the memory of the one before is free
         self._give_up_lost()
-        while self._waiting and self._waiting[0].ended:
+        if is_last or self._is_over:
+            self._handed_over = len(self._waiting)
+        while self._has_ended():
             self._enter_some()
             await asyncio.sleep(0)
         await self._record()
@@ -180,6 +189,7 @@ class StageExposures:
     def take(self) -> ExposureTable | None:
         """What was counted since it was taken the last time; None where nothing was."""
         table, self._table = self._table, ExposureTable()
+        self._handed_over = len(self._waiting)
         if table == ExposureTable():
             return None
         self._taken = self._taken + table
@@ -237,12 +247,17 @@ class StageExposures:
             if not exposure.ended:
                 exposure.ended = "lost"
 
+    def _has_ended(self) -> bool:
+        """Whether the first one has, and may be entered."""
+        return self._handed_over > 0 and self._waiting[0].ended != ""
+
     def _enter_some(self) -> None:
         """The first of those that have ended."""
         told = _Told()
         for _ in range(_AT_ONCE):
-            if not self._waiting or not self._waiting[0].ended:
+            if not self._has_ended():
                 break
+            self._handed_over -= 1
             self._enter(self._waiting.popleft(), told)
         self._table.candidate.answered(told.candidate_s)
         self._table.against.answered(told.against_s)

@@ -216,12 +216,31 @@ async def test_everybody_may_look_and_predict(door: Callable[[Gateway], Any]) ->
     application = gateway(with_tokens(), rest)
     async with served(application, door(application)) as server:
         for method in LOOKING:
-            data = asked(method, "/v1/models/m/release", "Host: example.com", "Origin: null")
+            data = asked(method, "/v1/models/m", "Host: example.com", "Origin: null")
             assert await status_of(port_of(server), data) == 200
         for method, status in (("POST", 200), ("PUT", 405), ("GET", 405)):
             data = asked(method, "/v1/models/m:predict", "Host: example.com")
             assert await status_of(port_of(server), data) == status
     assert {operator for _, _, operator in rest.done} == {None}
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("path", ["/v1/models/m/release", "/v1/models/m/rel%65ase%0A"])
+async def test_a_release_is_for_operators_to_look_at(
+    door: Callable[[Gateway], Any], path: str
+) -> None:
+    rest = Rest()
+    application = gateway(with_tokens(), rest)
+    async with served(application, door(application)) as server:
+        for method in LOOKING:
+            for sent, status in (
+                ((), 401),
+                ((f"Authorization: Bearer {TOKEN[:-1]}",), 403),
+                ((f"Authorization: Bearer {TOKEN}",), 200),
+            ):
+                data = asked(method, path, "Host: example.com", *sent)
+                assert await status_of(port_of(server), data) == status
+    assert {operator for _, _, operator in rest.done} == {"alice"}
 
 
 HOST = (b"host", b"localhost:8000")

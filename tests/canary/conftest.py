@@ -68,7 +68,7 @@ class Releasing:
 
     async def counted(self) -> dict[str, Any]:
         """Of the stage that goes on, in this worker."""
-        await self.canary.settle()
+        await self.canary.settle(is_last=True)
         report = self.canary.report()
         assert report is not None
         counted: dict[str, Any] = report["counted"]

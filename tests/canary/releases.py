@@ -101,6 +101,9 @@ class Worker:
 
     async def counted(self) -> ExposureTable:
         """Since it was asked the last time."""
+        return await self._taken() + await self._taken()
+
+    async def _taken(self) -> ExposureTable:
         await self.exposures.settle()
         return self.exposures.take() or ExposureTable()
 

@@ -187,3 +187,17 @@ async def test_others_have_turns_while_what_has_ended_is_recorded() -> None:
     await of.exposures.settle()
     task.cancel()
     assert turns >= 5_000 / 256
+
+
+async def test_that_an_exposure_was_assigned_is_told_before_how_it_ended() -> None:
+    of = worker()
+    [key], _ = keys_of(of, 1, 0)
+    of.begin(key).answered(0.1, CANDIDATE)
+    await of.exposures.settle()
+    first = of.exposures.take()  # all that is left of a worker that is killed now
+    assert first is not None
+    assert (first.candidate.assigned, first.candidate.resolved, first.errors) == (1, 0, {})
+    await of.exposures.settle()
+    second = of.exposures.take()
+    assert second is not None
+    assert (second.candidate.assigned, second.candidate.resolved) == (0, 1)
