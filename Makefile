@@ -15,7 +15,7 @@ endif
 
 .PHONY: run test lint format lock candidate prove-flights prove-flight-release prove-no-skew prove-feast-parity prove-no-foreign-values \
 	prove-redis-outage prove-triton-outage prove-batcher prove-two-doors prove-release-state prove-feedback \
-	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables prove-comparison prove-shadow prove-evidence bench bench-features \
+	prove-repository prove-hostile-models prove-reload prove-admin-races prove-tables prove-comparison prove-shadow prove-release prove-release-decider prove-evidence bench bench-features \
 	bench-start bench-gpu bench-isolated bench-workers bench-shadow bench-routing clean
 
 run: .venv/train.installed  ## install, build the feature history, train, publish, serve on :8000
@@ -63,6 +63,12 @@ prove-admin-races: .venv/dev.installed  ## 32 operators load, unload and roll ba
 
 prove-shadow: .venv/train.installed  ## what callers feel of a candidate that hangs, crashes, grows or is slow
 	@$(BIN)/python -m loadtests.prove_shadow --control $(PROVE)
+
+prove-release: .venv/dev.installed  ## releases under load: 50 that are as good, a dozen that are not, 100 rollbacks
+	@$(BIN)/python -m loadtests.prove_release --parts same faulty rollback $(PROVE)
+
+prove-release-decider: .venv/dev.installed  ## who decides is killed 100 times, Redis is lost and flushed, a newer release joins
+	@$(BIN)/python -m loadtests.prove_release --parts decider $(PROVE)
 
 prove-repository: .venv/dev.installed  ## publishers killed before every write, 20,000 damaged versions; needs strace
 	@$(BIN)/python -m loadtests.prove_repository $(PROVE)

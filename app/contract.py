@@ -377,7 +377,7 @@ class Release(_Section):
     """
 
     kind: Literal["retrain", "equivalent"] = "retrain"
-    stages: tuple[Literal["shadow"] | Annotated[float, Field(gt=0, le=100)], ...] = (
+    stages: tuple[Literal["shadow"] | Annotated[float, Field(ge=0.1, le=100)], ...] = (
         "shadow",
         10.0,
         50.0,
@@ -404,6 +404,8 @@ class Release(_Section):
             raise ValueError("stages: percentages that grow, up to 100")
         if self.control and not self.watch_hours:
             raise ValueError("control: has no effect without watch_hours")
+        if 0 < self.control < 0.001:
+            raise ValueError("control: 0, or at least 0.001")
         return self
 
 
@@ -521,6 +523,17 @@ class Contract(_Section):
             labelled = self.outputs[self.score].labels is not None
             if labelled != (self.labels.kind == "class"):
                 raise ValueError(f"labels.kind: {self.labels.kind} is not what {self.score!r} says")
+        return self
+
+    @model_validator(mode="after")
+    def _equivalents_can_be_compared(self) -> "Contract":
+        if self.release.kind == "equivalent" and not (
+            self.decision is not None and self.score_is_probability
+        ):
+            raise ValueError(
+                "release.kind: an equivalent version is judged by flips and a shift of the score: "
+                "that needs a `decision` and a probability (labelled outputs, or `labels`)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -199,14 +199,17 @@ class Runtime:
                 self.metrics,
             )
             changes = self.reload.changes
-            self.rollout_verbs = RolloutVerbs(changes, source)
+            observations = Observations(tables, self.labels.losses)
+            self.rollout_verbs = RolloutVerbs(
+                changes, source, observations, settings.state_redis_url is not None
+            )
             await stack.enter_async_context(self.reload)
             decision_log = DecisionLog(settings.work_dir / "decisions")
             stack.callback(decision_log.close)
             decider = Decider(
                 changes,
                 self.rollout_verbs,
-                Observations(tables, self.labels.losses),
+                observations,
                 decision_log,
                 self.events,
                 self.metrics,

@@ -53,6 +53,8 @@ class Ledger:
     done_s: "array[float]" = field(default_factory=lambda: array("d"))
     versions: "array[int]" = field(default_factory=lambda: array("i"))
     connections: "array[int]" = field(default_factory=lambda: array("i"))
+    numbers: "array[int]" = field(default_factory=lambda: array("q"))
+    """Of the request, in the order of sending, from 0 on."""
     faults: Counter[str] = field(default_factory=Counter)
     samples: list[str] = field(default_factory=list)
     """Some of the faults, in full."""
@@ -87,10 +89,14 @@ class CheckedLoad:
         *,
         connections: int = 32,
         seed: int = 1,
+        header: Callable[[int], str] = lambda number: "",
     ) -> None:
+        """`header` are more lines for the request of this number, each with its end."""
         self.ledger = Ledger()
         self._port = port
         self._requests = [_request(path, body) for body in bodies]
+        self._header = header
+        self._sent = 0
         self._judge = judge
         self._random = random.Random(seed)
         self._target = connections
@@ -202,7 +208,11 @@ class CheckedLoad:
         question = self._random.randrange(len(self._requests))
         self._under_way += 1
         self._settled.clear()
-        connection.ask(self._requests[question], question, intended_s)
+        head, body = self._requests[question]
+        request = b"%b%b\r\n%b" % (head, self._header(self._sent).encode(), body)
+        connection.number = self._sent
+        self._sent += 1
+        connection.ask(request, question, intended_s)
 
     def _enter(self, connection: "_Connection", version: int) -> None:
         ledger = self.ledger
@@ -211,6 +221,7 @@ class CheckedLoad:
         ledger.done_s.append(time.monotonic())
         ledger.versions.append(version)
         ledger.connections.append(connection.port)
+        ledger.numbers.append(connection.number)
         self._under_way -= 1
         if not self._under_way and not self._late:
             self._settled.set()
@@ -248,7 +259,7 @@ class _Connection(asyncio.Protocol):
     """One connection, which has one request under way at most."""
 
     def __init__(self, load: CheckedLoad) -> None:
-        self.question = 0
+        self.question = self.number = 0
         self.intended_s = self.sent_s = 0.0
         self.is_asking = False
         self.port = 0
@@ -289,11 +300,12 @@ class _Connection(asyncio.Protocol):
         self._load.lost(self, repr(exc) if exc else "the server closed the connection")
 
 
-def _request(path: str, body: bytes) -> bytes:
+def _request(path: str, body: bytes) -> tuple[bytes, bytes]:
+    """Its head without the empty line, and its body."""
     lines = [
         f"POST {path} HTTP/1.1",
         "Host: 127.0.0.1",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
     ]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+    return "\r\n".join(lines).encode() + b"\r\n", body

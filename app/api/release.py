@@ -30,7 +30,11 @@ class Load(Verb):
 
 
 class Rollback(Verb):
-    """Back to the version that served before."""
+    """Back to the version that served before. `version` is the one that is to go: 409 where it has
+    gone already. `quarantine`: false for a version under release that is not bad."""
+
+    version: Version | None = None
+    quarantine: bool = True
 
 
 class ShowTo(Verb):
@@ -72,8 +76,14 @@ def add_release(app: FastAPI, runtime: Runtime) -> None:
         """Have the version serve again that served before, at once; while one is released, that is
         the end of it. 409 when there is none."""
         asked = body or Rollback()
-        by = operator_of(request)
-        return document_of(await runtime.reload.verbs.rollback(name, asked.generation, by=by))
+        outcome = await runtime.reload.verbs.rollback(
+            name,
+            asked.generation,
+            by=operator_of(request),
+            version=None if asked.version is None else int(asked.version),
+            quarantine=asked.quarantine,
+        )
+        return document_of(outcome)
 
     @app.post("/v1/models/{name}:shadow", tags=["release"])
     async def shadow(name: str, request: Request, body: ShowTo) -> dict[str, Any]:

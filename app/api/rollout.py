@@ -28,7 +28,7 @@ class Start(Verb):
 class Promote(Verb):
     """To which share of the routing keys; without one, to that of the next stage."""
 
-    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    share: Annotated[float, Field(ge=0.001, le=1)] | None = None
 
 
 class Pause(Verb):
@@ -101,9 +101,9 @@ async def _rollout_document(runtime: Runtime, name: str) -> dict[str, Any]:
     document = {"model": name, "generation": state.generation, "quarantined": quarantined}
     if state.rollout is None:
         return document | {"rollout": None, "verdict": None, "counts": None}
-    observed, verdict = await runtime.decider.verdict(model, state)
+    judged = await runtime.decider.verdict(model, state)
     return document | {
         "rollout": msgspec.to_builtins(state.rollout),
-        "verdict": msgspec.to_builtins(verdict),
-        "counts": msgspec.to_builtins(observed.counts),
+        "verdict": msgspec.to_builtins(judged.verdict),
+        "counts": msgspec.to_builtins(judged.counts),
     }

@@ -113,7 +113,8 @@ class Canary:
         """Where a request goes that began at this monotonic instant; `instances` as the champion
         reads them.
 
-        Raises `InvalidInput` where an override asks for a candidate that answers nobody.
+        Raises `InvalidInput` where an override asks for a candidate that answers nobody,
+        `ModelNotReady` for one that is not open here.
         """
         exposures = self._exposures
         if exposures is None or self._share == 0:

@@ -27,6 +27,8 @@ class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: int = 1
     rows: float = 1.0
     """Of an execution of a candidate that is shown requests."""
+    shown: float = 1.0
+    """Share of the requests that it is shown."""
     bad_share: float = 0.005
     """Of the champion's answers."""
     slow_share: float = 0.01
@@ -104,7 +106,7 @@ def _shown(plan: Plan, traffic: Traffic) -> Iterator[tuple[str, float]]:
         rates |= {"flips": margins.flips, "shift": margins.shift - 1 / SHIFT_STEPS}
     for name, margin in rates.items():
         bets = Bets(np.array([margin]), np.ones(1), margin - 1, margin - 1, BOLD)
-        yield name, blocks_needed(bets, _threshold(plan)) * traffic.rows
+        yield name, blocks_needed(bets, _threshold(plan)) * traffic.rows / traffic.shown
 
 
 def _exposed(plan: Plan, share: float, keys: int, traffic: Traffic) -> Iterator[tuple[str, float]]:

@@ -54,6 +54,8 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     action: Action
     reasons: tuple[str, ...]
     readings: tuple[Reading, ...]
+    quarantines: bool = False
+    """Of a rollback: whether the candidate has done harm, and is not to come back by itself."""
 
 
 def judge(plan: Plan, counts: Counts) -> Verdict:
@@ -62,7 +64,7 @@ def judge(plan: Plan, counts: Counts) -> Verdict:
     stage = counts.stages[-1]
     against = [*counts.trips, *_harms(readings, plan, counts)]
     if against:
-        return Verdict("rollback", tuple(against), readings)
+        return Verdict("rollback", tuple(against), readings, quarantines=True)
     missing = [*counts.blocked, *_missing(readings, plan, counts)]
     if not missing:
         return Verdict("promote", (_passed(plan, stage),), readings)
@@ -74,14 +76,19 @@ def judge(plan: Plan, counts: Counts) -> Verdict:
     return Verdict("hold", tuple(missing), readings)
 
 
-def guardrails(plan: Plan) -> tuple[int, int]:
-    """How many of them can have a candidate rolled back: of all rows, and within segments."""
+def guardrails(plan: Plan, begun: int = 0) -> tuple[int, int]:
+    """How many of them can have a candidate rolled back: of all rows, and within segments.
+
+    `begun`: stages with a share that are judged; while the candidate is watched there is one, also
+    of a plan without any.
+    """
     paired = 1 + (plan.margins.not_finite > 0) + plan.judges_labels
     in_segments = 1 + plan.judges_labels
     if plan.kind == "equivalent":
         paired += 3
         in_segments += 3
-    return paired + 2 * sum(share > 0 for share in plan.stages), in_segments * len(plan.segments)
+    stages = max(begun, sum(share > 0 for share in plan.stages))
+    return paired + 2 * stages, in_segments * len(plan.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +100,9 @@ class _Bounds:
     promotion: float
 
     @classmethod
-    def of(cls, plan: Plan) -> "_Bounds":
-        whole, segments = guardrails(plan)
+    def of(cls, plan: Plan, counts: Counts) -> "_Bounds":
+        begun = sum(stage.stage.share > 0 for stage in counts.stages)
+        whole, segments = guardrails(plan, begun)
         parts = 2 if segments else 1
         return cls(
             math.log(parts * whole / plan.rollback_alpha),
@@ -104,7 +112,7 @@ class _Bounds:
 
 
 def _readings(plan: Plan, counts: Counts) -> Iterator[Reading]:
-    bounds = _Bounds.of(plan)
+    bounds = _Bounds.of(plan, counts)
     for segment in (WHOLE, *plan.segments):
         paired = counts.paired.get(segment, PairedCounts())
         for name, evidence, decides in _paired(plan, paired):
@@ -228,8 +236,10 @@ def _unbalanced(stage: StageCounts) -> Iterator[str]:
     if stage.misrouted:
         yield f"{stage.misrouted:,} answers came by another route than their key says"
     for name, arm in (("candidate", stage.candidate), ("champion", stage.champion)):
-        if arm.lost > MOST_MISSING * arm.assigned:
-            yield f"of {arm.lost:,} of {arm.assigned:,} exposures of the {name} the end is unknown"
+        # Those under way among them, and those that died with their worker.
+        unknown = arm.assigned - arm.resolved
+        if unknown > MOST_MISSING * arm.assigned:
+            yield f"of {unknown:,} of {arm.assigned:,} exposures of the {name} the end is unknown"
     if stage.stage.share > 0:
         log_e = ratio_evidence(stage.candidate, stage.champion, stage.stage.share)
         if log_e >= -math.log(_RATIO_ALPHA):

@@ -64,13 +64,17 @@ class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of the keys that `against` still answers while it is watched."""
     watch_s: float
     slow_factor: float
+    per_s: float
+    """Requests that were expected when it was started."""
     began: int
     """The generation in which it was started."""
     by: str
     stages: tuple[BegunStage, ...]
     """The last one goes on."""
     paused: str = ""
-    """By whom: no stage is promoted meanwhile."""
+    """By whom: no stage is promoted meanwhile, and none ends for its time."""
+    paused_since_s: float = 0.0
+    """Seconds since 1970."""
     watched_since_s: float | None = None
     """Seconds since 1970 at which the candidate became the champion: from then on the last stage is
     a restarted test."""

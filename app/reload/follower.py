@@ -265,11 +265,13 @@ class FollowedModel:
         self._carried_out = state.generation
         self._generation.set(state.generation)
         self._tell()
-        for chosen in _standing_by(state):
+        for chosen in _answering(state):
             await self._opened(chosen)
         if state.rollout is not None:
             self._route(state)
             self._tell()
+        if state.previous is not None:  # last: it may not be there any more
+            await self._opened(state.previous)
 
     def _route(self, state: ReleaseState) -> None:
         """Requests that begin from now on are routed by this state."""
@@ -361,15 +363,15 @@ class _Rate:
 
 def _besides(state: ReleaseState) -> list[Chosen]:
     """The versions that the state asks for, besides the one that serves."""
-    preparing = [] if state.preparing is None else [state.preparing.chosen]
-    return [*_standing_by(state), *preparing]
+    preparing = None if state.preparing is None else state.preparing.chosen
+    others = [chosen for chosen in (state.previous, preparing) if chosen is not None]
+    return [*_answering(state), *others]
 
 
-def _standing_by(state: ReleaseState) -> list[Chosen]:
-    """Those that answer some requests, or could at once."""
-    previous = [] if state.previous is None else [state.previous]
+def _answering(state: ReleaseState) -> list[Chosen]:
+    """Those that answer requests by the release under way."""
     rollout = state.rollout
     if rollout is None:
-        return previous
+        return []
     candidate = [rollout.candidate] if rollout.stages[-1].stage.share else []
-    return [*previous, rollout.against, *candidate]
+    return [rollout.against, *candidate]

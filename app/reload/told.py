@@ -18,10 +18,10 @@ def events_of(model: str, before: ReleaseState, after: ReleaseState, by: str) ->
     if old is not None and new is None:
         if len(after.quarantined) and after.quarantined[-1:] != before.quarantined[-1:]:
             yield event("release.rolled_back", old.candidate, after.quarantined[-1].reason)
-        elif old.is_watched:
-            yield event("release.ended", old.candidate)
-        else:
+        elif after.champion == old.candidate and not old.is_watched:
             yield event("release.promoted", old.candidate, "it answers all keys")
+        else:
+            yield event("release.ended", old.candidate)
     if old is None or new is None:
         return
     if new.is_watched and not old.is_watched:

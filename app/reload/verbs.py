@@ -30,6 +30,8 @@ from app.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+# Who asks for a rollback so long after another one has not seen that one.
+_AGAIN_S = 60.0
 # Each worker starts a process.
 _SHOWN_WITHIN_S = 15.0
 MOST_QUARANTINED = 64
@@ -103,27 +105,35 @@ class ReleaseVerbs:
             self._metrics.loads.labels(name, outcome).inc()
             self._metrics.load_duration.labels(name).observe(time.monotonic() - began_s)
 
-    async def rollback(self, name: str, generation: int | None = None, *, by: str) -> Outcome:
+    async def rollback(
+        self,
+        name: str,
+        generation: int | None = None,
+        *,
+        by: str,
+        version: int | None = None,
+        quarantine: bool = True,
+    ) -> Outcome:
         """Have the version serve that served before, which every worker keeps ready. While another
-        one is released, that is the one which it was to replace, and the new one is quarantined."""
+        one is released, that is the one which it was to replace, and the new one is quarantined,
+        unless that is not wanted.
+
+        `version` is the one that is to go: `Conflict` where it is neither released nor serves. It
+        must be named within a minute after another rollback: who asks twice means one.
+        """
         model = self._changes.model(name)
         with told():
             state = await self._changes.state(model, generation)
+            goes = _goes(name, state)
+            if version is not None and version != goes.version:
+                raise Conflict(f"version {version} of {name!r} does not serve: it is gone already")
             if state.rollout is not None:
-                after = rolled_back(state, f"by {by}", time.time())
-                await self._changes.change(model, after, "rollback", by)
-                return outcome_of(model, after, converged=False)
-            if state.previous is None:
-                raise Conflict(f"model {name!r} has no earlier version to go back to")
-            after = msgspec.structs.replace(
-                state,
-                generation=state.generation + 1,
-                champion=state.previous,
-                previous=None,
-                preparing=None,
-                shadows=_without(state.shadows, state.previous),
-                decided=state.generation + 1,
-            )
+                reason = f"by {by}" if quarantine else None
+                after = rolled_back(state, reason, time.time())
+            else:
+                if version is None:
+                    _require_no_rollback(state, time.time())
+                after = _back(name, state)
             await self._changes.change(model, after, "rollback", by)
             return outcome_of(model, after, converged=False)
 
@@ -266,6 +276,7 @@ class ReleaseVerbs:
         """The state by which it serves. A change that leaves what is prepared as it is, an unload,
         may be first."""
         while True:
+            require_no_rollout(model.residents.name, state)
             before = state.champion
             after = ReleaseState(
                 state.generation + 1,
@@ -304,26 +315,65 @@ def outcome_of(
     )
 
 
-def rolled_back(state: ReleaseState, reason: str, now_s: float) -> ReleaseState:
+def rolled_back(state: ReleaseState, reason: str | None, now_s: float) -> ReleaseState:
     """The state after it: the version under release answers nobody, and does not come back by
-    itself. `now_s`: seconds since 1970."""
+    itself where there is a reason. `now_s`: seconds since 1970."""
     rollout = state.rollout
     assert rollout is not None
-    bad = Quarantined(rollout.candidate, reason, now_s)
+    quarantined = state.quarantined
+    if reason is not None:
+        bad = Quarantined(rollout.candidate, reason, now_s)
+        quarantined = (*without_quarantine(state, rollout.candidate), bad)[-MOST_QUARANTINED:]
     generation = state.generation + 1
     after = msgspec.structs.replace(
         state,
         generation=generation,
         preparing=None,
+        previous=None if state.previous == rollout.candidate else state.previous,
         shadows=_without(state.shadows, rollout.candidate),
         rollout=None,
-        quarantined=(*without_quarantine(state, rollout.candidate), bad)[-MOST_QUARANTINED:],
+        quarantined=quarantined,
     )
     if state.champion != rollout.candidate:
         return after
     return msgspec.structs.replace(
         after, champion=rollout.against, previous=None, decided=generation
     )
+
+
+def _goes(name: str, state: ReleaseState) -> Chosen:
+    """The version that a rollback takes away."""
+    if state.rollout is not None:
+        return state.rollout.candidate
+    if state.champion is None:
+        raise Conflict(f"no version of {name!r} serves yet: load one first")
+    return state.champion
+
+
+def _back(name: str, state: ReleaseState) -> ReleaseState:
+    """The state in which the version before serves."""
+    if state.previous is None:
+        raise Conflict(f"model {name!r} has no earlier version to go back to")
+    require_no_quarantine(state, state.previous)
+    generation = state.generation + 1
+    return msgspec.structs.replace(
+        state,
+        generation=generation,
+        champion=state.previous,
+        previous=None,
+        preparing=None,
+        shadows=_without(state.shadows, state.previous),
+        decided=generation,
+    )
+
+
+def _require_no_rollback(state: ReleaseState, now_s: float) -> None:
+    for each in state.quarantined[-1:]:
+        if now_s - each.at_s < _AGAIN_S:
+            raise Conflict(
+                f"version {each.chosen.version} was rolled back just now: to have the champion go, "
+                "too, name its `version`"
+            )
 
 
 def require_no_rollout(name: str, state: ReleaseState) -> None:

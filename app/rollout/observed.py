@@ -10,16 +10,18 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from app.canary.table import KIND as EXPOSURES
-from app.canary.table import ExposureTable
+from app.canary.table import ExposureTable, table_name
 from app.comparison.table import ComparisonTable, Group
 from app.evidence.counts import WHOLE, Counts, PairedCounts, StageCounts
+from app.evidence.verdict import MOST_MISSING
 from app.labels.losses import Losses
-from app.release.state import Chosen, ReleaseState, Rollout, WorkerReport
+from app.release.state import BegunStage, Chosen, ReleaseState, Rollout, WorkerReport
 from app.release.tables import Additive, TableStore
 from app.shadow.comparisons import KIND as COMPARISON
 from app.shadow.trial import TrialId
 
+# Reasons for which rows are dropped that may be the candidate's own doing.
+_ITS_OWN = ("timed_out", "not_ready", "defect")
 _Table = TypeVar("_Table", bound=Additive)
 
 LossesOf: TypeAlias = Callable[[str, Chosen, Chosen], Awaitable[Mapping[str, Losses]]]
@@ -51,32 +53,44 @@ class Observations:
         if rollout.is_watched:
             stages, _ = await self._stages(model, rollout, now_s)
             return Observed(Counts({}, stages[-1:]), rollout.stages[-1].stage.slow_s)
-        shown = await self._shown(model, rollout)
+        trials = await self._trials(model, rollout)
+        shown = trials[-1] if trials else None
         paired = await asyncio.to_thread(_paired, shown)
         losses = await self._losses(model, rollout.against, rollout.candidate)
         for segment, loss in losses.items():
             known = paired.get(segment, PairedCounts())
             paired[segment] = msgspec.structs.replace(known, **loss._asdict())
         stages, first = await self._stages(model, rollout, now_s)
-        counts = Counts(
-            paired,
-            stages,
-            tuple(_trips(model, rollout, reports, shown)),
-            tuple(_blocked(model, rollout, reports)),
-        )
-        slow_s = None if first is None else first.against.quantile_s(0.99)
-        return Observed(counts, None if slow_s is None else slow_s * rollout.slow_factor)
+        blocked = [*_blocked(model, rollout, reports), *_unseen(shown)]
+        if len(trials) > 1:
+            blocked.append("model.yaml has changed since the release began: counts do not add up")
+        trips = _trips(model, rollout, reports, shown)
+        counts = Counts(paired, stages, tuple(trips), tuple(blocked))
+        return Observed(counts, _slow_s(rollout, first))
 
-    async def _shown(self, model: str, rollout: Rollout) -> ComparisonTable | None:
-        """Of the trial that began with the release; of several, by different contracts, the one
-        that was counted last."""
+    async def slow_s(self, model: str, rollout: Rollout) -> float | None:
+        """See `Observed`. Raises `StateUnavailable`."""
+        return _slow_s(rollout, await self._exposed(model, rollout.stages[0]))
+
+    async def _trials(self, model: str, rollout: Rollout) -> Sequence[ComparisonTable]:
+        """That began with the release, those that add up together, the latest last. There are
+        several where model.yaml was changed in what is counted."""
         trial = TrialId.prefix(rollout.against, rollout.candidate, rollout.began)
         stored = await self._tables.read(f"{COMPARISON}:{model}:{trial}")
-        tables = [
-            await asyncio.to_thread(_total, ComparisonTable.decode, table.contents)
-            for table in stored.values()
-        ]
-        return max(tables, key=lambda table: table.last_s, default=None)
+        tables: dict[object, ComparisonTable] = {}
+        for table in (each for each in stored.values() if each.contents):
+            counted = await asyncio.to_thread(_total, ComparisonTable.decode, table.contents)
+            kind = (counted.names, counted.decisions, counted.bounded)
+            tables[kind] = tables[kind] + counted if kind in tables else counted
+        return sorted(tables.values(), key=lambda table: table.last_s)
+
+    async def _exposed(self, model: str, begun: BegunStage) -> ExposureTable | None:
+        """In this stage."""
+        name = table_name(model, begun.began)
+        stored = (await self._tables.read(name)).get(name)
+        if stored is None or not stored.contents:
+            return None
+        return await asyncio.to_thread(_total, ExposureTable.decode, stored.contents)
 
     async def _stages(
         self, model: str, rollout: Rollout, now_s: float
@@ -85,11 +99,7 @@ class Observations:
         found: list[StageCounts] = []
         first: ExposureTable | None = None
         for number, begun in enumerate(rollout.stages):
-            stored = await self._tables.read(f"{EXPOSURES}:{model}:{begun.began}")
-            contents = [content for table in stored.values() for content in table.contents]
-            table = None
-            if contents:
-                table = await asyncio.to_thread(_total, ExposureTable.decode, contents)
+            table = await self._exposed(model, begun)
             is_last = number == len(rollout.stages) - 1
             until_s = now_s if is_last else rollout.stages[number + 1].began_s
             seconds = max(until_s - begun.began_s, 0.0)
@@ -147,6 +157,8 @@ def _blocked(model: str, rollout: Rollout, reports: Sequence[WorkerReport]) -> I
     if rollout.paused:
         yield f"paused by {rollout.paused}"
     last = rollout.stages[-1]
+    if last.stage.share and last.stage.slow_s is None:
+        yield "it is not known which answers are slow: none were timed in the shadow stage"
     sha256 = rollout.candidate.sha256
     for report in reports:
         of_model = report.models.get(model)
@@ -156,3 +168,19 @@ def _blocked(model: str, rollout: Rollout, reports: Sequence[WorkerReport]) -> I
             yield f"worker {report.worker} does not route by this stage yet"
         elif reason := of_model.candidates.get(sha256, ""):
             yield f"worker {report.worker} does not show it requests: {reason}"
+
+
+def _unseen(shown: ComparisonTable | None) -> Iterator[str]:
+    """Rows that the candidate was to say something about, and did not."""
+    if shown is None:
+        return
+    offered = shown.groups()[0].rows + sum(shown.dropped.values())
+    for reason in _ITS_OWN:
+        rows = shown.dropped.get(reason, 0)
+        if rows > MOST_MISSING * offered:
+            yield f"{rows:,} of {offered:,} rows were not compared: {reason}"
+
+
+def _slow_s(rollout: Rollout, first: ExposureTable | None) -> float | None:
+    p99_s = None if first is None else first.against.quantile_s(0.99)
+    return None if p99_s is None else p99_s * rollout.slow_factor

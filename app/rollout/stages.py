@@ -45,7 +45,29 @@ def advanced(
     )
 
 
-def taken_over(state: ReleaseState, traffic: Traffic, now_s: float) -> ReleaseState:
+def paused(state: ReleaseState, by: str, now_s: float) -> ReleaseState:
+    """Nothing is promoted until it is resumed."""
+    assert state.rollout is not None
+    rollout = msgspec.structs.replace(state.rollout, paused=by, paused_since_s=now_s)
+    return msgspec.structs.replace(state, generation=state.generation + 1, rollout=rollout)
+
+
+def resumed(state: ReleaseState, now_s: float) -> ReleaseState:
+    """The time of the pause is no time of the stage."""
+    rollout = state.rollout
+    assert rollout is not None
+    *before, last = rollout.stages
+    began_s = last.began_s + max(now_s - max(rollout.paused_since_s, last.began_s), 0.0)
+    last = msgspec.structs.replace(last, began_s=began_s)
+    rollout = msgspec.structs.replace(
+        rollout, paused="", paused_since_s=0.0, stages=(*before, last)
+    )
+    return msgspec.structs.replace(state, generation=state.generation + 1, rollout=rollout)
+
+
+def taken_over(
+    state: ReleaseState, slow_s: float | None, traffic: Traffic, now_s: float
+) -> ReleaseState:
     """The candidate is the champion; the one before stays ready, and answers the keys of the
     control while the new one is watched."""
     rollout = state.rollout
@@ -64,7 +86,7 @@ def taken_over(state: ReleaseState, traffic: Traffic, now_s: float) -> ReleaseSt
     )
     if share == 1 or not rollout.watch_s:
         return after
-    stage = Stage(share, keys_of(share, traffic), rollout.stages[-1].stage.slow_s)
+    stage = Stage(share, keys_of(share, traffic), slow_s)
     watched = msgspec.structs.replace(
         rollout,
         stages=(*rollout.stages, BegunStage(stage, generation, now_s)),

@@ -2,11 +2,12 @@
 own, with and without one (app/reload/verbs.py)."""
 
 import hashlib
-import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
+from typing import Literal
 
 import msgspec
 
@@ -15,7 +16,7 @@ from app.errors import Conflict, InvalidInput
 from app.evidence.feasibility import Need, Traffic, needs
 from app.evidence.plan import Plan
 from app.release.state import Chosen, Preparation, ReleaseState, Rollout, WorkerReport
-from app.reload.changes import Changes, told
+from app.reload.changes import Changes, overtaken, told
 from app.reload.follower import FollowedModel
 from app.reload.residents import READ_WITHIN_S, VersionSource
 from app.reload.verbs import (
@@ -25,10 +26,17 @@ from app.reload.verbs import (
     require_no_quarantine,
     require_no_rollout,
 )
+from app.rollout.observed import Observations
 from app.rollout.plan import plan_of, watch_s_of
-from app.rollout.stages import advanced, next_share, started, taken_over
-
-log = logging.getLogger(__name__)
+from app.rollout.stages import (
+    advanced,
+    ended,
+    next_share,
+    paused,
+    resumed,
+    started,
+    taken_over,
+)
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -46,9 +54,18 @@ class RolloutVerbs:
     `ReleaseVerbs` do.
     """
 
-    def __init__(self, changes: Changes, source: VersionSource) -> None:
+    def __init__(
+        self,
+        changes: Changes,
+        source: VersionSource,
+        observations: Observations,
+        keeps_labels: bool,
+    ) -> None:
+        """`keeps_labels`: whether predictions are kept until their labels come."""
         self._changes = changes
         self._source = source
+        self._observations = observations
+        self._keeps_labels = keeps_labels
 
     async def start(
         self,
@@ -69,6 +86,7 @@ class RolloutVerbs:
         with self._changes.alone(name, "a release"), told():
             state = await self._changes.state(model, generation)
             require_no_rollout(name, state)
+            await self._changes.require_none_prepared(state)
             chosen = await self._chosen(name, version)
             if state.champion is None or state.champion == chosen:
                 raise Conflict(f"version {version} of {name!r} serves already")
@@ -77,78 +95,112 @@ class RolloutVerbs:
             if len([each for each in state.shadows if each.chosen != chosen]) >= MOST_CANDIDATES:
                 raise Conflict(f"{MOST_CANDIDATES} versions are shown requests: unload one")
             contract = await model.candidates.contract()
+            if contract.labels is not None and not self._keeps_labels:
+                raise InvalidInput(
+                    "release: model.yaml has `labels`, and they are kept in the state Redis only: "
+                    "set STATE_REDIS_URL",
+                    field="release",
+                )
             rollout = _rollout(contract, chosen, state.champion, by)
-            needed = _feasible(rollout.plan, await self._traffic(model, contract, per_s))
+            traffic = await self._traffic(model, contract, per_s)
+            needed = _feasible(rollout.plan, traffic)
+            rollout = msgspec.structs.replace(rollout, per_s=traffic.per_s)
             after = started(state, rollout, contract.shadow.share, time.time())
-            async with model.candidates.prepared(chosen):
+            async with AsyncExitStack() as stack:
+                if chosen not in [each.chosen for each in state.shadows]:
+                    await stack.enter_async_context(model.candidates.prepared(chosen))
                 await self._changes.change(model, after, "release", by)
             return Started(outcome_of(model, after, converged=False), needed)
 
     async def pause(self, name: str, generation: int | None = None, *, by: str) -> Outcome:
         """No stage is promoted until it is resumed; the candidate answers whom it answered, and is
         rolled back where there is evidence."""
-        return await self._set_paused(name, by, generation, by=by)
+        return await self._changed(name, generation, "pause", by, lambda rollout: rollout.paused)
 
     async def resume(self, name: str, generation: int | None = None, *, by: str) -> Outcome:
         """The end of a pause."""
-        return await self._set_paused(name, "", generation, by=by)
+        return await self._changed(
+            name, generation, "resume", by, lambda rollout: not rollout.paused
+        )
+
+    async def _changed(
+        self,
+        name: str,
+        generation: int | None,
+        verb: Literal["pause", "resume"],
+        by: str,
+        is_so: Callable[[Rollout], object],
+    ) -> Outcome:
+        model = self._changes.model(name)
+        with told():
+            state = await self._changes.state(model, generation)
+            if is_so(_under_way(name, state)):
+                return outcome_of(model, state, changed=False)
+            now_s = time.time()
+            after = paused(state, by, now_s) if verb == "pause" else resumed(state, now_s)
+            await self._changes.change(model, after, verb, by)
+            return outcome_of(model, after, converged=False)
 
     async def promote(
         self, name: str, share: float | None = None, generation: int | None = None, *, by: str
     ) -> Outcome:
         """On to the next stage, or to the share, whatever the evidence says: at 1 the candidate is
-        the champion."""
+        the champion. Of one that is watched it is the end of the watch."""
         model = self._changes.model(name)
         with self._changes.alone(name, "a promotion"), told():
             state = await self._changes.state(model, generation)
             rollout = _under_way(name, state)
+            if rollout.is_watched:
+                if share not in {None, 1}:
+                    raise Conflict(f"version {rollout.candidate.version} is the champion already")
+                after = ended(state)
+                await self._changes.change(model, after, "promote", by)
+                return outcome_of(model, after, converged=False)
             before = rollout.stages[-1].stage.share
-            after = next_share(rollout.plan, before) if share is None else share
-            if rollout.is_watched or after <= before:
+            following = next_share(rollout.plan, before) if share is None else share
+            if following <= before:
                 raise Conflict(f"version {rollout.candidate.version} answers {before:.0%} already")
-            return await self.on_to(model, state, after, None, by)
+            await self._changes.require_none_prepared(state)
+            candidate = rollout.candidate
+            resident = model.residents.find(candidate) or await model.residents.open(
+                candidate.version, candidate.sha256, workers=self._source.opener.workers
+            )
+            preparing = Preparation(candidate, self._changes.follower.worker)
+            is_new = not before
+            with model.pinned(resident):
+                ready = self._changes.ready_everywhere(model, state, preparing, is_new, by)
+                async with ready as found:
+                    if found.rollout != rollout:
+                        raise overtaken(name, found)
+                    slow_s = await self._observations.slow_s(name, rollout)
+                    return await self.on_to(model, found, following, slow_s, by)
 
     async def on_to(
         self, model: FollowedModel, state: ReleaseState, share: float, slow_s: float | None, by: str
     ) -> Outcome:
-        """The stage of this share, once every worker has the candidate ready to answer."""
+        """The stage of this share, by a change of this very state: every worker has the candidate
+        open."""
         rollout = _under_way(model.residents.name, state)
-        contract = await model.candidates.contract()
-        traffic = await self._traffic(model, contract, None)
-        before = rollout.stages[-1].stage
-        slow_s = before.slow_s if slow_s is None else slow_s
-        candidate = rollout.candidate
-        is_new = before.share == 0
-        resident = await model.residents.open(
-            candidate.version, candidate.sha256, workers=self._source.opener.workers
-        )
-        with model.pinned(resident):
-            preparing = Preparation(candidate, self._changes.follower.worker)
-            ready = self._changes.ready_everywhere(model, state, preparing, is_new, by)
-            async with ready as found:
-                if share < 1:
-                    after = advanced(found, share, slow_s, traffic, time.time())
-                else:
-                    after = taken_over(found, traffic, time.time())
-                await self._changes.change(model, after, "promote", by)
+        reports = await self._changes.follower.settled_workers()
+        measured = measured_per_s(model.residents.name, reports)
+        traffic = Traffic(max(measured, rollout.per_s), len(reports))
+        if share < 1:
+            after = advanced(state, share, slow_s, traffic, time.time())
+        else:
+            after = taken_over(state, slow_s, traffic, time.time())
+        await self._changes.change(model, after, "promote", by)
         return outcome_of(model, after, converged=await self._changes.converged(model, after))
 
-    async def _set_paused(
-        self, name: str, paused: str, generation: int | None, *, by: str
-    ) -> Outcome:
-        model = self._changes.model(name)
-        with told():
-            state = await self._changes.state(model, generation)
-            rollout = _under_way(name, state)
-            if bool(rollout.paused) == bool(paused):
-                return outcome_of(model, state, changed=False)
-            after = msgspec.structs.replace(
-                state,
-                generation=state.generation + 1,
-                rollout=msgspec.structs.replace(rollout, paused=paused),
-            )
-            await self._changes.change(model, after, "pause" if paused else "resume", by)
-            return outcome_of(model, after, converged=False)
+    async def prepare(self, model: FollowedModel, state: ReleaseState, by: str) -> None:
+        """Every worker is to open the candidate, so that it can answer: by a change of this very
+        state, which says so until the candidate goes on."""
+        rollout = _under_way(model.residents.name, state)
+        after = msgspec.structs.replace(
+            state,
+            generation=state.generation + 1,
+            preparing=Preparation(rollout.candidate, self._changes.follower.worker),
+        )
+        await self._changes.decide(model, after, "prepare", by)
 
     async def _chosen(self, name: str, version: int) -> Chosen:
         read = partial(self._source.repository.manifest, name, version)
@@ -163,7 +215,7 @@ class RolloutVerbs:
         if per_s is None:
             per_s = measured_per_s(model.residents.name, reports)
         rows = min(contract.shadow.block_rows, 1 + per_s / len(reports) * _held_s(contract))
-        return Traffic(per_s, len(reports), rows)
+        return Traffic(per_s, len(reports), rows, shown=contract.shadow.share)
 
 
 def measured_per_s(name: str, reports: Sequence[WorkerReport]) -> float:
@@ -186,6 +238,7 @@ def _rollout(contract: Contract, candidate: Chosen, against: Chosen, by: str) ->
         release.control,
         watch_s_of(release),
         release.slow_factor,
+        0.0,
         0,
         by,
         (),

@@ -38,7 +38,7 @@ FULL = ReleaseState(
 )
 CHAMPION, CANDIDATE = Chosen(3, "aa" * 32), Chosen(4, "cc" * 32)
 RELEASING = msgspec.structs.replace(
-    FULL, rollout=Rollout(CANDIDATE, CHAMPION, Plan(), 0.0, 0.05, 3_600.0, 1.2, 1, "a", ())
+    FULL, rollout=Rollout(CANDIDATE, CHAMPION, Plan(), 0.0, 0.05, 3_600.0, 1.2, 100.0, 1, "a", ())
 )
 Opening = Callable[[], Awaitable[StateStore]]
 

@@ -84,8 +84,9 @@ def test_a_stage_has_a_least_number_of_answers_and_a_least_time() -> None:
     assert "999 answers" in only_reason(judge(PLAN, shadow(few)), "hold")
     assert "59 s of 60 s" in only_reason(judge(PLAN, shadow(seconds=59.0)), "hold")
     # Once it answers, these are its own answers, not what it is shown.
-    arm = Arm(assigned=20_000, resolved=999)
-    assert "999 answers" in only_reason(judge(PLAN, exposed(candidate=arm)), "hold")
+    arm = Arm(assigned=999, resolved=999)
+    few_answered = exposed(candidate=arm, champion=arm)
+    assert "999 answers" in only_reason(judge(PLAN, few_answered), "hold")
 
 
 @pytest.mark.parametrize("guardrail", ["errors", "slow"])
@@ -246,6 +247,13 @@ def test_the_guardrails_share_the_probability_of_a_false_rollback() -> None:
     segment = reading(split, "errors", "carrier=AA")
     assert segment.rolls_back_at == pytest.approx(3 + 0.6021, abs=1e-4)
     assert segment.promotes_at == pytest.approx(1.3010, abs=1e-4)
+
+
+def test_a_version_that_is_watched_after_a_plan_without_shares_has_its_guardrails_counted() -> None:
+    plan = msgspec.structs.replace(PLAN, stages=(0.0,))
+    watched = msgspec.structs.replace(EXPOSED, stage=Stage(share=0.95, keys=40, slow_s=0.1))
+    verdict = judge(plan, Counts({}, (watched,)))
+    assert reading(verdict, "slow", stage=0).rolls_back_at == pytest.approx(3 + 0.4771, abs=1e-4)
 
 
 def test_a_verdict_is_the_same_in_whatever_order_and_parts_the_counts_came() -> None:

@@ -133,20 +133,19 @@ async def test_what_current_names_is_released_where_the_plan_says_so(tmp_path: P
         name_current(tmp_path, 2)
         await asked_until(service, stage_of(0.0))
         assert (await service.predict({"a": 1, "b": 2}))["model_version"] == "1"
-        await asked_until(service, stage_of(0.5))
-        await asked_until(service, is_over)
+        assert (await service.ask("promote", share=1)).json()["share"] is None
         assert (await service.predict({"a": 1, "b": 2}))["model_version"] == "2"
 
 
 async def test_a_release_of_current_that_was_rolled_back_does_not_begin_again(
     tmp_path: Path,
 ) -> None:
-    await published(tmp_path, "binary", "faulty", of_current="release")
+    await published(tmp_path, "binary", "binary", of_current="release")
     async with serving(tmp_path, "m", **LOOKS) as service:
         await service.predict({"a": 1, "b": 2})
         name_current(tmp_path, 2)
         await asked_until(service, stage_of(0.0))
-        await asked_until(service, is_over, FAILS)
+        assert (await service.ask("rollback")).json()["share"] is None
         described = await described_until(service, lambda found: bool(refused(found)))
         assert "version 2 was rolled back" in refused(described)
         await asyncio.sleep(0.5)  # some looks

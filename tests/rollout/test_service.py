@@ -37,7 +37,7 @@ async def published(folder: Path, *kinds: str, **release: Any) -> None:
 
 
 async def start(service: Service, version: int = 2, **body: Any) -> dict[str, Any]:
-    response = await service.ask("release", version=version, **{"expected_per_s": 100} | body)
+    response = await service.ask("release", version=version, **{"expected_per_s": 10} | body)
     assert response.status_code == 200, response.text
     document: dict[str, Any] = response.json()
     return document
@@ -162,6 +162,9 @@ async def test_an_operator_promotes_and_rolls_back_whatever_the_evidence_says(
         assert (await service.ask("rollback")).json()["share"] is None
         [bad] = (await standing(service))["quarantined"]
         assert bad["reason"] == "by loopback"
+        again = await service.ask("rollback")
+        assert (again.status_code, "just now" in again.text) == (409, True)
+        assert (await service.ask("rollback", version=2)).status_code == 409
         await start(service, 3)
         promoted = (await service.ask("promote", share=1)).json()
         assert (promoted["version"], promoted["share"]) == ("3", None)
@@ -186,6 +189,25 @@ async def test_a_version_that_took_over_is_watched_and_can_be_rolled_back(tmp_pa
         assert (await service.predict({"a": FAILS, "b": 2}))["model_version"] == "1"
 
 
+async def test_a_watch_is_ended_by_a_promotion_and_a_release_without_a_quarantine(
+    tmp_path: Path,
+) -> None:
+    await published(tmp_path, "binary", "binary", control=0.3, watch_hours=1)
+    async with serving(tmp_path, "m") as service:
+        await start(service)
+        ended = await service.ask("rollback", quarantine=False)
+        assert (ended.json()["version"], ended.json()["share"]) == ("1", None)
+        assert (await standing(service))["quarantined"] == []
+        await start(service)
+        await service.ask("promote", share=1)
+        assert (await standing(service))["rollout"]["watched_since_s"] is not None
+        assert (await service.ask("promote")).json()["version"] == "2"
+        assert (await standing(service))["rollout"] is None
+        assert {(await service.predict({"a": 1, "b": n}))["route"] for n in range(20)} == {
+            "champion"
+        }
+
+
 @pytest.mark.parametrize(
     ("body", "status", "named"),
     [
@@ -203,7 +225,7 @@ async def test_what_cannot_be_released_is_refused_by_name(
 ) -> None:
     await published(tmp_path, "binary", "binary")
     async with serving(tmp_path, "m") as service:
-        refused = await service.ask("release", **{"expected_per_s": 100} | body)
+        refused = await service.ask("release", **{"expected_per_s": 10} | body)
         assert (refused.status_code, named in refused.text) == (status, True), refused.text
         assert (await standing(service))["rollout"] is None
 

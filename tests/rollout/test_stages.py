@@ -7,7 +7,16 @@ from app.evidence.plan import Plan
 from app.release.state import Chosen, ReleaseState, Rollout
 from app.reload.told import events_of
 from app.reload.verbs import rolled_back
-from app.rollout.stages import advanced, ended, next_share, started, taken_over, watched_anew
+from app.rollout.stages import (
+    advanced,
+    ended,
+    next_share,
+    paused,
+    resumed,
+    started,
+    taken_over,
+    watched_anew,
+)
 
 OLD, NEW = Chosen(1, "aa" * 32), Chosen(2, "bb" * 32)
 TRAFFIC = Traffic(1_000, workers=2)
@@ -15,7 +24,7 @@ SERVING = ReleaseState(5, OLD, decided=5)
 
 
 def begun(**changes: float) -> ReleaseState:
-    rollout = Rollout(NEW, OLD, Plan(), 0.0, 0.05, 3_600.0, 1.2, 0, "a", ())
+    rollout = Rollout(NEW, OLD, Plan(), 0.0, 0.05, 3_600.0, 1.2, 100.0, 0, "a", ())
     return started(SERVING, msgspec.structs.replace(rollout, **changes), 1.0, 100.0)
 
 
@@ -35,7 +44,7 @@ def test_a_release_goes_from_the_shadow_to_all_and_is_watched() -> None:
     assert first.rollout is not None
     assert [each.stage.share for each in first.rollout.stages] == [0.0, 0.1]
     assert first.rollout.stages[-1].stage.keys == 125  # a quarter of a second of each worker
-    taken = taken_over(first, TRAFFIC, 300.0)
+    taken = taken_over(first, 0.25, TRAFFIC, 300.0)
     assert (taken.champion, taken.previous, taken.shadows) == (NEW, OLD, ())
     assert taken.rollout is not None
     assert (taken.rollout.stages[-1].stage.share, taken.rollout.is_watched) == (0.95, True)
@@ -52,7 +61,7 @@ def test_a_release_goes_from_the_shadow_to_all_and_is_watched() -> None:
 
 def test_without_a_watch_a_release_ends_when_the_candidate_answers_all() -> None:
     first = advanced(begun(control=0.0), 0.5, None, TRAFFIC, 200.0)
-    over = taken_over(first, TRAFFIC, 300.0)
+    over = taken_over(first, 0.25, TRAFFIC, 300.0)
     assert (over.champion, over.rollout) == (NEW, None)
     assert told(first, over) == ["release.promoted"]
 
@@ -66,7 +75,7 @@ def test_a_rollback_leaves_the_champion_of_before_and_a_quarantine() -> None:
 
 
 def test_a_rollback_of_a_watched_version_is_a_decision_on_the_champion() -> None:
-    taken = taken_over(advanced(begun(), 0.5, None, TRAFFIC, 200.0), TRAFFIC, 300.0)
+    taken = taken_over(advanced(begun(), 0.5, None, TRAFFIC, 200.0), 0.25, TRAFFIC, 300.0)
     back = rolled_back(taken, "slow", 350.0)
     assert (back.champion, back.previous, back.decided) == (OLD, None, back.generation)
     assert told(taken, back) == ["release.rolled_back"]
@@ -79,17 +88,21 @@ def test_a_version_that_is_released_again_is_in_quarantine_no_more() -> None:
     assert again.quarantined == ()
 
 
-def test_a_pause_and_its_end_are_told() -> None:
+def test_a_pause_and_its_end_are_told_and_its_time_is_no_time_of_the_stage() -> None:
     shown = begun()
-    paused = msgspec.structs.replace(
-        shown,
-        generation=shown.generation + 1,
-        rollout=msgspec.structs.replace(shown.rollout, paused="a"),
-    )
-    assert told(shown, paused) == ["release.paused"]
-    resumed = msgspec.structs.replace(
-        paused,
-        generation=paused.generation + 1,
-        rollout=msgspec.structs.replace(paused.rollout, paused=""),
-    )
-    assert told(paused, resumed) == ["release.resumed"]
+    waits = paused(shown, "a", 130.0)
+    assert told(shown, waits) == ["release.paused"]
+    goes_on = resumed(waits, 180.0)
+    assert told(waits, goes_on) == ["release.resumed"]
+    assert goes_on.rollout is not None
+    assert (goes_on.rollout.stages[-1].began_s, goes_on.rollout.paused) == (150.0, "")
+
+
+def test_a_load_that_ends_a_release_is_no_promotion() -> None:
+    shown = begun()
+    after = ReleaseState(shown.generation + 1, Chosen(3, "cc" * 32))
+    assert told(shown, after) == ["release.ended"]
+
+
+def test_a_rollback_for_no_harm_leaves_no_quarantine() -> None:
+    assert rolled_back(begun(), None, 150.0).quarantined == ()
