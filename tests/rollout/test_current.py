@@ -10,9 +10,7 @@ import pytest
 
 from app.errors import InvalidModel
 from tests.rollout.test_service import (
-    FAILS,
     asked_until,
-    is_over,
     published,
     stage_of,
     standing,
@@ -133,7 +131,10 @@ async def test_what_current_names_is_released_where_the_plan_says_so(tmp_path: P
         name_current(tmp_path, 2)
         await asked_until(service, stage_of(0.0))
         assert (await service.predict({"a": 1, "b": 2}))["model_version"] == "1"
-        assert (await service.ask("promote", share=1)).json()["share"] is None
+        # Only then nothing but a verb or evidence changes the state.
+        await described_until(service, lambda found: found["release"]["current"]["version"] == 2)
+        promoted = await service.ask("promote", share=1)
+        assert promoted.status_code == 200, promoted.text
         assert (await service.predict({"a": 1, "b": 2}))["model_version"] == "2"
 
 
