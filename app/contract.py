@@ -374,7 +374,8 @@ class Release(_Section):
     takes longer than `slow_factor` times the 99th percentile of the champion's while the candidate
     is shown requests. `hold_out` is the share of the keys that no candidate answers. After the last
     stage the version before goes on answering `control` of the keys for `watch_hours`: the new one
-    is rolled back on the same evidence.
+    is rolled back on the same evidence. `of_current`: whether a version that CURRENT comes to name
+    is loaded, so that it answers everybody at once, or released by this plan.
     """
 
     kind: Literal["retrain", "equivalent"] = "retrain"
@@ -393,6 +394,7 @@ class Release(_Section):
     hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     control: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     watch_hours: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 24
+    of_current: Literal["load", "release"] = "load"
 
     @model_validator(mode="after")
     def _stages_grow(self) -> "Release":

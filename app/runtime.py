@@ -194,10 +194,10 @@ class Runtime:
                 poll_s,
                 self._shadow,
                 self._canaries.canary,
+                self._release,
                 self.events,
                 self.metrics,
             )
-            await stack.enter_async_context(self.reload)
             changes = self.reload.changes
             observations = Observations(tables, self.labels.losses)
             self.rollout_verbs = RolloutVerbs(
@@ -207,6 +207,7 @@ class Runtime:
                 keeps_labels=settings.state_redis_url is not None,
                 replays=settings.replay_clock is not None,
             )
+            await stack.enter_async_context(self.reload)
             decision_log = DecisionLog(settings.work_dir / "decisions")
             stack.callback(decision_log.close)
             decider = Decider(
@@ -238,6 +239,10 @@ class Runtime:
         shadow = self.comparisons.shadow(model)
         self.observers[model] = _Observers(self.labels, shadow)
         return shadow
+
+    async def _release(self, model: str, version: int) -> None:
+        """Of what CURRENT has come to name, with as many requests as there are."""
+        await self.rollout_verbs.start(model, version, by="CURRENT")
 
     def _states(self) -> Mapping[str, ReleaseState]:
         return {name: model.state for name, model in self.reload.followed.items()}

@@ -25,6 +25,7 @@ Action: TypeAlias = Literal["rollback", "promote", "hold"]
 MOST_MISSING = 0.01
 """Of the labels that are due, and of the exposures."""
 _RATIO_ALPHA = 1e-6
+_TOLD_WITHIN_S = 5.0
 # How far the share of the exposures is looked for around the one that was asked for.
 _RATIO_PRIOR = 100.0
 
@@ -236,8 +237,10 @@ def _unbalanced(stage: StageCounts) -> Iterator[str]:
     if stage.misrouted:
         yield f"{stage.misrouted:,} answers came by another route than their key says"
     for name, arm in (("candidate", stage.candidate), ("champion", stage.champion)):
-        # Those under way among them, and those that died with their worker.
+        # Those that died with their worker among them; of the last seconds it is not told yet.
         unknown = arm.assigned - arm.resolved
+        of_late = min(_TOLD_WITHIN_S / max(stage.seconds, 1.0), 1.0)
+        unknown = max(arm.lost, unknown - int(of_late * arm.assigned))
         if unknown > MOST_MISSING * arm.assigned:
             yield f"of {unknown:,} of {arm.assigned:,} exposures of the {name} the end is unknown"
     if stage.stage.share > 0:

@@ -6,11 +6,11 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 
 import msgspec
 
-from app.errors import Conflict, HikyakuError, RequestError
+from app.errors import Conflict, HikyakuError, InvalidInput, InvalidModel, RequestError
 from app.release.state import Chosen, ReleaseState
 from app.reload.follower import FollowedModel, Follower
 from app.reload.residents import READ_WITHIN_S, VersionSource
@@ -26,25 +26,32 @@ _LONGEST_PAUSE_S = 300.0
 
 
 class _Refusal(NamedTuple):
-    """A version that could not be loaded, and when it is tried again."""
+    """A version that could be neither loaded nor released, and when it is tried again."""
 
     chosen: Chosen
     pause_s: float
     again_at_s: float
 
 
+Release: TypeAlias = Callable[[str, int], Awaitable[None]]
+"""Starts a release of a version of a model, by the plan of model.yaml. Raises a `RequestError` that
+says why there is none."""
+
+
 class CurrentWatch:
     """Looks at the repository every `every_s`, never with 0.
 
     CURRENT that names another version than when the champion was decided on is a newer word: that
-    version is loaded. Of all workers one does so, the first by name. What cannot be read changes
-    nothing: nothing is unloaded because it is not there.
+    version is loaded, or released where model.yaml says so and another one serves. Of all workers
+    one does so, the first by name. What cannot be read changes nothing: nothing is unloaded because
+    it is not there.
     """
 
     def __init__(
         self,
         follower: Follower,
         verbs: ReleaseVerbs,
+        release: Release,
         source: VersionSource,
         add: Callable[[str], FollowedModel],
         every_s: float,
@@ -52,6 +59,7 @@ class CurrentWatch:
     ) -> None:
         self._follower = follower
         self._verbs = verbs
+        self._release = release
         self._source = source
         self._add = add
         self._every_s = every_s
@@ -122,7 +130,7 @@ class CurrentWatch:
             if _is_candidate(model.state, current):
                 await self._note(name, model.state, current)  # the release decides on it
             else:
-                await self._load(name, model, current)
+                await self._have_serve(name, model, current)
         return True
 
     async def _is_first(self) -> bool:
@@ -140,28 +148,49 @@ class CurrentWatch:
             return True
         return time.monotonic() >= refusal.again_at_s
 
-    async def _load(self, name: str, model: FollowedModel, current: Chosen) -> None:
+    async def _have_serve(self, name: str, model: FollowedModel, current: Chosen) -> None:
         champion = model.state.champion
+        is_release = False
         try:
-            await self._verbs.load(name, current.version, by="CURRENT")
-        except Conflict:
+            is_release = await self._is_to_be_released(model, current)
+            if is_release:
+                await self._release(name, current.version)
+            else:
+                await self._verbs.load(name, current.version, by="CURRENT")
+        except Conflict as exc:
             if model.state.champion != champion:
                 # An operator has decided what serves meanwhile: that is the newer word.
                 await self._note(name, model.state, current)
+            elif is_release and model.state.rollout is None:
+                self._refuse(name, model, current, str(exc))
         except RequestError as exc:
-            if exc.retryable:
-                return  # at the next look
-            before = self._refusals.get(name)
-            pause_s = _FIRST_PAUSE_S
-            if before is not None and before.chosen == current:
-                pause_s = min(2 * before.pause_s, _LONGEST_PAUSE_S)
-            self._refusals[name] = _Refusal(current, pause_s, time.monotonic() + pause_s)
-            model.refused = str(exc)
-            named = {"model": name, "version": current.version, "again_in_s": pause_s}
-            log.error(_REFUSED, extra=named | {"reason": str(exc)})
+            if not exc.retryable:  # else at the next look
+                self._refuse(name, model, current, str(exc))
         else:
             self._refusals.pop(name, None)
             model.refused = ""
+
+    async def _is_to_be_released(self, model: FollowedModel, current: Chosen) -> bool:
+        """Against what serves: where nothing does, or that version does, it is loaded. Raises
+        `InvalidInput` for a model.yaml that cannot be read."""
+        if model.state.champion in {None, current}:
+            return False
+        try:
+            contract = await model.candidates.contract()
+        except InvalidModel as exc:
+            raise InvalidInput(str(exc), field="version") from exc
+        return contract.release.of_current == "release"
+
+    def _refuse(self, name: str, model: FollowedModel, current: Chosen, reason: str) -> None:
+        """Until a pause is over, which is longer each time."""
+        before = self._refusals.get(name)
+        pause_s = _FIRST_PAUSE_S
+        if before is not None and before.chosen == current:
+            pause_s = min(2 * before.pause_s, _LONGEST_PAUSE_S)
+        self._refusals[name] = _Refusal(current, pause_s, time.monotonic() + pause_s)
+        model.refused = reason
+        named = {"model": name, "version": current.version, "again_in_s": pause_s}
+        log.error(_REFUSED, extra=named | {"reason": reason})
 
     async def _note(self, name: str, state: ReleaseState, current: Chosen) -> None:
         """What CURRENT names is no newer word any more."""

@@ -18,7 +18,7 @@ from app.release.state import (
 )
 from app.reload.candidates import Candidates
 from app.reload.changes import Changes
-from app.reload.current_watch import CurrentWatch
+from app.reload.current_watch import CurrentWatch, Release
 from app.reload.follower import FollowedModel, Follower, Routes
 from app.reload.residents import READ_WITHIN_S, TAKE_WITHIN_S, Resident, Residents, VersionSource
 from app.reload.verbs import ReleaseVerbs, require_no_quarantine
@@ -49,12 +49,13 @@ class HotReload:
         poll_s: float,
         shadow_of: Callable[[str], Shadow],
         routes_of: Callable[[str], Routes],
+        release: Release,
         events: Events,
         metrics: Metrics,
     ) -> None:
         """`worker` is our name among those of all replicas; `shadow_of` gives what shows a
-        model's candidates its answers, `routes_of` what routes its requests; `events` are told of
-        what becomes of releases."""
+        model's candidates its answers, `routes_of` what routes its requests; `release` releases a
+        version that CURRENT names; `events` are told of what becomes of releases."""
         self._models = models
         self._source = source
         self._store = store
@@ -67,7 +68,9 @@ class HotReload:
         self.changes = Changes(self._follower, events)
         self.verbs = ReleaseVerbs(self.changes, source, metrics)
         self._follows_current = poll_s > 0
-        self._watch = CurrentWatch(self._follower, self.verbs, source, self._add, poll_s, metrics)
+        self._watch = CurrentWatch(
+            self._follower, self.verbs, release, source, self._add, poll_s, metrics
+        )
 
     @property
     def followed(self) -> Mapping[str, FollowedModel]:

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from app.errors import InvalidModel
-from tests.rollout.test_service import published, standing, start
+from tests.rollout.test_service import (
+    asked_until,
+    published,
+    stage_of,
+    standing,
+    start,
+)
 from tests.shadow.conftest import SHOWN_S, Service, serving
 
 LOOKS = {"HIKYAKU_REPOSITORY_POLL_S": "0.05"}
@@ -116,3 +122,45 @@ async def test_a_quarantined_version_does_not_take_the_place_of_one_that_is_lost
         found = await standing(service)
         assert [bad["chosen"]["version"] for bad in found["quarantined"]] == [2]
         assert (await service.predict({"a": 1, "b": 2}))["model_version"] == "3"
+
+
+async def test_what_current_names_is_released_where_the_plan_says_so(tmp_path: Path) -> None:
+    await published(tmp_path, "binary", "binary", of_current="release")
+    async with serving(tmp_path, "m", **LOOKS) as service:
+        assert (await service.predict({"a": 1, "b": 2}))["model_version"] == "1"
+        name_current(tmp_path, 2)
+        await asked_until(service, stage_of(0.0))
+        assert (await service.predict({"a": 1, "b": 2}))["model_version"] == "1"
+        # Only then nothing but a verb or evidence changes the state.
+        await described_until(service, lambda found: found["release"]["current"]["version"] == 2)
+        promoted = await service.ask("promote", share=1)
+        assert promoted.status_code == 200, promoted.text
+        assert (await service.predict({"a": 1, "b": 2}))["model_version"] == "2"
+
+
+async def test_a_release_of_current_that_was_rolled_back_does_not_begin_again(
+    tmp_path: Path,
+) -> None:
+    await published(tmp_path, "binary", "binary", of_current="release")
+    async with serving(tmp_path, "m", **LOOKS) as service:
+        await service.predict({"a": 1, "b": 2})
+        name_current(tmp_path, 2)
+        await asked_until(service, stage_of(0.0))
+        assert (await service.ask("rollback")).json()["share"] is None
+        described = await described_until(service, lambda found: bool(refused(found)))
+        assert "version 2 was rolled back" in refused(described)
+        await asyncio.sleep(0.5)  # some looks
+        found = await standing(service)
+        assert (found["rollout"], len(found["quarantined"])) == (None, 1)
+        assert await service.candidates() == []
+
+
+async def test_a_release_of_current_that_could_not_finish_is_told_and_does_not_begin(
+    tmp_path: Path,
+) -> None:
+    await published(tmp_path, "binary", "binary", of_current="release")
+    async with serving(tmp_path, "m", **LOOKS) as service:
+        name_current(tmp_path, 2)
+        described = await described_until(service, lambda found: bool(refused(found)))
+        assert "no requests came lately" in refused(described)
+        assert (described["version"], (await standing(service))["rollout"]) == ("1", None)

@@ -34,7 +34,9 @@ class Tables:
         }
 
 
-async def no_losses(model: str, champion: Chosen, candidate: Chosen) -> Mapping[str, Losses]:
+async def no_losses(
+    model: str, champion: Chosen, candidate: Chosen, began: int
+) -> Mapping[str, Losses]:
     return {}
 
 
