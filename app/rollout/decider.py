@@ -159,6 +159,8 @@ class Decider:
             await self._roll_back(model, state, judged)
         elif rollout.is_watched:
             await self._watch(model, state, judged, reports)
+        elif _is_untimed(rollout) and judged.slow_s is not None:
+            await self._time_anew(model, state, judged)
         elif verdict.action == "promote":
             await self._promote(model, state, judged, reports)
         else:
@@ -229,6 +231,13 @@ class Decider:
         share = next_share(rollout.plan, rollout.stages[-1].stage.share)
         await self._verbs.on_to(model, state, share, judged.slow_s, _BY)
         await self._log(model, state, judged, f"on to {share:.0%}")
+
+    async def _time_anew(self, model: FollowedModel, state: ReleaseState, judged: Judged) -> None:
+        """A stage that an operator began too early to know which answers are slow begins again."""
+        assert state.rollout is not None
+        share = state.rollout.stages[-1].stage.share
+        await self._verbs.on_to(model, state, share, judged.slow_s, _BY)
+        await self._log(model, state, judged, f"{share:.0%} begins again: slow answers are known")
 
     async def _have_it_ready(
         self, model: FollowedModel, state: ReleaseState, reports: Sequence[WorkerReport]
@@ -362,6 +371,12 @@ def _plan(rollout: Rollout, is_settled: bool) -> Plan:
     if rollout.is_watched or rollout.paused or not is_settled:
         plan = msgspec.structs.replace(plan, most_s=_FOR_EVER_S)
     return plan
+
+
+def _is_untimed(rollout: Rollout) -> bool:
+    """Whether the candidate answers and nobody knows which answers are slow."""
+    last = rollout.stages[-1].stage
+    return last.share > 0 and last.slow_s is None
 
 
 def _decides(name: str, reports: Sequence[WorkerReport]) -> str | None:

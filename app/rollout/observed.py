@@ -20,6 +20,7 @@ from app.release.tables import Additive, TableStore
 from app.shadow.comparisons import KIND as COMPARISON
 from app.shadow.trial import TrialId
 
+_LEAST_TIMED = 100
 # Reasons for which rows are dropped that may be the candidate's own doing.
 _ITS_OWN = ("timed_out", "not_ready", "defect")
 _Table = TypeVar("_Table", bound=Additive)
@@ -32,8 +33,8 @@ LossesOf: TypeAlias = Callable[[str, Chosen, Chosen, int], Awaitable[Mapping[str
 class Observed:
     counts: Counts
     slow_s: float | None
-    """What the next stage is to call slow: the champion's 99th percentile while the candidate was
-    shown requests, times the factor of the release; None where nothing is known."""
+    """What the next stage is to call slow: the champion's 99th percentile in the first stage that
+    timed enough of its answers, times the factor of the release; None where none has."""
 
 
 class Observations:
@@ -60,17 +61,21 @@ class Observations:
         for segment, loss in losses.items():
             known = paired.get(segment, PairedCounts())
             paired[segment] = msgspec.structs.replace(known, **loss._asdict())
-        stages, first = await self._stages(model, rollout, now_s)
+        stages, tables = await self._stages(model, rollout, now_s)
+        slow_s = _slow_s(rollout, tables)
         blocked = [*_blocked(model, rollout, reports), *_unseen(shown)]
         if len(trials) > 1:
             blocked.append("model.yaml has changed since the release began: counts do not add up")
+        if rollout.stages[-1].stage.slow_s is None and slow_s is None:
+            blocked.append("it is not known yet how long the champion's answers take")
         trips = _trips(model, rollout, reports, shown)
         counts = Counts(paired, stages, tuple(trips), tuple(blocked))
-        return Observed(counts, _slow_s(rollout, first))
+        return Observed(counts, slow_s)
 
     async def slow_s(self, model: str, rollout: Rollout) -> float | None:
         """See `Observed`. Raises `StateUnavailable`."""
-        return _slow_s(rollout, await self._exposed(model, rollout.stages[0]))
+        tables = [await self._exposed(model, begun) for begun in rollout.stages]
+        return _slow_s(rollout, [table for table in tables if table is not None])
 
     async def _trials(self, model: str, rollout: Rollout) -> Sequence[ComparisonTable]:
         """That began with the release, those that add up together, the latest last. There are
@@ -94,10 +99,10 @@ class Observations:
 
     async def _stages(
         self, model: str, rollout: Rollout, now_s: float
-    ) -> tuple[Sequence[StageCounts], ExposureTable | None]:
-        """Of each stage that has begun, and the table of the first one."""
+    ) -> tuple[Sequence[StageCounts], Sequence[ExposureTable]]:
+        """Of each stage that has begun, and the tables of those that have any."""
         found: list[StageCounts] = []
-        first: ExposureTable | None = None
+        tables: list[ExposureTable] = []
         for number, begun in enumerate(rollout.stages):
             table = await self._exposed(model, begun)
             is_last = number == len(rollout.stages) - 1
@@ -106,9 +111,9 @@ class Observations:
             if table is None:
                 found.append(StageCounts(begun.stage, seconds=seconds))
             else:
+                tables.append(table)
                 found.append(table.counts(begun.stage, seconds))
-            first = table if not number else first
-        return found, first
+        return found, tables
 
 
 def _total(decode: Callable[[bytes], _Table], contents: Sequence[bytes]) -> _Table:
@@ -157,8 +162,6 @@ def _blocked(model: str, rollout: Rollout, reports: Sequence[WorkerReport]) -> I
     if rollout.paused:
         yield f"paused by {rollout.paused}"
     last = rollout.stages[-1]
-    if last.stage.share and last.stage.slow_s is None:
-        yield "it is not known which answers are slow: none were timed in the shadow stage"
     sha256 = rollout.candidate.sha256
     for report in reports:
         of_model = report.models.get(model)
@@ -181,6 +184,10 @@ def _unseen(shown: ComparisonTable | None) -> Iterator[str]:
             yield f"{rows:,} of {offered:,} rows were not compared: {reason}"
 
 
-def _slow_s(rollout: Rollout, first: ExposureTable | None) -> float | None:
-    p99_s = None if first is None else first.against.quantile_s(0.99)
-    return None if p99_s is None else p99_s * rollout.slow_factor
+def _slow_s(rollout: Rollout, tables: Sequence[ExposureTable]) -> float | None:
+    """By the first stage in which enough answers of the champion were timed."""
+    for table in tables:
+        p99_s = table.against.quantile_s(0.99)
+        if p99_s is not None and sum(table.against.latencies.values()) >= _LEAST_TIMED:
+            return p99_s * rollout.slow_factor
+    return None

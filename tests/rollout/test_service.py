@@ -149,6 +149,19 @@ async def test_a_paused_release_is_not_promoted_until_it_is_resumed(tmp_path: Pa
         await asked_until(service, stage_of(0.5))
 
 
+async def test_a_stage_that_began_before_answers_were_timed_begins_again_when_they_are(
+    tmp_path: Path,
+) -> None:
+    await published(tmp_path, "binary", "binary", least_answers=100_000)
+    async with serving(tmp_path, "m") as service:
+        await start(service)
+        assert (await service.ask("promote")).json()["share"] == 0.5
+        found = await asked_until(
+            service, lambda found: found["rollout"]["stages"][-1]["stage"]["slow_s"] is not None
+        )
+        assert [each["stage"]["share"] for each in found["rollout"]["stages"]] == [0.0, 0.5, 0.5]
+
+
 async def test_an_operator_promotes_and_rolls_back_whatever_the_evidence_says(
     tmp_path: Path,
 ) -> None:
@@ -239,6 +252,6 @@ async def test_what_was_decided_is_decided_so_again(tmp_path: Path) -> None:
     *_, last = decisions(log)
     assert last.did == "rolled back"
     assert all(decided_anew(decision) == decision.verdict for decision in decisions(log))
-    log.write_text(log.read_text().replace('"errors":0.2', '"errors":0.9'))
+    log.write_text(log.read_text().replace('"errors":0.2', '"errors":0.999'))
     *_, last = decisions(log)
     assert decided_anew(last).action != "rollback"
