@@ -94,9 +94,10 @@ def cpu_ticks(pid: int) -> int:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """What a process does is seen only by looking."""
-    while not true():  # noqa: ASYNC110  (no event can be set by what another process does)
-        await asyncio.sleep(0.005)
+    """What a process does is seen only by looking. Raises `TimeoutError` after two minutes."""
+    async with asyncio.timeout(120):
+        while not true():  # noqa: ASYNC110  (no event can be set by what another process does)
+            await asyncio.sleep(0.005)
 
 
 def _written(path: Path, nodes: list[NodeProto]) -> Path:

@@ -109,8 +109,9 @@ async def test_a_model_that_would_harm_a_server_is_refused(
 
 async def test_a_model_that_crashes_what_executes_it_is_refused(tmp_path: Path) -> None:
     attempt = asyncio.create_task(publish_file(tmp_path, looping(tmp_path / "file"), FOR_EVER))
-    await until(lambda: bool(processes()) and cpu_ticks(processes()[0]) > 200)
-    os.kill(processes()[0], signal.SIGSEGV)  # as ONNX Runtime's own crash would
+    await until(lambda: attempt.done() or (bool(processes()) and cpu_ticks(processes()[0]) > 120))
+    if not attempt.done():  # on a busy machine its time may be up before: then it is told below
+        os.kill(processes()[0], signal.SIGSEGV)  # as ONNX Runtime's own crash would
     with pytest.raises(InvalidModel, match=r"killed by SIGSEGV"):
         await attempt
     assert [path.name for path in contents(tmp_path)] == ["model.yaml"]
