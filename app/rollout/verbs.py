@@ -278,7 +278,7 @@ def _feasible(plan: Plan, traffic: Traffic) -> Sequence[Need]:
                 how_many = f"some {need.requests:,.0f} requests"
             raise InvalidInput(
                 f"release: the stage of {need.share:.0%} needs {how_many} "
-                f"(for `{need.because_of}`), which at {traffic.per_s:,.1f} a second takes longer "
+                f"(for `{need.because_of}`), which at {traffic.per_s:,.3g} a second takes longer "
                 f"than most_hours ({plan.most_s / 3600:g}): widen that margin, or allow more time",
                 field="release",
             )
