@@ -213,6 +213,10 @@ class _Observer:
     def __init__(self, summary: Summary) -> None:
         self._summary = summary
 
+    def began(self) -> None: ...
+
+    def ended(self) -> None: ...
+
     def executed(self, rows: int, waited_s: float, took_s: float) -> None:
         self._summary.events["succeeded"] += 1
 

@@ -35,10 +35,12 @@ from app.repository.verify import verify_version
 from app.served_model import ServedModel
 from app.telemetry.metrics import Metrics
 
-Kind: TypeAlias = Literal["binary", "faulty", "regression", "multiclass", "stored"]
-"""What a tiny model computes. The first three take the request fields `a` and `b`:
+Kind: TypeAlias = Literal["binary", "faulty", "deadly", "regression", "multiclass", "stored"]
+"""What a tiny model computes. All but the last take the request fields `a` and `b`:
 
 binary      probability = 1 / (1 + exp(b - a)); decision: probability >= 0.5, that is a >= b
+faulty      as binary, but no finite number where a > 100, and no answer where a > 200
+deadly      as binary, but where a > 300 its process dies
 regression  value = a + 2 b; decision: value >= 10
 multiclass  class = softmax of (a, b, 0) as left, right, neither; decision: the largest one
 stored      score = rating + 10 trips + 100 demand + 1000 distance, a null counting as -1;
@@ -118,8 +120,9 @@ def stored(
 def onnx_model(kind: Kind) -> ModelProto:
     """Input `x` float32 `[N, 2]` (stored: `[N, 4]`), output `probabilities` `[N, 2]` for binary and
     `[N, 3]` for multiclass, `y` `[N, 1]` for the others. The faulty one is binary, says NaN where
-    `a` is above 100, and fails where it is above 200."""
+    `a` is above 100, and fails where it is above 200; the deadly one is binary, too."""
     nodes: list[NodeProto]
+    whole: dict[str, list[list[int]]] = {}
     match kind:
         case "binary":
             weights = {"difference": [[1.0], [-1.0]], "one": [[1.0]]}
@@ -147,6 +150,26 @@ def onnx_model(kind: Kind) -> ModelProto:
                 helper.make_node("Sub", ["one", "yes"], ["no"]),
                 helper.make_node("Concat", ["no", "yes"], ["probabilities"], axis=1),
             ]
+        case "deadly":
+            weights = {"difference": [[1.0], [-1.0]], "one": [[1.0]], "nought": [[0.0]]}
+            weights |= {"first": [[1.0], [0.0]], "kills": [[300.0]]}
+            whole = {"least": [[-(2**63)]], "unit": [[1]], "two": [[2]]}
+            nodes = [
+                helper.make_node("MatMul", ["x", "difference"], ["logit"]),
+                helper.make_node("Sigmoid", ["logit"], ["likely"]),
+                helper.make_node("MatMul", ["x", "first"], ["a"]),
+                helper.make_node("Greater", ["a", "kills"], ["is_far"]),
+                helper.make_node("Cast", ["is_far"], ["far"], to=TensorProto.INT64),
+                helper.make_node("Mul", ["far", "two"], ["twice"]),
+                helper.make_node("Sub", ["unit", "twice"], ["divisor"]),
+                # The least int64 by -1 is SIGFPE in ONNX Runtime 1.31.
+                helper.make_node("Div", ["least", "divisor"], ["divided"]),
+                helper.make_node("Cast", ["divided"], ["quotient"], to=TensorProto.FLOAT),
+                helper.make_node("Mul", ["quotient", "nought"], ["nothing"]),
+                helper.make_node("Add", ["likely", "nothing"], ["yes"]),
+                helper.make_node("Sub", ["one", "yes"], ["no"]),
+                helper.make_node("Concat", ["no", "yes"], ["probabilities"], axis=1),
+            ]
         case "regression":
             weights = {"weights": [[1.0], [2.0]]}
             nodes = [helper.make_node("MatMul", ["x", "weights"], ["y"])]
@@ -166,6 +189,7 @@ def onnx_model(kind: Kind) -> ModelProto:
     output = {
         "binary": ("probabilities", 2),
         "faulty": ("probabilities", 2),
+        "deadly": ("probabilities", 2),
         "multiclass": ("probabilities", 3),
     }
     graph = helper.make_graph(
@@ -174,8 +198,14 @@ def onnx_model(kind: Kind) -> ModelProto:
         [_floats("x", 4 if kind == "stored" else 2)],
         [_floats(*output.get(kind, ("y", 1)))],
         [
-            numpy_helper.from_array(np.array(value, np.float32), name)
-            for name, value in weights.items()
+            *(
+                numpy_helper.from_array(np.array(value, np.float32), name)
+                for name, value in weights.items()
+            ),
+            *(
+                numpy_helper.from_array(np.array(value, np.int64), name)
+                for name, value in whole.items()
+            ),
         ],
     )
     return helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 17)])
@@ -188,7 +218,7 @@ def contract(kind: Kind, **changes: Any) -> dict[str, Any]:
         "inputs": [{"tensor": "x", "columns": ["a", "b"]}],
     }
     match kind:
-        case "binary" | "faulty":
+        case "binary" | "faulty" | "deadly":
             document["outputs"] = {"probability": {"tensor": "probabilities", "column": 1}}
             document["decision"] = {"output": "probability", "at_least": 0.5}
         case "regression":
@@ -214,7 +244,7 @@ def training(kind: Kind, **changes: Any) -> dict[str, Any]:
     golden: dict[str, Any] = {"instances": _GOLDEN_FIELDS}
     means = {"driver:rating": 4.0, "driver:trips": 5.0, "city:demand": 2.0}
     match kind:
-        case "binary" | "faulty":
+        case "binary" | "faulty" | "deadly":
             golden["predictions"] = [{"probability": binary(**row)} for row in _GOLDEN_FIELDS]
         case "regression":
             golden["predictions"] = [{"value": regression(**row)} for row in _GOLDEN_FIELDS]

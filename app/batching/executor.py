@@ -19,6 +19,14 @@ log = logging.getLogger(__name__)
 class BatchObserver(Protocol):
     """Is told what becomes of batches and rows; must neither raise nor block."""
 
+    def began(self) -> None:
+        """An execution has begun."""
+        ...
+
+    def ended(self) -> None:
+        """It is over, however it ended."""
+        ...
+
     def executed(self, rows: int, waited_s: float, took_s: float) -> None:
         """An execution succeeded; its first row had waited `waited_s`."""
         ...
@@ -157,6 +165,7 @@ class Executor:
         slot.batch, slot.waiting = batch, len(batch)
         slot.started_s, slot.predicted_s = started_s, self._times.predicted_s(rows)
         self.under_way += 1
+        self._observer.began()
         try:
             outputs = await self._backend.execute(
                 gathered(batch),
@@ -177,6 +186,7 @@ class Executor:
             self._succeeded(batch, Execution(outputs, rows, started_s, self._now_s()), rows)
             return None
         finally:
+            self._observer.ended()
             slot.batch = ()
             self.under_way -= 1
         self._observer.failed("not_executed")

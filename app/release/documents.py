@@ -14,7 +14,7 @@ _FORM = 3
 # share the state, and an older one refuses a document with a field that it does not know.
 _OLDER_FORM = 2
 _NEW_IN_STATES = ("rollout", "quarantined")
-_NEW_IN_REPORTS = ("tripped", "per_s", "routes")
+_NEW_IN_REPORTS = ("tripped", "per_s", "routes", "died", "ended")
 _Content = TypeVar("_Content")
 
 

@@ -83,6 +83,13 @@ class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_watched(self) -> bool:
         return self.watched_since_s is not None
 
+    def is_deadly(self, died: Mapping[str, int]) -> bool:
+        """Whether the candidate ends workers: twice, as one death may be chance, and more often
+        than they end with the version that it is released against. `died`: by a manifest's digest,
+        how often workers have died while they executed it."""
+        of_candidate = died.get(self.candidate.sha256, 0)
+        return of_candidate > max(1, died.get(self.against.sha256, 0))
+
 
 class Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A version that was rolled back: no release takes it again unless an operator says so."""
@@ -138,6 +145,12 @@ class ModelReport(msgspec.Struct, frozen=True):
     routes: int = 0
     """The generation in which the stage began by which this worker routes requests; 0 where none
     is."""
+    died: Mapping[str, int] = {}
+    """By a manifest's digest, how many workers of its service have died in the midst of executing
+    it since the release under way began."""
+    ended: Mapping[str, int] = {}
+    """By a manifest's digest, how often the process of a candidate has ended of itself while this
+    worker showed it requests."""
 
 
 class WorkerReport(msgspec.Struct, frozen=True):

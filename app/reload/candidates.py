@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from app.backends.backend import Event
@@ -35,6 +35,16 @@ _TRIP_S = 60.0
 class _Read:
     content: Contract
     sha256: str
+
+
+@dataclass(slots=True)
+class _Deaths:
+    all: int = 0
+    last_s: deque[float] = field(default_factory=lambda: deque(maxlen=_TRIP_DEATHS))
+    """Monotonic."""
+
+    def lately(self, now_s: float) -> int:
+        return sum(now_s - at_s < _TRIP_S for at_s in self.last_s)
 
 
 @dataclass(eq=False, slots=True)
@@ -67,8 +77,8 @@ class Candidates:
         """Shown requests."""
         self._freeing: set[asyncio.Task[None]] = set()
         self._failed: dict[Chosen, str] = {}
-        self._deaths: dict[Chosen, deque[float]] = {}
-        """The last instants, monotonic, at which the process of a candidate has died."""
+        self._deaths: dict[Chosen, _Deaths] = {}
+        """Of the processes of those that are wanted."""
         self._due = asyncio.Event()
         self._pause_s = _FIRST_PAUSE_S
         self._retry: asyncio.TimerHandle | None = None
@@ -81,6 +91,7 @@ class Candidates:
             return
         self._wanted, self._decided = shadows, decided
         self._failed.clear()
+        self._deaths = {chosen: of for chosen, of in self._deaths.items() if self._wants(chosen)}
         self._pause_s = _FIRST_PAUSE_S
         if shadows or self._open or self._task is not None:
             if self._task is None:
@@ -102,13 +113,14 @@ class Candidates:
         """By the digest of each that is wanted and must not be released: why."""
         now_s = time.monotonic()
         return {
-            state.chosen.sha256: f"{len(deaths)} deaths in {_TRIP_S:g} s"
-            for state in self._wanted
-            if len(deaths := self._deaths_of(state.chosen, now_s)) >= _TRIP_DEATHS
+            chosen.sha256: f"{deaths.lately(now_s)} deaths in {_TRIP_S:g} s"
+            for chosen, deaths in self._deaths.items()
+            if deaths.lately(now_s) >= _TRIP_DEATHS
         }
 
-    def _deaths_of(self, chosen: Chosen, now_s: float) -> Sequence[float]:
-        return [at_s for at_s in self._deaths.get(chosen, ()) if now_s - at_s < _TRIP_S]
+    def ended(self) -> Mapping[str, int]:
+        """By the digest of each that is wanted: how often its process has died since it is."""
+        return {chosen.sha256: deaths.all for chosen, deaths in self._deaths.items()}
 
     async def contract(self) -> Contract:
         """By the present model.yaml. Raises `InvalidModel`, `RepositoryUnavailable`."""
@@ -292,8 +304,9 @@ class Candidates:
     def _happened(self, chosen: Chosen, event: Event) -> None:
         self._metrics.shadow_events.labels(self._name, event).inc()
         if event == "process_ended":
-            deaths = self._deaths.setdefault(chosen, deque(maxlen=_TRIP_DEATHS))
-            deaths.append(time.monotonic())
+            deaths = self._deaths.setdefault(chosen, _Deaths())
+            deaths.all += 1
+            deaths.last_s.append(time.monotonic())
 
     def _again_later(self) -> None:
         """A while after everything that was tried meanwhile."""

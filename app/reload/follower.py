@@ -80,12 +80,16 @@ class Follower:
         self._models[residents.name] = model
         return model
 
+    def report(self) -> WorkerReport:
+        """How this worker stands."""
+        reports = {name: model.report() for name, model in self._models.items()}
+        return WorkerReport(self.worker, reports)
+
     async def exchange(self) -> None:
         """Tell and read now. Raises `StateUnavailable`."""
-        reports = {name: model.report() for name, model in self._models.items()}
-        told = WorkerReport(self.worker, reports)
+        told = self.report()
         try:
-            states = await self._store.exchange(told, tuple(reports))
+            states = await self._store.exchange(told, tuple(told.models))
         except StateUnavailable as exc:
             self._tell_unavailable(str(exc))
             raise
@@ -195,6 +199,7 @@ class FollowedModel:
         self.refused = ""
         """Why the version that CURRENT names does not serve, as far as this worker has tried it."""
         self._tell = tell
+        self._black_box = metrics.black_box
         self._generation = metrics.release_generation.labels(residents.name)
         self._carried_out = 0
         self._served = 0
@@ -218,7 +223,21 @@ class FollowedModel:
             self.candidates.tripped(),
             self._rate.per_s(self.residents.begun, time.monotonic()),
             self._routed,
+            self.died(),
+            self.candidates.ended(),
         )
+
+    def died(self) -> Mapping[str, int]:
+        """See `ModelReport`."""
+        rollout = self.state.rollout
+        if rollout is None:
+            return {}
+        name, began_s = self.residents.name, rollout.stages[0].began_s
+        return {
+            chosen.sha256: deaths
+            for chosen in (rollout.candidate, rollout.against)
+            if (deaths := self._black_box.deaths(name, chosen.version, chosen.sha256, began_s))
+        }
 
     def begin(self, state: ReleaseState, resident: Resident) -> None:
         """It is open already, and what the state says is to serve."""
@@ -282,9 +301,11 @@ class FollowedModel:
             return
         found = [self.residents.find(each) for each in (rollout.candidate, rollout.against)]
         candidate, against = (None if each is None else each.model for each in found)
+        if rollout.is_deadly(self.died()):
+            candidate = None
         self._routes.follow(rollout, candidate, against)
         last = rollout.stages[-1]
-        is_open = against is not None and (candidate is not None or not last.stage.share)
+        is_open = None not in found or (against is not None and not last.stage.share)
         self._routed = last.began if is_open else 0
 
     def _ready(self, state: ReleaseState, champion: Chosen) -> Resident | None:

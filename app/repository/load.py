@@ -28,6 +28,7 @@ from app.repository.vault import VaultedVersion
 from app.repository.verify import read_plan
 from app.served_model import Candidate, OpenVersion, ServedModel, VersionId
 from app.telemetry.batches import BatchRecorder
+from app.telemetry.black_box import Executing
 from app.telemetry.metrics import Metrics
 from app.telemetry.recorder import PredictionRecorder
 
@@ -52,7 +53,8 @@ class VersionOpener:
         `ConfigurationError` when it cannot be served like this.
         """
         name = version.manifest.model
-        recorder = BatchRecorder(self.metrics, name)
+        executing = self._executing(version, contract.backend)
+        recorder = BatchRecorder(self.metrics, name, executing)
         parts, backend, times = await self._opened(version, contract, recorder.happened, stack)
         batcher = self._batcher(backend, contract.batching, times, recorder)
         await stack.enter_async_context(batcher)
@@ -117,6 +119,12 @@ class VersionOpener:
             manifest.training.golden.instances[0],
         )
         return parts, backend, times
+
+    def _executing(self, version: VaultedVersion, options: BackendOptions) -> Executing:
+        if isinstance(options, TritonOptions) or options.isolated is not None:
+            return Executing.elsewhere()
+        manifest = version.manifest
+        return self.metrics.black_box.executing(manifest.model, manifest.version, version.sha256)
 
     def _batcher(
         self,

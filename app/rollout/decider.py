@@ -93,6 +93,10 @@ class Decider:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        """What ends workers is rolled back before this one answers anybody."""
+        for model in self._changes.follower.models.values():
+            if _is_deadly(model):
+                await self._look(model)
         self._task = asyncio.create_task(self._decide_often(), name="decide")
         return self
 
@@ -144,10 +148,16 @@ class Decider:
 
     async def _decide(self, model: FollowedModel) -> None:
         name, follower = model.residents.name, self._changes.follower
-        reports = await follower.settled_workers()
+        if _is_deadly(model):  # whoever decides may not live for as long as that takes
+            reports: Sequence[WorkerReport] = [follower.report()]
+        else:
+            reports = await follower.settled_workers()
+            if _decides(name, reports) != follower.worker:
+                self._forget(name)
+                return
         state = model.state
         rollout = state.rollout
-        if rollout is None or _decides(name, reports) != follower.worker:
+        if rollout is None:
             self._forget(name)
             return
         since_s = self._since_s.setdefault(name, time.monotonic())
@@ -377,6 +387,11 @@ def _is_untimed(rollout: Rollout) -> bool:
     """Whether the candidate answers and nobody knows which answers are slow."""
     last = rollout.stages[-1].stage
     return last.share > 0 and last.slow_s is None
+
+
+def _is_deadly(model: FollowedModel) -> bool:
+    rollout = model.state.rollout
+    return rollout is not None and rollout.is_deadly(model.died())
 
 
 def _decides(name: str, reports: Sequence[WorkerReport]) -> str | None:

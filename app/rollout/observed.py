@@ -15,12 +15,14 @@ from app.comparison.table import ComparisonTable, Group
 from app.evidence.counts import WHOLE, Counts, PairedCounts, StageCounts
 from app.evidence.verdict import MOST_MISSING
 from app.labels.losses import Losses
-from app.release.state import BegunStage, Chosen, ReleaseState, Rollout, WorkerReport
+from app.release.state import BegunStage, Chosen, ModelReport, ReleaseState, Rollout, WorkerReport
 from app.release.tables import Additive, TableStore
 from app.shadow.comparisons import KIND as COMPARISON
 from app.shadow.trial import TrialId
 
 _LEAST_TIMED = 100
+# Of a candidate's processes: one may be chance.
+_MOST_ENDED = 1
 # Reasons for which rows are dropped that may be the candidate's own doing.
 _ITS_OWN = ("timed_out", "not_ready", "defect")
 _Table = TypeVar("_Table", bound=Additive)
@@ -53,7 +55,8 @@ class Observations:
         now_s = time.time()
         if rollout.is_watched:
             stages, _ = await self._stages(model, rollout, now_s)
-            return Observed(Counts({}, stages[-1:]), rollout.stages[-1].stage.slow_s)
+            trips = tuple(_trips(model, rollout, reports, None))
+            return Observed(Counts({}, stages[-1:], trips), rollout.stages[-1].stage.slow_s)
         trials = await self._trials(model, rollout)
         shown = trials[-1] if trials else None
         paired = await asyncio.to_thread(_paired, shown)
@@ -68,8 +71,8 @@ class Observations:
             blocked.append("model.yaml has changed since the release began: counts do not add up")
         if rollout.stages[-1].stage.slow_s is None and slow_s is None:
             blocked.append("it is not known yet how long the champion's answers take")
-        trips = _trips(model, rollout, reports, shown)
-        counts = Counts(paired, stages, tuple(trips), tuple(blocked))
+        trips = tuple(_trips(model, rollout, reports, shown))
+        counts = Counts(paired, stages, trips, tuple(blocked))
         return Observed(counts, slow_s)
 
     async def slow_s(self, model: str, rollout: Rollout) -> float | None:
@@ -153,6 +156,10 @@ def _trips(
         of_model = report.models.get(model)
         if of_model is not None and sha256 in of_model.tripped:
             yield f"in worker {report.worker}: {of_model.tripped[sha256]}"
+    # Each worker of a service tells of all of them.
+    deadly = [each.died[sha256] for each in _of(model, reports) if rollout.is_deadly(each.died)]
+    if deadly:
+        yield f"{max(deadly)} workers have died while they executed it"
     if shown is not None and shown.dropped.get("not_comparable"):
         yield "what the candidate answers cannot be compared with what the champion does"
 
@@ -171,6 +178,13 @@ def _blocked(model: str, rollout: Rollout, reports: Sequence[WorkerReport]) -> I
             yield f"worker {report.worker} does not route by this stage yet"
         elif reason := of_model.candidates.get(sha256, ""):
             yield f"worker {report.worker} does not show it requests: {reason}"
+    ended = sum(of_model.ended.get(sha256, 0) for of_model in _of(model, reports))
+    if ended > _MOST_ENDED:
+        yield f"its processes have died {ended} times while it was shown requests"
+
+
+def _of(model: str, reports: Sequence[WorkerReport]) -> Sequence[ModelReport]:
+    return [report.models[model] for report in reports if model in report.models]
 
 
 def _unseen(shown: ComparisonTable | None) -> Iterator[str]:

@@ -1,12 +1,14 @@
 """What a model's batcher reports, its metrics looked up once."""
 
+from app.telemetry.black_box import Executing
 from app.telemetry.metrics import Metrics
 
 
 class BatchRecorder:
-    """The observer of one model's batcher and of its backend."""
+    """The observer of one version's batcher and of its backend."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, executing: Executing) -> None:
+        self._executing = executing
         self._rows = metrics.batch_rows.labels(model)
         self._execution = metrics.execution_duration.labels(model)
         self._delay = metrics.queue_delay.labels(model)
@@ -16,6 +18,14 @@ class BatchRecorder:
         self._left = metrics.left_queue.labels(model)
         self._refusals = metrics.queue_refusals
         self._model = model
+
+    def began(self) -> None:
+        """An execution has begun."""
+        self._executing.begin()
+
+    def ended(self) -> None:
+        """It is over, however it ended."""
+        self._executing.end()
 
     def executed(self, rows: int, waited_s: float, took_s: float) -> None:
         """An execution succeeded; its first row had waited `waited_s`."""

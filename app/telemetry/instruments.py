@@ -143,7 +143,7 @@ class Gauge(_Family):
         super().__init__(name, documentation, labelnames, registry=registry, tallies=tallies)
         self._together = together
         self._levels: dict[tuple[str, ...], Level] = {}
-        for cells in tallies.inherited(name, len(self._labelnames), 2):
+        for cells in tallies.inherited(name, len(self._labelnames), 2).values():
             cells[0] = 0
         if not labelnames:
             self.labels()

@@ -16,6 +16,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from app.telemetry.black_box import BlackBox
 from app.telemetry.histogram import Histogram
 from app.telemetry.instruments import Counter, Gauge
 from app.telemetry.processes import WorkerProcesses
@@ -132,6 +133,16 @@ class Metrics:
             registry=self.registry,
             tallies=tallies,
         )
+        self.deaths_executing = Counter(
+            "hikyaku_deaths_executing",
+            "Workers that died in the midst of an execution of this version.",
+            ["model", "version"],
+            registry=self.registry,
+            tallies=tallies,
+        )
+        self.black_box = BlackBox(tallies)
+        for model, version, _ in self.black_box.found:
+            self.deaths_executing.labels(model, str(version)).inc()
         self.left_queue = Counter(
             "hikyaku_left_queue",
             "Requests whose caller left, or whose deadline passed, before they were executed.",

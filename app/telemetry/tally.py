@@ -79,10 +79,12 @@ class Tallies:
                 self._take_in()
             return self._cells[key]
 
-    def inherited(self, family: str, labels: int, cells: int) -> "Sequence[memoryview[float]]":
-        """The cells of such entries that the worker before us left."""
+    def inherited(
+        self, family: str, labels: int, cells: int
+    ) -> "Mapping[_Labels, memoryview[float]]":
+        """The cells of such entries that the worker before us left, by label values."""
         kind = family, labels, cells
-        return [own for (of_kind, _), own in self._cells.items() if of_kind == kind]
+        return {values: own for (of_kind, values), own in self._cells.items() if of_kind == kind}
 
     def everyones(
         self, family: str, labels: int, cells: int

@@ -99,11 +99,18 @@ class Ledger:
     """Keeps what the batcher reports."""
 
     def __init__(self) -> None:
+        self.under_way = 0
         self.rows: list[int] = []
         self.outcomes: list[str] = []
         self.repetitions = 0
         self.departures = 0
         self.refusals: list[str] = []
+
+    def began(self) -> None:
+        self.under_way += 1
+
+    def ended(self) -> None:
+        self.under_way -= 1
 
     def executed(self, rows: int, waited_s: float, took_s: float) -> None:
         assert waited_s >= 0

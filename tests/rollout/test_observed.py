@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 
 from app.canary.table import ArmTable, ExposureTable
 from app.comparison.pairs import Pairs
@@ -12,7 +13,7 @@ from app.comparison.table import ComparisonTable
 from app.evidence.counts import WHOLE, Counts
 from app.evidence.plan import Plan, Stage
 from app.labels.losses import Losses
-from app.release.state import BegunStage, Chosen, ReleaseState, Rollout
+from app.release.state import BegunStage, Chosen, ModelReport, ReleaseState, Rollout, WorkerReport
 from app.release.tables import StoredTable
 from app.rollout.observed import Observations
 
@@ -40,7 +41,12 @@ async def no_losses(
     return {}
 
 
-async def observed(**tables: Any) -> Counts:
+def report(worker: str, **fields: Any) -> WorkerReport:
+    """Of one that routes by the release."""
+    return WorkerReport(worker, {"m": ModelReport(20, AGAINST, routes=20, **fields)})
+
+
+async def observed(*reports: WorkerReport, **tables: Any) -> Counts:
     """Of a release that is in its second stage, which began in generation 20."""
     stages = (
         BegunStage(Stage(0.0, 1, None), 2, time.time()),
@@ -48,7 +54,9 @@ async def observed(**tables: Any) -> Counts:
     )
     rollout = Rollout(CANDIDATE, AGAINST, Plan(), 0.0, 0.0, 0.0, 1.0, 10.0, 2, "somebody", stages)
     observations = Observations(Tables(**tables), no_losses)  # type: ignore[arg-type]  # it reads
-    return (await observations.observe("m", ReleaseState(20, AGAINST, rollout=rollout), [])).counts
+    return (
+        await observations.observe("m", ReleaseState(20, AGAINST, rollout=rollout), reports)
+    ).counts
 
 
 def compared(rows: int, *segments: str, at_s: float = 1.0) -> ComparisonTable:
@@ -88,3 +96,29 @@ async def test_of_other_segments_the_latest_count() -> None:
         **{f"{TRIAL}11111111": compared(3), f"{TRIAL}22222222": compared(4, "b=1", at_s=2.0)}
     )
     assert counts.paired[WHOLE].rows == 4
+
+
+@pytest.mark.parametrize(
+    ("of_candidate", "of_against", "trips"),
+    [
+        (1, 0, []),
+        (2, 0, ["2 workers have died while they executed it"]),
+        (2, 2, []),
+        (3, 2, ["3 workers have died while they executed it"]),
+    ],
+)
+async def test_who_ends_more_workers_than_the_version_before_does_not_go_on(
+    of_candidate: int, of_against: int, trips: list[str]
+) -> None:
+    died = {CANDIDATE.sha256: of_candidate, AGAINST.sha256: of_against}
+    # Both are of one service and tell of the same deaths.
+    counts = await observed(report("a", died=died), report("b", died=died))
+    assert list(counts.trips) == trips
+
+
+async def test_a_candidate_whose_processes_have_died_twice_waits_for_an_operator() -> None:
+    once, twice = {CANDIDATE.sha256: 1}, {CANDIDATE.sha256: 2}
+    reason = "its processes have died 2 times while it was shown requests"
+    assert reason not in (await observed(report("a", ended=once))).blocked
+    assert reason in (await observed(report("a", ended=twice))).blocked
+    assert reason in (await observed(report("a", ended=once), report("b", ended=once))).blocked
