@@ -53,13 +53,16 @@ def quality_document(form: LabelForm, table: QualityTable) -> dict[str, Any]:
 
 
 def live_quality(
-    form: LabelForm, table: QualityTable
+    form: LabelForm, table: QualityTable, champion: str
 ) -> tuple[float | None, Mapping[str, LiveQuality]]:
-    """The champion's coverage, and by role the figures of the version that predicted last."""
+    """The champion's coverage, and by role the figures of it and of the candidate beside it that
+    predicted last. Nothing of a champion (`2:<sha256>`) is known until its first horizon: until
+    then it is the version that predicted last."""
     roles: dict[str, LiveQuality] = {}
     coverage = None
-    for name, quality in _newest_first(table.versions)[:1]:
-        document = _version(form, name, quality)
+    names = [champion, *(name for name, _ in _newest_first(table.versions))]
+    for name in [name for name in names if name in table.versions][:1]:
+        document = _version(form, name, table.versions[name])
         coverage = document["coverage"]
         roles["champion"] = _live(document)
         pairs = {pair: of for pair, of in table.pairs.items() if pair.startswith(name)}

@@ -19,7 +19,7 @@ from app.labels.feedback import Feedback, Outcome, Told
 from app.labels.form import LabelForm
 from app.labels.losses import Losses, losses_by_segment
 from app.labels.maturity import Maturity, read_quality
-from app.labels.quality import QualityTable, pair_name
+from app.labels.quality import QualityTable, pair_name, version_name
 from app.labels.recorder import LabelRecorder
 from app.labels.sample import LabelSample
 from app.labels.transactions import Transactions
@@ -205,7 +205,7 @@ class LabelKeeper:
         if found is None:
             return {}
         form, table = found
-        mine, theirs = (f"{each.version}:{each.sha256}" for each in (champion, candidate))
+        mine, theirs = (version_name(each.version, each.sha256) for each in (champion, candidate))
         pair = table.pairs.get(pair_name(mine, theirs, began))
         return {} if pair is None else losses_by_segment(form, pair)
 
@@ -277,8 +277,9 @@ class LabelKeeper:
             await asyncio.sleep(0 if more else _LOOK_EVERY_S)
             more = False
             for served in self._served.values():
-                if served is not None:
-                    self._sample(served)
+                if served is not None and self._sample(served) is not None:
+                    champion = version_name(served.id.version, served.id.sha256)
+                    self._models[served.id.model].champion = champion
             for model in list(self._models.values()):
                 try:
                     more |= await model.mature(self._worker)
@@ -305,6 +306,8 @@ class _Model:
         self.sample = sample
         """By the champion's contract."""
         self.digest = sample.contract.label_digest
+        self.champion = ""
+        """Whose figures are told as the champion's (`version_name`)."""
         self.keys = Keys(name)
         self._recorder = LabelRecorder(metrics, name)
         self._writing, self._taking, self._clock = writing, taking, clock
@@ -312,8 +315,8 @@ class _Model:
         """By the digest of the contract, the one that was the champion's last at the end."""
         self._maturity = Maturity(self.keys, taking, clock)
         self.feedback = Feedback(telling, self.keys, clock, lambda: self.sample, self._recorder)
-        self._shown: tuple[bytes, int] | None = None
-        """The form of the quality that is told by the metrics, and when it changed."""
+        self._shown: tuple[bytes, int, str] | None = None
+        """The form of the quality that is told by the metrics, when it changed, and whose it is."""
         self._shown_s = 0.0
 
     def begin(self, sample: LabelSample) -> None:
@@ -373,10 +376,12 @@ class _Model:
         labels = self.sample.contract.labels
         assert labels is not None
         self._recorder.filled(int(charged or 0), 1_000_000 * labels.max_megabytes)
-        shown = (form.digest, int(changes or 0))
+        shown = (form.digest, int(changes or 0), self.champion)
         if shown != self._shown and shown[1]:
             table = await read_quality(self._taking, self.keys, form)
-            self._recorder.quality(*await asyncio.to_thread(live_quality, form, table))
+            self._recorder.quality(
+                *await asyncio.to_thread(live_quality, form, table, self.champion)
+            )
             self._shown = shown
 
 

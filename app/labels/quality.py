@@ -174,6 +174,11 @@ _encoder = msgspec.msgpack.Encoder(enc_hook=_as_bytes)
 _decoder = msgspec.msgpack.Decoder(QualityTable, dec_hook=_as_array)
 
 
+def version_name(number: int, sha256: str) -> str:
+    """`2:<sha256>`."""
+    return f"{number}:{sha256}"
+
+
 def pair_name(champion: str, candidate: str, began: int | None) -> str:
     """`2:<sha256> 3:<sha256> 17`: of what the candidate said in the trial that began in this
     generation of the release state; 0 where that is not known."""
@@ -249,11 +254,15 @@ class _Judged:
         for champion, mine in self._by_version.items():
             if not mine.any():
                 continue
-            versions[_name(champion)] = self._version(mine)
+            versions[version_name(champion.number, champion.sha256)] = self._version(mine)
             for candidate, numbers in self._by_candidate.items():
                 shown = mine & self._shown[candidate]
                 if shown.any():
-                    pair = pair_name(_name(champion), _name(candidate), candidate.began)
+                    pair = pair_name(
+                        version_name(champion.number, champion.sha256),
+                        version_name(candidate.number, candidate.sha256),
+                        candidate.began,
+                    )
                     pairs[pair] = self._pair(shown, numbers)
         return QualityTable(versions, pairs)
 
@@ -421,7 +430,3 @@ def _most_difference(form: LabelForm, champion: FloatArray, candidate: FloatArra
     whole = (theirs**2 - mine**2).sum(axis=1, keepdims=True) / 2
     most: FloatArray = np.abs(whole - (theirs - mine)).max(axis=1)
     return most
-
-
-def _name(version: Version) -> str:
-    return f"{version.number}:{version.sha256}"
