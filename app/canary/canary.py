@@ -95,8 +95,7 @@ class Canary:
         for model in opened:
             longest_s = model.contract.limits.max_timeout_ms / 1000
             self._exposures.longest_s = max(self._exposures.longest_s, longest_s)
-        # One contract says how keys are read, so that a promotion leaves each where it was.
-        self._routing_key = opened[-1].contract.routing_key if opened else None
+        self._routing_key = rollout.routing_key
         if candidate is not None and not rollout.is_watched:
             candidate.recorder.answers_as("canary")
         if against is not None and rollout.is_watched:

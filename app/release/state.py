@@ -78,6 +78,9 @@ class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     watched_since_s: float | None = None
     """Seconds since 1970 at which the candidate became the champion: from then on the last stage is
     a restarted test."""
+    routing_key: str | None = None
+    """The instance field that requests are routed by, of model.yaml when it began: workers may have
+    read another one since, and each key is to stay where it is."""
 
     @property
     def is_watched(self) -> bool:

@@ -254,6 +254,7 @@ def _rollout(contract: Contract, candidate: Chosen, against: Chosen, by: str) ->
         0,
         by,
         (),
+        routing_key=contract.routing_key,
     )
 
 

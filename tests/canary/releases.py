@@ -30,6 +30,7 @@ def release(
     is_watched: bool = False,
     began: int = 3,
     stage_began: int = 4,
+    routing_key: str | None = None,
 ) -> Rollout:
     """In its only stage."""
     return Rollout(
@@ -45,6 +46,7 @@ def release(
         by="a test",
         stages=(BegunStage(Stage(share, keys, slow_s), stage_began, 0.0),),
         watched_since_s=0.0 if is_watched else None,
+        routing_key=routing_key,
     )
 
 

@@ -28,7 +28,7 @@ KEYS = [f"user {n}" for n in range(60)]
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
     for _ in range(2):
-        asyncio.run(write_model(folder / "models", "m", "binary", routing_key="a"))
+        asyncio.run(write_model(folder / "models", "m", "binary"))
     return folder
 
 
@@ -90,8 +90,20 @@ async def test_workers_agree_and_count_each_key_once(folder: Path) -> None:
         assert sum(each["outside"].get("not_first", 0) for each in counted) == len(KEYS)
 
 
+async def test_a_key_stays_where_it_is_in_workers_that_have_read_another_model_yaml(
+    folder: Path,
+) -> None:
+    answers = []
+    for key in ("a", "b"):
+        write_contract(folder / "models" / "m", contract("binary", routing_key=key))
+        async with releasing(folder) as worker:
+            worker.begin(0.5, routing_key="a")
+            answers.append([await worker.answer({"a": a, "b": a % 3}) for a in range(20)])
+    assert answers[0] == answers[1]
+
+
 async def test_a_key_may_be_a_field_and_its_first_instance_routes(service: Releasing) -> None:
-    service.begin(0.5)
+    service.begin(0.5, routing_key="a")
     for a in range(10):
         [expected] = drawn(service, 0.5, f"{a}.0")
         assert await service.answer({"a": a, "b": 1}, {"a": a, "b": 2}) == expected
@@ -228,7 +240,7 @@ async def test_while_it_is_shown_requests_only_latencies_are_counted(service: Re
 async def test_what_only_the_candidate_refuses_is_its_error(folder: Path) -> None:
     async with releasing(folder) as service:
         # The candidate is opened by a model.yaml that was changed meanwhile.
-        stricter = contract("binary", routing_key="a", limits={"max_instances": 1})
+        stricter = contract("binary", limits={"max_instances": 1})
         write_contract(folder / "models" / "m", stricter)
         opened = await service.runtime.reload.followed["m"].residents.open(1)
         service.candidate = opened.model
