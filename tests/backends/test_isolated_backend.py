@@ -47,13 +47,19 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
 @contextmanager
 def beside_a_busy_one(process: int) -> Iterator["subprocess.Popen[bytes]"]:
     """Another process has the core on which all threads of this one must compute."""
-    (core, *_) = sorted(os.sched_getaffinity(0))
-    for task in Path(f"/proc/{process}/task").iterdir():
-        os.sched_setaffinity(int(task.name), {core})
+    cores = os.sched_getaffinity(0)
+    core = {min(cores)}
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
-        os.sched_setaffinity(other.pid, {core})
+        os.sched_setaffinity(other.pid, core)
+        _pin(process, core)
         yield other
+        _pin(process, cores)
         other.kill()
+
+
+def _pin(process: int, cores: set[int]) -> None:
+    for task in Path(f"/proc/{process}/task").iterdir():
+        os.sched_setaffinity(int(task.name), cores)
 
 
 async def until_it_answers(backend: Backend) -> None:
@@ -91,7 +97,7 @@ async def test_an_execution_whose_process_is_killed_is_told_so_and_the_next_is_a
 
 
 async def test_a_process_that_is_not_let_compute_is_not_stuck(tmp_path: Path) -> None:
-    backend = await opened(looping(tmp_path / "model.onnx"), stuck_s=0.25, nice=19, idle=True)
+    backend = await opened(looping(tmp_path / "model.onnx"), stuck_s=0.25, nice=19)
     (process,) = processes()
     with beside_a_busy_one(process) as other:
         with pytest.raises(DeadlineExceeded):

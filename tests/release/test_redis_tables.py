@@ -199,5 +199,5 @@ async def test_a_store_that_adds_to_what_is_stored_is_caught(
     client: "redis.Redis[Any]", running: Server, tmp_path: Path
 ) -> None:
     process, port = running.process.pid, running.port
-    result = await misbehave_in_redis(port, process, tmp_path, 1, seed=3, increment=True)
+    result = await misbehave_in_redis(port, process, tmp_path, 3, seed=3, increment=True)
     assert any("twice" in fault for fault in result.faults)

@@ -1,6 +1,7 @@
 """A candidate that ends the worker it is executed in, before that has told anything of it."""
 
 import asyncio
+import time
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.system
 
 KILLS = {"instances": [{"a": 400.0, "b": 1.0}]}
 MODEL = "/v1/models/m"
-MOST_KEYS = 1000
+WITHIN_S = 60.0
 
 keys = count()
 
@@ -31,7 +32,8 @@ def released(serving: Serving, share: float) -> int:
         told("release", version=2, expected_per_s=1000, despite_quarantine=True)
         told("promote", share=share)
         lost = 0
-        for _ in range(MOST_KEYS):
+        until_s = time.monotonic() + WITHIN_S
+        while time.monotonic() < until_s:
             try:
                 answered_by(client)
                 standing = client.get(f"{MODEL}/release").json()
