@@ -1,4 +1,4 @@
-"""The whole product on one summer month: what `make run` does, in a folder of its own."""
+"""The whole product on three weeks of summer: what `make run` does, in a folder of its own."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-MONTH = (pd.Timestamp("2013-08-01", tz="UTC"), pd.Timestamp("2013-09-06", tz="UTC"))
+WEEKS = (pd.Timestamp("2013-08-18", tz="UTC"), pd.Timestamp("2013-09-06", tz="UTC"))
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A checkout's models/ and feature_repo/, with the history of one month."""
+    """A checkout's models/ and feature_repo/, with the history of these weeks."""
 
     folder: Path
     port: int
@@ -110,7 +110,7 @@ def _slice_history(source: Path, target: Path) -> None:
     for path in source.glob("*.parquet"):
         frame = pd.read_parquet(path)
         at = frame["request_time" if path.stem == "flights" else "event_timestamp"]
-        frame[at.between(*MONTH)].to_parquet(target / path.name, index=False)
+        frame[at.between(*WEEKS)].to_parquet(target / path.name, index=False)
     history: dict[str, Any] = json.loads((source / "history.json").read_text())
-    history["end"] = MONTH[1].isoformat()
+    history["end"] = WEEKS[1].isoformat()
     (target / "history.json").write_text(json.dumps(history))
