@@ -171,6 +171,7 @@ class Proof:
                 report.entered(what, outcome)
                 if outcome.how != "promoted":
                     self._violated(f"{what} {number}: {outcome}")
+                await released.keep_counted()
             await released.quiet()
             audit = await self._audited("same", released)
             await self._ledgers(released, audit)
@@ -240,7 +241,7 @@ class Proof:
         if fault in released.refused:
             outcome = Outcome(fault, "refused", 0.0, f"publish: {released.refused[fault]}")
         else:
-            released.contract(release=_faulty_plan(fault))
+            released.contract(**_faulty_plan(fault))
             outcome = await released.release(released.version(fault), _FAULTY_WITHIN_S)
         self.report.entered("faulty", outcome)
         if not _is_caught(outcome):
@@ -446,20 +447,25 @@ def _plan_of(number: int, of: int) -> Mapping[str, Any]:
 
 
 def _faulty_plan(fault: Fault) -> Mapping[str, Any]:
-    """The margins of model.yaml that are the default, and short stages."""
+    """Sections of model.yaml: the margins that are the default, and short stages."""
     same = {"swapped classes", "bias", "wrong segment", "not deterministic"}
-    return {
-        "kind": "equivalent" if fault in same else "retrain",
+    release = {
         "stages": ["shadow", 50, 100],
         "least_answers": 200,
         "least_minutes": 0,
         "control": 0,
         "watch_hours": 0,
     }
+    if fault not in same:
+        return {"release": release | {"kind": "retrain"}}
+    # The labels say that the score is a probability; nobody tells any.
+    labels = {"kind": "binary", "horizon": {"after_s": 1}}
+    return {"release": release | {"kind": "equivalent"}, "labels": labels}
 
 
 def _is_caught(outcome: Outcome) -> bool:
-    return outcome.how in {"refused", "rolled back"}
+    """Only what cannot be compared is refused."""
+    return outcome.how == ("refused" if outcome.kind == "wrong dtype" else "rolled back")
 
 
 def _share(seen: Seen) -> float:

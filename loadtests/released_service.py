@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from onnxruntime import InferenceSession
 
-from app.canary.table import KIND, ExposureTable, table_name
+from app.canary.table import KIND, ExposureTable, began_of
 from app.errors import InvalidModel
 from app.release.redis_tables import RedisTables
 from loadtests.checked_load import CheckedLoad
@@ -134,6 +134,8 @@ class ReleasedService:
         self.keys: list[str] = []
         """By the number of the request."""
         self.violations: list[str] = []
+        self._counted: dict[int, ExposureTable] = {}
+        """By the generation in which the stage began."""
         self.excused: list[tuple[float, float]] = []
         """Times in which a new worker may not have a candidate open."""
         self._rng = random.Random(asking.seed)
@@ -298,19 +300,18 @@ class ReleasedService:
     async def counted(self, began: Sequence[int]) -> Mapping[int, ExposureTable]:
         """What all workers have counted in the stages that began in these generations."""
         await asyncio.sleep(_COUNTED_WITHIN_S)
+        await self.keep_counted()
+        return {generation: self._counted.get(generation, ExposureTable()) for generation in began}
+
+    async def keep_counted(self) -> None:
+        """The service keeps what was counted in the last stages only."""
         tables = RedisTables(
             self.redis.url, "proof", {KIND: ExposureTable.decode}, lambda refused: None
         )
-        found = {}
-        for generation in began:
-            name = table_name(MODEL, generation)
-            stored = (await tables.read(name)).get(name)
-            total = ExposureTable()
-            for content in () if stored is None else stored.contents:
-                total = total + ExposureTable.decode(content)
-            found[generation] = total
+        for name, stored in (await tables.read(f"{KIND}:{MODEL}:")).items():
+            decoded = map(ExposureTable.decode, stored.contents)
+            self._counted[began_of(name)] = sum(decoded, ExposureTable())
         await tables.close()
-        return found
 
     async def workers(self) -> Sequence[str]:
         """The names of those that live, in order: the first one decides."""
