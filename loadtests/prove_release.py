@@ -55,8 +55,8 @@ _DECIDED_WITHIN_S = 120.0
 _FAULTY_WITHIN_S = 240.0
 _KILLS_A_RELEASE = 2
 """A supervisor starts who ends often after ever longer pauses."""
-_EXCUSED_S = 6.0
-"""After a worker was killed: its successor opens the candidate."""
+_FOLLOWED_S = 1.0
+_REPLACED_WITHIN_S = 60.0
 
 # So wide that a stage takes some seconds.
 WIDE = {
@@ -256,6 +256,7 @@ class Proof:
         async with self._service("decider", kinds) as released:
             released.contract(release=WIDE)
             champion = 1
+            replaced: list[asyncio.Task[None]] = []
             for what in ("nothing", "kill", *self._plan.troubles):
                 kills = 0
                 for number in range(1_000):
@@ -263,7 +264,7 @@ class Proof:
                         break
                     is_good = number % 2 == 0
                     version = 3 - champion if is_good else 3
-                    trouble = _Trouble(what, released, self._plan, self._rng)
+                    trouble = _Trouble(what, released, self._plan, self._rng, replaced)
                     outcome = await released.release(version, 600.0, trouble.make)
                     kills += trouble.made
                     self.report.entered(f"decider: {what}", outcome)
@@ -277,7 +278,7 @@ class Proof:
                     self.report.figures["decider: kills"] = kills
                 await trouble.over()
             await released.quiet()
-            await self._audited("decider", released, only=_EXPECTED | {"lost"})
+            await self._audited("decider", released, only=_EXPECTED | _KILLED)
 
     async def _rollback(self) -> None:
         """By an operator, in the middle of a stage; before it the share grows step by step."""
@@ -379,12 +380,19 @@ class _Trouble:
     """What happens while a release is under way."""
 
     def __init__(
-        self, what: str, released: ReleasedService, plan: Plan, rng: random.Random
+        self,
+        what: str,
+        released: ReleasedService,
+        plan: Plan,
+        rng: random.Random,
+        replaced: list[asyncio.Task[None]],
     ) -> None:
+        """`replaced` is for what ends when a killed worker has a successor."""
         self._what = what
         self._released = released
         self._plan = plan
         self._rng = rng
+        self._replaced = replaced
         self.made = 0
 
     async def make(self) -> None:
@@ -409,7 +417,8 @@ class _Trouble:
 
     async def over(self) -> None:
         """Until all workers are there again."""
-        async with asyncio.timeout(60):
+        await asyncio.gather(*self._replaced)
+        async with asyncio.timeout(_REPLACED_WITHIN_S):
             while len(await self._released.workers()) < 2:  # noqa: ASYNC110  # of other processes
                 await asyncio.sleep(0.2)
 
@@ -417,8 +426,16 @@ class _Trouble:
         began_s = time.monotonic()
         await self._released.kill_decider()
         self.made += 1
-        self._released.excused.append((began_s, began_s + _EXCUSED_S))
+        self._replaced.append(asyncio.create_task(self._until_replaced(began_s)))
         await asyncio.sleep(self._rng.uniform(1, 8))
+
+    async def _until_replaced(self, began_s: float) -> None:
+        """A supervisor pauses for who ends often, and the successor opens the candidate."""
+        released = self._released
+        async with asyncio.timeout(_REPLACED_WITHIN_S):
+            while not await released.all_route():  # noqa: ASYNC110  # of other processes
+                await asyncio.sleep(0.1)
+        released.excused.append((began_s, time.monotonic() + _FOLLOWED_S))
 
     async def _newer(self) -> None:
         """A process of a release of the software with another form of the state: it must neither
@@ -437,6 +454,8 @@ class _Trouble:
 
 
 _EXPECTED = {"status", "lost"}
+_KILLED = {"lost", "no connection: ConnectionResetError"}
+"""On connections that were a killed worker's, those among them that it had not accepted yet."""
 
 
 def _plan_of(number: int, of: int) -> Mapping[str, Any]:

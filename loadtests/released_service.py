@@ -318,6 +318,18 @@ class ReleasedService:
         document = (await self.call("GET", f"/v1/models/{MODEL}")).document
         return sorted(document["workers"] or ())
 
+    async def all_route(self) -> bool:
+        """Whether as many workers as there are to be live, and route by the release, if any."""
+        document = (await self.call("GET", f"/v1/models/{MODEL}")).document
+        told = {
+            int(name.split("-")[-2]): each for name, each in (document["workers"] or {}).items()
+        }
+        living = self.service.workers()
+        is_over = document["release"]["rollout"] is None
+        return len(living) == self._asking.workers and all(
+            process in told and (is_over or told[process]["routes"]) for process in living
+        )
+
     async def kill_decider(self) -> None:
         """kill -9 of the worker that decides."""
         names = await self.workers()
