@@ -351,13 +351,14 @@ class Shadow(_Section):
 class Margins(_Section):
     """So much more harm than the champion's counts as none.
 
-    `errors`, `not_finite`, `flips` and `slow` are shares of answers; `shift` is in the unit of the
-    score, up or down; `loss` is of the Brier loss. `not_finite: 0`: not a single row.
+    `errors`, `not_finite`, `flips`, `slow` and `median` are shares of answers; `shift` is in the
+    unit of the score, up or down; `loss` is of the Brier loss. `not_finite: 0`: not a single row.
     """
 
     errors: Annotated[float, Field(gt=0, lt=1)] = 0.001
     not_finite: Annotated[float, Field(ge=0, lt=1)] = 0.0
     slow: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    median: Annotated[float, Field(gt=0, lt=1)] = 0.1
     flips: Annotated[float, Field(gt=0, lt=1)] = 0.01
     shift: Annotated[float, Field(gt=0, lt=1)] = 0.01
     loss: Annotated[float, Field(gt=0, lt=1)] = 0.002
@@ -372,10 +373,11 @@ class Release(_Section):
     to 100. Each lasts from `least_minutes` to `most_hours` and has `least_answers` of the
     candidate; what is not decided `at_the_end` is rolled back, or held. An answer is slow that
     takes longer than `slow_factor` times the 99th percentile of the champion's while the candidate
-    is shown requests. `hold_out` is the share of the keys that no candidate answers. After the last
-    stage the version before goes on answering `control` of the keys for `watch_hours`: the new one
-    is rolled back on the same evidence. `of_current`: whether a version that CURRENT comes to name
-    is loaded, so that it answers everybody at once, or released by this plan.
+    is shown requests, and few more than before are to take longer than so many times its `median`.
+    `hold_out` is the share of the keys that no candidate answers. After the last stage the version
+    before goes on answering `control` of the keys for `watch_hours`: the new one is rolled back on
+    the same evidence. `of_current`: whether a version that CURRENT comes to name is loaded, so that
+    it answers everybody at once, or released by this plan.
     """
 
     kind: Literal["retrain", "equivalent"] = "retrain"

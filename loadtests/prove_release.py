@@ -61,7 +61,7 @@ _REPLACED_WITHIN_S = 60.0
 # So wide that a stage takes some seconds.
 WIDE = {
     "stages": ["shadow", 50, 100],
-    "margins": {"errors": 0.1, "slow": 0.3},
+    "margins": {"errors": 0.1, "slow": 0.3, "median": 0.3},
     "least_answers": 100,
     "least_minutes": 0,
     "control": 0,

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -271,10 +272,10 @@ class StageExposures:
             self._misrouted()  # what it says is of neither
             ended = "lost"
         is_error = ended == "error"
-        slow_s = self.stage.slow_s
-        is_slow = slow_s is not None and (
-            is_error or (ended != "lost" and exposure.took_s > slow_s)
-        )
+        # What is no answer has not been one in time.
+        took_s = math.inf if is_error else 0.0 if ended == "lost" else exposure.took_s
+        slow_s, median_s = self.stage.slow_s, self.stage.median_s
+        is_slow = slow_s is not None and took_s > slow_s
         if ended == "lost":
             arm.lost += 1
         else:
@@ -286,11 +287,14 @@ class StageExposures:
         name: ArmName = "candidate" if exposure.is_candidates else "against"
         told.outcomes[name, "slow" if is_slow and not is_error else ended] += 1
         block = self._block
-        block.add(exposure.is_candidates, is_error, is_slow)
+        is_late = median_s is not None and took_s > median_s
+        block.add(exposure.is_candidates, is_error, is_slow, is_late)
         if block.keys == self.stage.keys:
             _count(self._table.errors, block.errors)
             if slow_s is not None:
                 _count(self._table.slow, block.slow)
+            if median_s is not None:
+                _count(self._table.median, block.median)
             self._block = _Block()
 
     def _arm(self, exposure: Exposure) -> ArmTable:
@@ -334,18 +338,20 @@ class _Told:
 class _Block:
     """Bad ones among some first exposures, of the candidate's and of the others."""
 
-    __slots__ = ("_errors", "_slow", "keys")
+    __slots__ = ("_errors", "_median", "_slow", "keys")
 
     def __init__(self) -> None:
         self.keys = 0
         self._errors = [0, 0]
         self._slow = [0, 0]
+        self._median = [0, 0]
 
-    def add(self, is_candidates: bool, is_error: bool, is_slow: bool) -> None:
+    def add(self, is_candidates: bool, is_error: bool, is_slow: bool, is_late: bool) -> None:
         self.keys += 1
         arm = 0 if is_candidates else 1
         self._errors[arm] += is_error
         self._slow[arm] += is_slow
+        self._median[arm] += is_late
 
     @property
     def errors(self) -> tuple[int, int]:
@@ -354,6 +360,10 @@ class _Block:
     @property
     def slow(self) -> tuple[int, int]:
         return self._slow[0], self._slow[1]
+
+    @property
+    def median(self) -> tuple[int, int]:
+        return self._median[0], self._median[1]
 
 
 def lots_of(model: str, rollout: Rollout) -> Lots:

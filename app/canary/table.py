@@ -19,7 +19,7 @@ Bad: TypeAlias = tuple[int, int]
 _Key = TypeVar("_Key")
 
 KIND = "canary"
-_FORM = 1
+_FORM = 2
 
 
 class UnreadableExposures(HikyakuError):
@@ -93,6 +93,7 @@ class _Wire(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     against: tuple[int, int, int, int, int, dict[int, int]]
     errors: list[tuple[int, int, int]]
     slow: list[tuple[int, int, int]]
+    median: list[tuple[int, int, int]]
     misrouted: int
     outside: dict[str, int]
 
@@ -105,15 +106,16 @@ class _Form(msgspec.Struct, array_like=True):
 class ExposureTable:
     """Counts of one stage; two of them add, in any order.
 
-    `errors` and `slow`: blocks of first exposures by how many were bad. `outside`: requests that
-    are no evidence, by the reason. While the stage shows the candidate requests only, there are no
-    exposures, and `against` has the latencies of all answers.
+    `errors`, `slow` and `median`: blocks of first exposures by how many were bad. `outside`:
+    requests that are no evidence, by the reason. While the stage shows the candidate requests only,
+    there are no exposures, and `against` has the latencies of all answers.
     """
 
     candidate: ArmTable = field(default_factory=ArmTable)
     against: ArmTable = field(default_factory=ArmTable)
     errors: dict[Bad, int] = field(default_factory=dict)
     slow: dict[Bad, int] = field(default_factory=dict)
+    median: dict[Bad, int] = field(default_factory=dict)
     misrouted: int = 0
     """First exposures that another version answered than the one that follows from their key."""
     outside: dict[str, int] = field(default_factory=dict)
@@ -124,6 +126,7 @@ class ExposureTable:
             self.against + other.against,
             _sum(self.errors, other.errors),
             _sum(self.slow, other.slow),
+            _sum(self.median, other.median),
             self.misrouted + other.misrouted,
             _sum(self.outside, other.outside),
         )
@@ -149,6 +152,7 @@ class ExposureTable:
             self.against.arm(),
             _triples(self.errors),
             _triples(self.slow),
+            _triples(self.median),
             self.misrouted,
             seconds,
         )
@@ -161,6 +165,7 @@ class ExposureTable:
                 _wired(self.against),
                 _triples(self.errors),
                 _triples(self.slow),
+                _triples(self.median),
                 self.misrouted,
                 self.outside,
             )
@@ -183,6 +188,7 @@ class ExposureTable:
             ArmTable(*wire.against),
             _blocks(wire.errors),
             _blocks(wire.slow),
+            _blocks(wire.median),
             wire.misrouted,
             wire.outside,
         )

@@ -51,6 +51,8 @@ class StageCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     champion: Arm = Arm()
     errors: Triples = ()
     slow: Triples = ()
+    median: Triples = ()
+    """Answers that took longer than `median_s` of the stage."""
     misrouted: int = 0
     """Answers whose route is not the one that follows from the key."""
     seconds: float = 0.0

@@ -37,6 +37,8 @@ class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bad_share: float = 0.005
     """Of the champion's answers."""
     slow_share: float = 0.01
+    median_share: float = 0.5
+    """Of them take longer than their median times what a candidate may take longer: fewer."""
 
 
 class Need(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,6 +128,7 @@ def _exposed(plan: Plan, share: float, keys: int, traffic: Traffic) -> Iterator[
     for name, margin, bad in (
         ("errors", plan.margins.errors, traffic.bad_share),
         ("slow", plan.margins.slow, traffic.slow_share),
+        ("median", plan.margins.median, traffic.median_share),
     ):
         bets = exposures.no_worse(bad_counts(exposures, bad, bad), margin)
         yield name, blocks_needed(bets, _threshold(plan)) * keys

@@ -1,7 +1,7 @@
 """What a release is decided by, fixed when it starts."""
 
 import math
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -17,6 +17,8 @@ class Margins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     not_finite: float = 0.0
     """0: not a single row."""
     slow: float = 0.01
+    median: float = 0.1
+    """Of answers that take longer than the champion's median, as `slow` is of its tail."""
     flips: float = 0.01
     shift: float = 0.01
     """Up or down."""
@@ -50,6 +52,14 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Within which it is judged, too."""
 
 
+class Pace(NamedTuple):
+    """How long answers of the champion take, times what a candidate may take longer."""
+
+    slow_s: float
+    """Of the 99th percentile."""
+    median_s: float
+
+
 class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A stage that has begun: what was fixed then."""
 
@@ -59,6 +69,8 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """First exposures in a block."""
     slow_s: float | None
     """An answer that took longer is slow; None where that is not known, and none is."""
+    median_s: float | None = None
+    """Few answers are to take longer that did not before; None where that is not known."""
 
 
 def least_keys(share: float) -> int:

@@ -18,7 +18,7 @@ from app.evidence.harms import (
     of_rates,
     turned,
 )
-from app.evidence.plan import Plan
+from app.evidence.plan import Margins, Plan
 
 Action: TypeAlias = Literal["rollback", "promote", "hold"]
 
@@ -89,7 +89,7 @@ def guardrails(plan: Plan, begun: int = 0) -> tuple[int, int]:
         paired += 3
         in_segments += 3
     stages = max(begun, sum(share > 0 for share in plan.stages))
-    return paired + 2 * stages, in_segments * len(plan.segments)
+    return paired + 3 * stages, in_segments * len(plan.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +123,17 @@ def _readings(plan: Plan, counts: Counts) -> Iterator[Reading]:
     for number, stage in enumerate(counts.stages):
         if stage.stage.share > 0:
             exposures = Exposures(stage.stage.keys, stage.stage.share)
-            for name, blocks, margin in (
-                ("errors", stage.errors, margins.errors),
-                *([("slow", stage.slow, margins.slow)] if stage.stage.slow_s is not None else []),
-            ):
+            for name, blocks, margin in _exposed(stage, margins):
                 evidence = exposures.evidence(_pairs(blocks), margin)
                 yield _reading(name, WHOLE, number, True, evidence, bounds)
+
+
+def _exposed(stage: StageCounts, margins: Margins) -> Iterator[tuple[str, Triples, float]]:
+    yield "errors", stage.errors, margins.errors
+    if stage.stage.slow_s is not None:
+        yield "slow", stage.slow, margins.slow
+    if stage.stage.median_s is not None:
+        yield "median", stage.median, margins.median
 
 
 def _paired(plan: Plan, paired: PairedCounts) -> Iterator[tuple[str, Evidence, bool]]:

@@ -16,7 +16,7 @@ from app.errors import Conflict, HikyakuError
 from app.events.event import Event, Events, EventType
 from app.evidence.counts import WHOLE, Counts
 from app.evidence.feasibility import Traffic
-from app.evidence.plan import Plan
+from app.evidence.plan import Pace, Plan
 from app.evidence.verdict import Verdict, judge
 from app.release.state import Chosen, ReleaseState, Rollout, StateUnavailable, WorkerReport
 from app.reload.changes import Changes
@@ -49,7 +49,7 @@ class Judged:
 
     plan: Plan
     counts: Counts
-    slow_s: float | None
+    pace: Pace | None
     """See `Observed`."""
     verdict: Verdict
 
@@ -169,7 +169,7 @@ class Decider:
             await self._roll_back(model, state, judged)
         elif rollout.is_watched:
             await self._watch(model, state, judged, reports)
-        elif _is_untimed(rollout) and judged.slow_s is not None:
+        elif _is_untimed(rollout) and judged.pace is not None:
             await self._time_anew(model, state, judged)
         elif verdict.action == "promote":
             await self._promote(model, state, judged, reports)
@@ -221,7 +221,7 @@ class Decider:
         observed = await self._observations.observe(model.residents.name, state, reports)
         plan, counts = _plan(rollout, is_settled), observed.counts
         verdict = await asyncio.to_thread(judge, plan, counts)
-        return Judged(plan, counts, observed.slow_s, verdict)
+        return Judged(plan, counts, observed.pace, verdict)
 
     async def _promote(
         self,
@@ -239,14 +239,14 @@ class Decider:
             await self._have_it_ready(model, state, reports)
             return
         share = next_share(rollout.plan, rollout.stages[-1].stage.share)
-        await self._verbs.on_to(model, state, share, judged.slow_s, _BY)
+        await self._verbs.on_to(model, state, share, judged.pace, _BY)
         await self._log(model, state, judged, f"on to {share:.0%}")
 
     async def _time_anew(self, model: FollowedModel, state: ReleaseState, judged: Judged) -> None:
         """A stage that an operator began too early to know which answers are slow begins again."""
         assert state.rollout is not None
         share = state.rollout.stages[-1].stage.share
-        await self._verbs.on_to(model, state, share, judged.slow_s, _BY)
+        await self._verbs.on_to(model, state, share, judged.pace, _BY)
         await self._log(model, state, judged, f"{share:.0%} begins again: slow answers are known")
 
     async def _have_it_ready(

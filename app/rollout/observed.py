@@ -13,6 +13,7 @@ import msgspec
 from app.canary.table import ExposureTable, table_name
 from app.comparison.table import ComparisonTable, Group
 from app.evidence.counts import WHOLE, Counts, PairedCounts, StageCounts
+from app.evidence.plan import Pace
 from app.evidence.verdict import MOST_MISSING
 from app.labels.losses import Losses
 from app.release.state import BegunStage, Chosen, ModelReport, ReleaseState, Rollout, WorkerReport
@@ -34,9 +35,9 @@ LossesOf: TypeAlias = Callable[[str, Chosen, Chosen, int], Awaitable[Mapping[str
 @dataclass(frozen=True, slots=True)
 class Observed:
     counts: Counts
-    slow_s: float | None
-    """What the next stage is to call slow: the champion's 99th percentile in the first stage that
-    timed enough of its answers, times the factor of the release; None where none has."""
+    pace: Pace | None
+    """What the next stage is to hold answers against: how long the champion's took in the first
+    stage that timed enough of them, times the factor of the release; None where none has."""
 
 
 class Observations:
@@ -56,7 +57,7 @@ class Observations:
         if rollout.is_watched:
             stages, _ = await self._stages(model, rollout, now_s)
             trips = tuple(_trips(model, rollout, reports, None))
-            return Observed(Counts({}, stages[-1:], trips), rollout.stages[-1].stage.slow_s)
+            return Observed(Counts({}, stages[-1:], trips), None)
         trials = await self._trials(model, rollout)
         shown = trials[-1] if trials else None
         paired = await asyncio.to_thread(_paired, shown)
@@ -65,20 +66,20 @@ class Observations:
             known = paired.get(segment, PairedCounts())
             paired[segment] = msgspec.structs.replace(known, **loss._asdict())
         stages, tables = await self._stages(model, rollout, now_s)
-        slow_s = _slow_s(rollout, tables)
+        pace = _pace(rollout, tables)
         blocked = [*_blocked(model, rollout, reports), *_unseen(shown)]
         if len(trials) > 1:
             blocked.append("model.yaml has changed since the release began: counts do not add up")
-        if rollout.stages[-1].stage.slow_s is None and slow_s is None:
+        if rollout.stages[-1].stage.slow_s is None and pace is None:
             blocked.append("it is not known yet how long the champion's answers take")
         trips = tuple(_trips(model, rollout, reports, shown))
         counts = Counts(paired, stages, trips, tuple(blocked))
-        return Observed(counts, slow_s)
+        return Observed(counts, pace)
 
-    async def slow_s(self, model: str, rollout: Rollout) -> float | None:
+    async def pace(self, model: str, rollout: Rollout) -> Pace | None:
         """See `Observed`. Raises `StateUnavailable`."""
         tables = [await self._exposed(model, begun) for begun in rollout.stages]
-        return _slow_s(rollout, [table for table in tables if table is not None])
+        return _pace(rollout, [table for table in tables if table is not None])
 
     async def _trials(self, model: str, rollout: Rollout) -> Sequence[ComparisonTable]:
         """That began with the release, those that add up together, the latest last. There are
@@ -198,10 +199,11 @@ def _unseen(shown: ComparisonTable | None) -> Iterator[str]:
             yield f"{rows:,} of {offered:,} rows were not compared: {reason}"
 
 
-def _slow_s(rollout: Rollout, tables: Sequence[ExposureTable]) -> float | None:
+def _pace(rollout: Rollout, tables: Sequence[ExposureTable]) -> Pace | None:
     """By the first stage in which enough answers of the champion were timed."""
     for table in tables:
-        p99_s = table.against.quantile_s(0.99)
-        if p99_s is not None and sum(table.against.latencies.values()) >= _LEAST_TIMED:
-            return p99_s * rollout.slow_factor
+        p99_s, p50_s = (table.against.quantile_s(q) for q in (0.99, 0.5))
+        is_timed = sum(table.against.latencies.values()) >= _LEAST_TIMED
+        if is_timed and p99_s is not None and p50_s is not None:
+            return Pace(p99_s * rollout.slow_factor, p50_s * rollout.slow_factor)
     return None

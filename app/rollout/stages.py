@@ -3,7 +3,7 @@
 import msgspec
 
 from app.evidence.feasibility import Traffic, keys_of
-from app.evidence.plan import Plan, Stage
+from app.evidence.plan import Pace, Plan, Stage
 from app.release.state import BegunStage, ReleaseState, Rollout, ShadowState
 
 
@@ -30,13 +30,13 @@ def next_share(plan: Plan, share: float) -> float:
 
 
 def advanced(
-    state: ReleaseState, share: float, slow_s: float | None, traffic: Traffic, now_s: float
+    state: ReleaseState, share: float, pace: Pace | None, traffic: Traffic, now_s: float
 ) -> ReleaseState:
     """The candidate answers this share of the keys, below 1, in blocks that suit the traffic."""
     rollout = state.rollout
     assert rollout is not None
     generation = state.generation + 1
-    stage = BegunStage(Stage(share, keys_of(share, traffic), slow_s), generation, now_s)
+    stage = BegunStage(_stage(share, pace, traffic), generation, now_s)
     return msgspec.structs.replace(
         state,
         generation=generation,
@@ -66,7 +66,7 @@ def resumed(state: ReleaseState, now_s: float) -> ReleaseState:
 
 
 def taken_over(
-    state: ReleaseState, slow_s: float | None, traffic: Traffic, now_s: float
+    state: ReleaseState, pace: Pace | None, traffic: Traffic, now_s: float
 ) -> ReleaseState:
     """The candidate is the champion; the one before stays ready, and answers the keys of the
     control while the new one is watched."""
@@ -86,7 +86,7 @@ def taken_over(
     )
     if share == 1 or not rollout.watch_s:
         return after
-    stage = Stage(share, keys_of(share, traffic), slow_s)
+    stage = _stage(share, pace, traffic)
     watched = msgspec.structs.replace(
         rollout,
         stages=(*rollout.stages, BegunStage(stage, generation, now_s)),
@@ -102,7 +102,7 @@ def watched_anew(state: ReleaseState, traffic: Traffic, now_s: float) -> Release
     assert rollout is not None
     generation = state.generation + 1
     before = rollout.stages[-1].stage
-    stage = Stage(before.share, keys_of(before.share, traffic), before.slow_s)
+    stage = msgspec.structs.replace(before, keys=keys_of(before.share, traffic))
     again = BegunStage(stage, generation, now_s)
     return msgspec.structs.replace(
         state,
@@ -114,3 +114,8 @@ def watched_anew(state: ReleaseState, traffic: Traffic, now_s: float) -> Release
 def ended(state: ReleaseState) -> ReleaseState:
     """Nobody watches any more; the version before stays ready."""
     return msgspec.structs.replace(state, generation=state.generation + 1, rollout=None)
+
+
+def _stage(share: float, pace: Pace | None, traffic: Traffic) -> Stage:
+    slow_s, median_s = (None, None) if pace is None else pace
+    return Stage(share, keys_of(share, traffic), slow_s, median_s)

@@ -14,7 +14,7 @@ import msgspec
 from app.contract import Contract
 from app.errors import Conflict, InvalidInput
 from app.evidence.feasibility import Need, Traffic, needs
-from app.evidence.plan import Plan
+from app.evidence.plan import Pace, Plan
 from app.release.state import Chosen, Preparation, ReleaseState, Rollout, WorkerReport
 from app.reload.changes import Changes, overtaken, told
 from app.reload.follower import FollowedModel
@@ -176,11 +176,11 @@ class RolloutVerbs:
                 async with ready as found:
                     if found.rollout != rollout:
                         raise overtaken(name, found)
-                    slow_s = await self._observations.slow_s(name, rollout)
-                    return await self.on_to(model, found, following, slow_s, by)
+                    pace = await self._observations.pace(name, rollout)
+                    return await self.on_to(model, found, following, pace, by)
 
     async def on_to(
-        self, model: FollowedModel, state: ReleaseState, share: float, slow_s: float | None, by: str
+        self, model: FollowedModel, state: ReleaseState, share: float, pace: Pace | None, by: str
     ) -> Outcome:
         """The stage of this share, by a change of this very state: every worker has the candidate
         open."""
@@ -189,9 +189,9 @@ class RolloutVerbs:
         measured = measured_per_s(model.residents.name, reports)
         traffic = Traffic(max(measured, rollout.per_s), len(reports))
         if share < 1:
-            after = advanced(state, share, slow_s, traffic, time.time())
+            after = advanced(state, share, pace, traffic, time.time())
         else:
-            after = taken_over(state, slow_s, traffic, time.time())
+            after = taken_over(state, pace, traffic, time.time())
         await self._changes.change(model, after, "promote", by)
         return outcome_of(model, after, converged=await self._changes.converged(model, after))
 

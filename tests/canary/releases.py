@@ -26,6 +26,7 @@ def release(
     against: VersionId = AGAINST,
     keys: int = 1,
     slow_s: float | None = None,
+    median_s: float | None = None,
     hold_out: float = 0.0,
     is_watched: bool = False,
     began: int = 3,
@@ -44,7 +45,7 @@ def release(
         per_s=10.0,
         began=began,
         by="a test",
-        stages=(BegunStage(Stage(share, keys, slow_s), stage_began, 0.0),),
+        stages=(BegunStage(Stage(share, keys, slow_s, median_s), stage_began, 0.0),),
         watched_since_s=0.0 if is_watched else None,
         routing_key=routing_key,
     )

@@ -7,25 +7,29 @@ import pytest
 from app.canary.table import ExposureTable
 from tests.canary.releases import AGAINST, CANDIDATE, Together, Worker, keys_of, release
 
-SLOW_S = 0.5
+SLOW_S, MEDIAN_S = 0.5, 0.2
 
 
 def worker(keys: int = 1, **given: object) -> Worker:
-    return Worker(release(0.5, keys=keys, slow_s=SLOW_S), **given)  # type: ignore[arg-type]
+    return Worker(release(0.5, keys=keys, slow_s=SLOW_S, median_s=MEDIAN_S), **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("how", "took_s", "error", "slow"),
+    ("how", "took_s", "error", "slow", "median"),
     [
-        ("answered", 0.1, 0, 0),
-        ("answered", 0.6, 0, 1),
-        ("failed", 0.1, 1, 1),  # it was not answered in time, nor at any time
-        ("failed", 0.6, 1, 1),
-        ("left", 0.1, 0, 0),
-        ("left", 0.6, 0, 1),
+        ("answered", 0.1, 0, 0, 0),
+        ("answered", 0.3, 0, 0, 1),
+        ("answered", 0.6, 0, 1, 1),
+        ("failed", 0.1, 1, 1, 1),  # it was not answered in time, nor at any time
+        ("failed", 0.6, 1, 1, 1),
+        ("left", 0.1, 0, 0, 0),
+        ("left", 0.3, 0, 0, 1),
+        ("left", 0.6, 0, 1, 1),
     ],
 )
-async def test_an_end_counts_for_what_it_is(how: str, took_s: float, error: int, slow: int) -> None:
+async def test_an_end_counts_for_what_it_is(
+    how: str, took_s: float, error: int, slow: int, median: int
+) -> None:
     for is_candidates in (True, False):
         of = worker()
         mine, theirs = keys_of(of, 1, 1)
@@ -44,6 +48,7 @@ async def test_an_end_counts_for_what_it_is(how: str, took_s: float, error: int,
         place = (lambda bad: (bad, 0)) if is_candidates else (lambda bad: (0, bad))
         assert table.errors == {place(error): 1}
         assert table.slow == {place(slow): 1}
+        assert table.median == {place(median): 1}
         assert sum(arm.latencies.values()) == (how == "answered")
 
 
@@ -54,6 +59,7 @@ async def test_where_nothing_is_known_to_be_slow_nothing_is() -> None:
     exposure.failed(exposure.began_s + 99)
     table = await of.counted()
     assert (table.errors, table.slow, table.candidate.slow) == ({(1, 0): 1}, {}, 0)
+    assert table.median == {}
 
 
 async def test_a_key_counts_once_however_it_ended() -> None:

@@ -17,7 +17,7 @@ from app.evidence.plan import Stage
 def table(n: int) -> ExposureTable:
     arm = ArmTable(10 * n, 9 * n, 1, n, 2 * n)
     arm.answered([0.001 * n, 0.5])
-    made = ExposureTable(arm, ArmTable(n), {(0, 0): n, (n, 1): 1}, {(1, 0): 2}, n)
+    made = ExposureTable(arm, ArmTable(n), {(0, 0): n, (n, 1): 1}, {(1, 0): 2}, {(2, 1): n}, n)
     made.leave_out("override", n)
     return made
 
@@ -47,6 +47,7 @@ def test_counts_are_what_a_verdict_takes() -> None:
     assert counts.candidate == Arm(20, 18, 1, 2, 4)
     assert counts.champion == Arm(2)
     assert (counts.errors, counts.slow) == ([(0, 0, 2), (2, 1, 1)], [(1, 0, 2)])
+    assert counts.median == [(2, 1, 2)]
 
 
 def test_a_quantile_is_right_to_a_bin() -> None:

@@ -11,7 +11,10 @@ from app.evidence.harms import Exposures, of_rates
 from app.evidence.plan import Margins, Plan
 
 PLAN = Plan(
-    stages=(0.0, 0.5), margins=Margins(errors=0.02, slow=0.05), least_answers=1, least_s=0.0
+    stages=(0.0, 0.5),
+    margins=Margins(errors=0.02, slow=0.05, median=0.4),
+    least_answers=1,
+    least_s=0.0,
 )
 TRAFFIC = Traffic(per_s=10.0, rows=4.0, bad_share=0.01, slow_share=0.02)
 

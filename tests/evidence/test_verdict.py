@@ -11,7 +11,7 @@ from app.evidence.verdict import Reading, Verdict, guardrails, judge
 
 PLAN = Plan(
     stages=(0.0, 0.5),
-    margins=Margins(errors=0.01, slow=0.05),
+    margins=Margins(errors=0.01, slow=0.05, median=0.1),
     least_answers=1_000,
     least_s=60.0,
     most_s=3_600.0,
@@ -23,11 +23,17 @@ SEGMENTED = msgspec.structs.replace(PLAN, segments=("carrier=AA", "carrier=UA"))
 SHOWN = PairedCounts(rows=32_000, errors=((32, 0, 1_000),), not_finite=((32, 0, 1_000),))
 SAME = msgspec.structs.replace(SHOWN, flips=((32, 0, 1_000),), shift=((0, 1, 1_000),))
 GOOD_LOSS = ((-20, -19, 1_000, 2_000),)
-HALF = Stage(share=0.5, keys=8, slow_s=0.1)
+HALF = Stage(share=0.5, keys=8, slow_s=0.1, median_s=0.05)
 SHADOW = StageCounts(Stage(share=0.0, keys=1, slow_s=None), seconds=600.0)
 ARM = Arm(assigned=20_000, resolved=20_000)
 EXPOSED = StageCounts(
-    HALF, candidate=ARM, champion=ARM, errors=((0, 0, 5_000),), slow=((0, 0, 5_000),), seconds=600.0
+    HALF,
+    candidate=ARM,
+    champion=ARM,
+    errors=((0, 0, 5_000),),
+    slow=((0, 0, 5_000),),
+    median=((2, 2, 5_000),),
+    seconds=600.0,
 )
 
 
@@ -89,14 +95,14 @@ def test_a_stage_has_a_least_number_of_answers_and_a_least_time() -> None:
     assert "999 answers" in only_reason(judge(PLAN, few_answered), "hold")
 
 
-@pytest.mark.parametrize("guardrail", ["errors", "slow"])
+@pytest.mark.parametrize("guardrail", ["errors", "slow", "median"])
 def test_exposures_that_are_worse_have_a_candidate_rolled_back(guardrail: str) -> None:
     worse = exposed(**{guardrail: ((2, 0, 400), (0, 0, 400))})
     reason = only_reason(judge(PLAN, worse), "rollback")
     assert reason.startswith(f"{guardrail} of exposures in stage 1")
 
 
-@pytest.mark.parametrize("guardrail", ["errors", "slow"])
+@pytest.mark.parametrize("guardrail", ["errors", "slow", "median"])
 def test_exposures_that_are_not_shown_to_be_no_worse_hold(guardrail: str) -> None:
     reason = only_reason(judge(PLAN, exposed(**{guardrail: ()})), "hold")
     assert reason.startswith(f"{guardrail} of exposures in stage 1: not yet shown")
@@ -104,7 +110,7 @@ def test_exposures_that_are_not_shown_to_be_no_worse_hold(guardrail: str) -> Non
 
 def test_nothing_is_slow_where_it_is_not_known_what_is() -> None:
     stage = Stage(share=0.5, keys=8, slow_s=None)
-    assert judge(PLAN, exposed(stage=stage, slow=())).action == "promote"
+    assert judge(PLAN, exposed(stage=stage, slow=(), median=())).action == "promote"
 
 
 def test_errors_of_a_candidate_that_is_shown_requests_have_it_rolled_back() -> None:
@@ -236,14 +242,14 @@ def test_harm_that_only_large_executions_have_is_not_averaged_away() -> None:
 
 
 def test_the_guardrails_share_the_probability_of_a_false_rollback() -> None:
-    assert guardrails(PLAN) == (3, 0)
-    assert guardrails(Plan()) == (5, 0)
-    assert guardrails(EQUIVALENT) == (6, 0)
-    assert guardrails(msgspec.structs.replace(LABELLED, segments=("a", "b"))) == (4, 4)
+    assert guardrails(PLAN) == (4, 0)
+    assert guardrails(Plan()) == (7, 0)
+    assert guardrails(EQUIVALENT) == (7, 0)
+    assert guardrails(msgspec.structs.replace(LABELLED, segments=("a", "b"))) == (5, 4)
     of_all = judge(PLAN, shadow())
-    assert reading(of_all, "errors").rolls_back_at == pytest.approx(3 + 0.4771, abs=1e-4)
+    assert reading(of_all, "errors").rolls_back_at == pytest.approx(3 + 0.6021, abs=1e-4)
     split = judge(SEGMENTED, shadow())
-    assert reading(split, "errors").rolls_back_at == pytest.approx(3 + 0.7782, abs=1e-4)
+    assert reading(split, "errors").rolls_back_at == pytest.approx(3 + 0.9031, abs=1e-4)
     segment = reading(split, "errors", "carrier=AA")
     assert segment.rolls_back_at == pytest.approx(3 + 0.6021, abs=1e-4)
     assert segment.promotes_at == pytest.approx(1.3010, abs=1e-4)
@@ -253,7 +259,7 @@ def test_a_version_that_is_watched_after_a_plan_without_shares_has_its_guardrail
     plan = msgspec.structs.replace(PLAN, stages=(0.0,))
     watched = msgspec.structs.replace(EXPOSED, stage=Stage(share=0.95, keys=40, slow_s=0.1))
     verdict = judge(plan, Counts({}, (watched,)))
-    assert reading(verdict, "slow", stage=0).rolls_back_at == pytest.approx(3 + 0.4771, abs=1e-4)
+    assert reading(verdict, "slow", stage=0).rolls_back_at == pytest.approx(3 + 0.6021, abs=1e-4)
 
 
 def test_a_verdict_is_the_same_in_whatever_order_and_parts_the_counts_came() -> None:

@@ -13,7 +13,7 @@ from tests.shadow.conftest import SHOWN_S, Service, serving
 from tests.tiny_models import write_model
 
 # So wide that some hundred answers decide.
-MARGINS = {"errors": 0.2, "slow": 0.3, "loss": 0.2}
+MARGINS = {"errors": 0.2, "slow": 0.3, "median": 0.3, "loss": 0.2}
 RELEASE = {
     "stages": ["shadow", 50, 100],
     "margins": MARGINS,

@@ -3,7 +3,7 @@
 import msgspec
 
 from app.evidence.feasibility import Traffic
-from app.evidence.plan import Plan
+from app.evidence.plan import Pace, Plan
 from app.release.state import Chosen, ReleaseState, Rollout
 from app.reload.told import events_of
 from app.reload.verbs import rolled_back
@@ -20,6 +20,7 @@ from app.rollout.stages import (
 
 OLD, NEW = Chosen(1, "aa" * 32), Chosen(2, "bb" * 32)
 TRAFFIC = Traffic(1_000, workers=2)
+PACE = Pace(slow_s=0.25, median_s=0.05)
 SERVING = ReleaseState(5, OLD, decided=5)
 
 
@@ -39,12 +40,12 @@ def test_a_release_goes_from_the_shadow_to_all_and_is_watched() -> None:
     assert told(SERVING, shown) == ["release.started"]
     assert shown.rollout is not None
     assert next_share(shown.rollout.plan, 0.0) == 0.1
-    first = advanced(shown, 0.1, 0.25, TRAFFIC, 200.0)
+    first = advanced(shown, 0.1, PACE, TRAFFIC, 200.0)
     assert told(shown, first) == ["release.stage_began"]
     assert first.rollout is not None
     assert [each.stage.share for each in first.rollout.stages] == [0.0, 0.1]
     assert first.rollout.stages[-1].stage.keys == 125  # a quarter of a second of each worker
-    taken = taken_over(first, 0.25, TRAFFIC, 300.0)
+    taken = taken_over(first, PACE, TRAFFIC, 300.0)
     assert (taken.champion, taken.previous, taken.shadows) == (NEW, OLD, ())
     assert taken.rollout is not None
     assert (taken.rollout.stages[-1].stage.share, taken.rollout.is_watched) == (0.95, True)
@@ -61,7 +62,7 @@ def test_a_release_goes_from_the_shadow_to_all_and_is_watched() -> None:
 
 def test_without_a_watch_a_release_ends_when_the_candidate_answers_all() -> None:
     first = advanced(begun(control=0.0), 0.5, None, TRAFFIC, 200.0)
-    over = taken_over(first, 0.25, TRAFFIC, 300.0)
+    over = taken_over(first, PACE, TRAFFIC, 300.0)
     assert (over.champion, over.rollout) == (NEW, None)
     assert told(first, over) == ["release.promoted"]
 
@@ -75,7 +76,7 @@ def test_a_rollback_leaves_the_champion_of_before_and_a_quarantine() -> None:
 
 
 def test_a_rollback_of_a_watched_version_is_a_decision_on_the_champion() -> None:
-    taken = taken_over(advanced(begun(), 0.5, None, TRAFFIC, 200.0), 0.25, TRAFFIC, 300.0)
+    taken = taken_over(advanced(begun(), 0.5, None, TRAFFIC, 200.0), PACE, TRAFFIC, 300.0)
     back = rolled_back(taken, "slow", 350.0)
     assert (back.champion, back.previous, back.decided) == (OLD, None, back.generation)
     assert told(taken, back) == ["release.rolled_back"]
