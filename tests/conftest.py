@@ -18,6 +18,7 @@ hypothesis.settings.register_profile("tests", deadline=None, database=None)
 hypothesis.settings.load_profile("tests")
 
 
+@pytest.hookimpl(tryfirst=True)  # what distributes them reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long go first: begun last, they keep one process busy while others idle.
     Those that need Feast go to one process: to import it takes as long as they do."""
