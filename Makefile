@@ -27,7 +27,7 @@ run: .venv/train.installed  ## install, build the feature history, train, publis
 test: .venv/dev.installed $(TRITON_SERVER)  ## install and run the tests; TRITON=0 leaves those with a Triton out
 	@$(BIN)/python -m feature_repo.history
 	@$(if $(WITHOUT_TRITON),echo "• TRITON=0: the tests against a real Triton are left out")
-	@$(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(WITHOUT_TRITON) $(PYTEST)
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(WITHOUT_TRITON) $(PYTEST)
 
 lint: .venv/dev.installed  ## formatting, lint, types
 	@$(BIN)/ruff format --check .

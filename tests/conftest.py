@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import hypothesis
@@ -18,20 +18,10 @@ hypothesis.settings.register_profile("tests", deadline=None, database=None)
 hypothesis.settings.load_profile("tests")
 
 
-@pytest.hookimpl(tryfirst=True)  # what distributes them reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long go first: begun last, they keep one process busy while others idle.
-    Those that need Feast go to one process: to import it takes as long as they do."""
+    """Files that take long go first: begun last, they keep one process busy while others idle."""
     slow = {item.path for item in items if item.get_closest_marker("system") is not None}
-    with_feast = {item.path for item in items if "fleet" in _fixtures(item)}
     items.sort(key=lambda item: (item.path.parent.name != "system", item.path not in slow))
-    for item in items:
-        group = "feast" if item.path in with_feast else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
-def _fixtures(item: pytest.Item) -> Sequence[str]:
-    return item.fixturenames if isinstance(item, pytest.Function) else ()
 
 
 @pytest.fixture(scope="session")
