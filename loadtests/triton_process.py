@@ -138,6 +138,8 @@ class TritonProcess:
         locks time out after 10 s, and a Triton that wakes up with them ends of it."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        while not _is_stopped(self._process.pid):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         if self._process is not None:
@@ -197,3 +199,9 @@ def _reserved() -> socket.socket:
     port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     port.bind(("127.0.0.1", 0))
     return port
+
+
+def _is_stopped(process: int) -> bool:
+    """All threads: on a busy machine some go on for a while."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)

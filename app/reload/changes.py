@@ -168,7 +168,7 @@ class Changes:
             raise ModelNotReady(f"{name}: decided, and not yet done in this worker") from exc
 
     async def decide(self, model: FollowedModel, after: ReleaseState, verb: str, by: str) -> None:
-        """Raises `Conflict` where another change was first."""
+        """Raises `Overtaken`."""
         name, before = model.residents.name, model.state
         if not await self.follower.change(name, after):
             await self.follower.exchange()
@@ -224,8 +224,12 @@ def _follows(
     return of_model is not None and of_model.generation >= state.generation and holds(of_model)
 
 
-def overtaken(name: str, state: ReleaseState) -> Conflict:
-    return Conflict(
+class Overtaken(Conflict):
+    """Another change was first."""
+
+
+def overtaken(name: str, state: ReleaseState) -> Overtaken:
+    return Overtaken(
         f"the release state of {name!r} was changed first: generation {state.generation}"
     )
 

@@ -23,7 +23,7 @@ from app.release.state import (
     ReleaseState,
     ShadowState,
 )
-from app.reload.changes import Changes, told
+from app.reload.changes import Changes, Overtaken, told
 from app.reload.follower import FollowedModel
 from app.reload.residents import READ_WITHIN_S, VersionSource
 from app.telemetry.metrics import Metrics
@@ -119,23 +119,24 @@ class ReleaseVerbs:
         unless that is not wanted.
 
         `version` is the one that is to go: `Conflict` where it is neither released nor serves. It
-        must be named within a minute after another rollback: who asks twice means one.
+        must be named within a minute after another rollback: who asks twice means one. Where
+        another change is first that leaves this version, and no `generation` was named, it is done
+        on top of that one.
         """
         model = self._changes.model(name)
         with told():
+            reason = f"by {by}" if quarantine else None
             state = await self._changes.state(model, generation)
             goes = _goes(name, state)
-            if version is not None and version != goes.version:
-                raise Conflict(f"version {version} of {name!r} does not serve: it is gone already")
-            if state.rollout is not None:
-                reason = f"by {by}" if quarantine else None
-                after = rolled_back(state, reason, time.time())
-            else:
-                if version is None:
-                    _require_no_rollback(state, time.time())
-                after = _back(name, state)
-            await self._changes.change(model, after, "rollback", by)
-            return outcome_of(model, after, converged=False)
+            while True:
+                after = _without_latest(name, state, version, reason)
+                try:
+                    await self._changes.change(model, after, "rollback", by)
+                    return outcome_of(model, after, converged=False)
+                except Overtaken:
+                    state = model.state
+                    if generation is not None or _goes(name, state) != goes:
+                        raise
 
     async def shadow(
         self,
@@ -339,6 +340,20 @@ def rolled_back(state: ReleaseState, reason: str | None, now_s: float) -> Releas
     return msgspec.structs.replace(
         after, champion=rollout.against, previous=None, decided=generation
     )
+
+
+def _without_latest(
+    name: str, state: ReleaseState, version: int | None, reason: str | None
+) -> ReleaseState:
+    """The state after a rollback of what goes, to be quarantined where there is a reason."""
+    goes = _goes(name, state)
+    if version is not None and version != goes.version:
+        raise Conflict(f"version {version} of {name!r} does not serve: it is gone already")
+    if state.rollout is not None:
+        return rolled_back(state, reason, time.time())
+    if version is None:
+        _require_no_rollback(state, time.time())
+    return _back(name, state)
 
 
 def _goes(name: str, state: ReleaseState) -> Chosen:

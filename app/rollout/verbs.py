@@ -16,7 +16,7 @@ from app.errors import Conflict, InvalidInput
 from app.evidence.feasibility import Need, Traffic, needs
 from app.evidence.plan import Pace, Plan
 from app.release.state import Chosen, Preparation, ReleaseState, Rollout, WorkerReport
-from app.reload.changes import Changes, overtaken, told
+from app.reload.changes import Changes, Overtaken, overtaken, told
 from app.reload.follower import FollowedModel
 from app.reload.residents import READ_WITHIN_S, VersionSource
 from app.reload.verbs import (
@@ -138,12 +138,18 @@ class RolloutVerbs:
         model = self._changes.model(name)
         with told():
             state = await self._changes.state(model, generation)
-            if is_so(_under_way(name, state)):
-                return outcome_of(model, state, changed=False)
-            now_s = time.time()
-            after = paused(state, by, now_s) if verb == "pause" else resumed(state, now_s)
-            await self._changes.change(model, after, verb, by)
-            return outcome_of(model, after, converged=False)
+            candidate = _under_way(name, state).candidate
+            while not is_so(_under_way(name, state)):
+                now_s = time.time()
+                after = paused(state, by, now_s) if verb == "pause" else resumed(state, now_s)
+                try:
+                    await self._changes.change(model, after, verb, by)
+                    return outcome_of(model, after, converged=False)
+                except Overtaken:
+                    state = model.state
+                    if generation is not None or _under_way(name, state).candidate != candidate:
+                        raise
+            return outcome_of(model, state, changed=False)
 
     async def promote(
         self, name: str, share: float | None = None, generation: int | None = None, *, by: str

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import hashlib
+import itertools
 import re
 import shutil
 from contextlib import AsyncExitStack, ExitStack
@@ -85,6 +86,29 @@ async def test_a_rollback_reaches_every_worker(service: Service) -> None:
         assert await second.version() == 1
         await first.until(lambda described: described["version"] == "1")
         assert await first.version() == 1
+
+
+async def test_a_rollback_is_done_whatever_else_changes_meanwhile(service: Service) -> None:
+    async with AsyncExitStack() as stack:
+        first, second = await two_workers(service, stack)
+        for _ in range(2):
+            await service.publish()
+        await first.ask("shadow", version="3")
+
+        async def changing() -> None:
+            """Without end, but for what is cancelled."""
+            for n in itertools.count(1):
+                await second.ask("shadow", version="3", share=1 / (1 + n % 9))
+
+        for _ in range(5):
+            await first.ask("load", version="2")
+            others = asyncio.create_task(changing())
+            try:
+                answer = await first.ask("rollback")
+            finally:
+                others.cancel()
+                await asyncio.wait({others})
+            assert (answer.status_code, answer.json().get("version")) == (200, "1"), answer.text
 
 
 async def test_a_worker_that_starts_later_serves_what_was_decided(service: Service) -> None:
