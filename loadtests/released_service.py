@@ -319,15 +319,22 @@ class ReleasedService:
         return sorted(document["workers"] or ())
 
     async def all_route(self) -> bool:
-        """Whether as many workers as there are to be live, and route by the release, if any."""
+        """Whether as many workers as there are to be live, and route by a release that shares keys,
+        if there is any: one that starts in the shadow stage has the candidate to open yet."""
         document = (await self.call("GET", f"/v1/models/{MODEL}")).document
         told = {
             int(name.split("-")[-2]): each for name, each in (document["workers"] or {}).items()
         }
         living = self.service.workers()
-        is_over = document["release"]["rollout"] is None
-        return len(living) == self._asking.workers and all(
-            process in told and (is_over or told[process]["routes"]) for process in living
+        rollout = document["release"]["rollout"]
+        is_shared = rollout is None or rollout["stages"][-1]["stage"]["share"] > 0
+        return (
+            is_shared
+            and len(living) == self._asking.workers
+            and all(
+                process in told and (rollout is None or told[process]["routes"])
+                for process in living
+            )
         )
 
     async def kill_decider(self) -> None:
