@@ -291,13 +291,15 @@ async def test_what_a_worker_tells_is_read_by_an_older_release_and_whole_by_this
     opening: Opening, raw: Raw
 ) -> None:
     one, other = await opening(), await opening()
-    model = ModelReport(2, CHAMPION, [CHAMPION], tripped={"bb": "3 deaths"}, per_s=5.0, routes=7)
+    new: dict[str, Any] = {"tripped": {"bb": "3 deaths"}, "per_s": 5.0, "routes": 7}
+    new |= {"died": {"bb": 1}, "ended": {"bb": 2}}
+    model = ModelReport(2, CHAMPION, [CHAMPION], **new)
     report = WorkerReport("w", {"m": model})
     await one.exchange(report, [])
     assert await other.workers() == [report]
     told = raw.told("w")
     assert (told["form"], told["report"].keys()) == (2, {"worker", "models"})
-    assert not {"tripped", "per_s", "routes"} & told["report"]["models"]["m"].keys()
+    assert not new.keys() & told["report"]["models"]["m"].keys()
 
 
 async def test_a_worker_of_an_older_release_counts_and_confirms_no_release(

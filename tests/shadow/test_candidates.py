@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -101,6 +102,22 @@ async def test_a_candidate_that_was_opened_by_another_model_yaml_is_freed(
         await until(lambda: candidates.report() == {shown.chosen.sha256: ""})
         assert processes() == 1
     assert processes() == 0
+
+
+async def test_a_death_of_its_process_is_told_until_it_is_shown_no_more(
+    tmp_path: Path, shown: ShadowState
+) -> None:
+    sha256 = shown.chosen.sha256
+    async with followed(tmp_path) as candidates:
+        async with candidates.prepared(shown.chosen):
+            candidates.follow((shown,), 1)
+        await until(lambda: candidates.report() == {sha256: ""})
+        [process] = filter(is_isolated, isolated_of(os.getpid()))
+        os.kill(process, signal.SIGKILL)
+        await until(lambda: candidates.ended() == {sha256: 1})
+        assert candidates.tripped() == {}
+        candidates.follow((), 2)
+        assert candidates.ended() == {}
 
 
 async def test_a_candidate_that_is_unloaded_before_it_is_shown_anything_is_freed(
